@@ -1,0 +1,1 @@
+"""Configurations for solo-learn's scripts, which Hydra finds through the plugin."""

@@ -1,0 +1,153 @@
+"""MV-MR as one of solo-learn's methods. Importing this module imports solo-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from solo.methods.base import BaseMethod
+
+from mvmr_loss import MVMRLoss, MVMRProjectionHead
+
+from .options import (
+    LOSS_OPTIONS,
+    check_method_options,
+    check_pipelines,
+    chosen,
+    representation_source,
+    taken_out,
+)
+
+
+class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
+    """MV-MR in solo-learn (``method: mvmr``).
+
+    The first crop is the non-augmented view, the second one the augmented view; small crops, if
+    any, are further augmented views. The representations are those of the first crop, or are read
+    from a cache by sample index.
+
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
+
+    Args:
+        cfg: solo-learn's configuration. Its ``method_kwargs`` are, all with defaults:
+            ``proj_hidden_dim``, ``proj_output_dim``, ``proj_num_layers`` (see
+            :class:`~mvmr_loss.MVMRProjectionHead`); every argument of :class:`~mvmr_loss.MVMRLoss`;
+            ``representations`` and every option of :class:`~mvmr_loss.Representations`; ``cache``,
+            the folder of a store of representations, and ``fill_cache``, whether it is made and
+            filled in the first epoch.
+
+    Raises:
+        SoloConfigError: If a setting does not exist or is out of range, or the pipelines of
+            ``augmentations`` are not a non-augmented one and then an augmented one.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        self.options = check_method_options(self.cfg.method_kwargs)
+        self.projector = MVMRProjectionHead(
+            self.features_dim,
+            self.options["proj_hidden_dim"],
+            self.options["proj_output_dim"],
+            self.options["proj_num_layers"],
+        )
+        self.criterion = MVMRLoss(**chosen(self.options, LOSS_OPTIONS))
+        self.representations: torch.nn.Module | None = None
+        self._representation_state: dict[str, torch.Tensor] = {}
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Adds the defaults of ``method_kwargs`` and checks them and the pipelines.
+
+        Args:
+            cfg: solo-learn's configuration.
+
+        Returns:
+            The same object.
+
+        Raises:
+            SoloConfigError: If a setting is wrong.
+        """
+        cfg = super(MVMR, MVMR).add_and_assert_specific_cfg(cfg)
+        cfg.method_kwargs = check_method_options(cfg.method_kwargs)
+        if OmegaConf.select(cfg, "augmentations") is not None:
+            check_pipelines(cfg.augmentations)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The parameters of the base class and of the projector."""
+        groups: list[dict[str, Any]] = super().learnable_params
+        return [*groups, {"name": "projector", "params": self.projector.parameters()}]
+
+    def on_train_start(self) -> None:
+        """Builds the representations, for training only: an evaluation needs no teacher or cache."""
+        super().on_train_start()
+        if self.representations is None:
+            dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+            source = representation_source(self.options, dataset)
+            if source is not None:
+                source.load_state_dict(self._representation_state, strict=False)
+                self.representations = source.to(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the state of the representations until they are built.
+
+        Args:
+            checkpoint: What Lightning read.
+        """
+        state = checkpoint["state_dict"]
+        self._representation_state = taken_out(state, "representations.")
+
+    def forward(self, X: torch.Tensor) -> dict[str, Any]:
+        """Computes features, logits and embeddings.
+
+        Args:
+            X: Images of shape (N, C, H, W).
+
+        Returns:
+            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
+        """
+        out: dict[str, Any] = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def multicrop_forward(self, X: torch.Tensor) -> dict[str, Any]:
+        """Computes features and embeddings of a small crop.
+
+        Args:
+            X: Images of shape (N, C, h, w).
+
+        Returns:
+            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
+        """
+        out: dict[str, Any] = super().multicrop_forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """Computes the loss of a batch and logs each weighted term.
+
+        Args:
+            batch: Sample indexes, a list of crops (the non-augmented one first), targets.
+            batch_idx: The batch's number.
+
+        Returns:
+            The MV-MR loss and the loss of the online classifier, which takes detached features.
+        """
+        indices, (images, *_), _ = batch
+        out = super().training_step(batch, batch_idx)
+        z, *z_augmented = out["z"]
+        representations = (
+            {} if self.representations is None else self.representations(images, indices)
+        )
+        terms = self.criterion.forward_components(z, z_augmented, representations)
+        logged = {
+            "train_mvmr_loss": terms.total,
+            "train_invariance_loss": terms.invariance,
+            "train_variance_loss": terms.variance,
+            "train_dependence_loss": terms.dependence,
+            **{f"train_{name}_loss": term for name, term in terms.representations.items()},
+        }
+        self.log_dict(logged, on_epoch=True, sync_dist=True)
+        loss: torch.Tensor = terms.total + out["loss"]
+        return loss

@@ -1,0 +1,1 @@
+"""What the examples and benchmarks share: images, a small encoder, evaluation and result files."""

@@ -1,0 +1,1 @@
+"""How fast the loss and the representations are, beside every peer, in one run."""

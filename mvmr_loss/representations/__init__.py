@@ -1,0 +1,30 @@
+"""Fixed representations of the non-augmented view: a function and a module each."""
+
+from mvmr_loss.representations.augmented_pixels import AugmentedPixels, augmented_pixels
+from mvmr_loss.representations.base import Representation
+from mvmr_loss.representations.dct import DCT, dct
+from mvmr_loss.representations.hog import HOG, hog
+from mvmr_loss.representations.local_std import LocalStd, local_std
+from mvmr_loss.representations.pixels import Pixels
+from mvmr_loss.representations.registry import Representations, register_representation
+from mvmr_loss.representations.scattering import Scattering, scattering
+from mvmr_loss.representations.sketch import FoldedSignSketch, folded_sign_sketch
+
+__all__ = [
+    "DCT",
+    "HOG",
+    "AugmentedPixels",
+    "FoldedSignSketch",
+    "LocalStd",
+    "Pixels",
+    "Representation",
+    "Representations",
+    "Scattering",
+    "augmented_pixels",
+    "dct",
+    "folded_sign_sketch",
+    "hog",
+    "local_std",
+    "register_representation",
+    "scattering",
+]

@@ -1,0 +1,108 @@
+"""What a representation is: fixed features of the non-augmented view, as a torch module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss._checks import check_finite, check_float_tensor, low_precision_to_float32
+
+
+def check_images(images: object, minimum_size: int = 1, name: str = "images") -> Tensor:
+    """Returns a batch of images in float32 or float64 after checking it.
+
+    Args:
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image.
+        minimum_size: The smallest allowed height and width in pixels.
+        name: What to call ``images`` in errors.
+
+    Returns:
+        Tensor of shape (N, C, H, W); half precision is raised to float32.
+
+    Raises:
+        TypeError: If ``images`` is not a floating-point tensor.
+        ValueError: If the shape is wrong, an image is too small or, on a CPU, not finite.
+    """
+    images = check_float_tensor(name, images)
+    if images.ndim == 3:
+        images = images[None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{name} must have shape (N, C, H, W) or (C, H, W), none of them 0, "
+            f"but has shape {tuple(images.shape)}."
+        )
+    if min(images.shape[-2:]) < minimum_size:
+        raise ValueError(
+            f"{name} must be at least {minimum_size} x {minimum_size} pixels for this setting "
+            f"but are {images.shape[-2]} x {images.shape[-1]}."
+        )
+    check_finite(name, images)
+    return low_precision_to_float32(images)
+
+
+class Representation(nn.Module, ABC):
+    """A fixed map from images to features; the base of every representation.
+
+    A subclass implements :meth:`extract` and :meth:`output_shape`, and sets ``minimum_size`` if small
+    images are out of its reach. Calling the module checks the images, leaves autocast, raises half
+    precision to float32 and, unless ``differentiable``, records no gradient.
+
+    Attributes:
+        cacheable: Whether an image always has the same features, so that they may be stored.
+        minimum_size: The smallest height and width in pixels.
+
+    Args:
+        differentiable: If True, the gradient flows through to the images.
+    """
+
+    cacheable: bool = True
+    minimum_size: int = 1
+
+    def __init__(self, *, differentiable: bool = False) -> None:
+        super().__init__()
+        self.differentiable = differentiable
+
+    @abstractmethod
+    def extract(self, images: Tensor) -> Tensor:
+        """Computes the features of checked images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W), float32 or float64, of any strides.
+
+        Returns:
+            Tensor of shape (N, ...), the shape that :meth:`output_shape` tells.
+        """
+
+    @abstractmethod
+    def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns the shape of one image's features, without computing them.
+
+        Args:
+            channels: Number of channels.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            The shape without the batch dimension.
+        """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes the features of a batch of images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, which is treated
+                as a batch of one.
+
+        Returns:
+            Tensor of shape (N, ...), float32 (float64 for float64 images).
+
+        Raises:
+            TypeError: If ``images`` is not a floating-point tensor.
+            ValueError: If the shape is wrong, an image is too small or, on a CPU, not finite.
+        """
+        images = check_images(images, self.minimum_size)
+        recorded = self.differentiable and torch.is_grad_enabled()
+        with torch.autocast(images.device.type, enabled=False), torch.set_grad_enabled(recorded):
+            return self.extract(images)

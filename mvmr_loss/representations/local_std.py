@@ -1,0 +1,156 @@
+"""The local standard deviation: how much the pixels around each pixel differ."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations.registry import register_representation
+
+
+def local_std(images: Tensor, window_size: int = 3) -> Tensor:
+    r"""Computes the biased standard deviation (divided by the count) of each pixel's window.
+
+    .. math:: s = \sqrt{\frac{1}{w^2} \sum_{i \in \text{window}} (x_i - \bar x)^2}
+
+    Beyond the border the image continues by reflection that does not repeat the edge pixel,
+    kornia's ``"reflect"``. The representation ``full_img_std`` of the authors' release of MV-MR
+    (Entropy 26(6):466, 2024), which has 1e-8 under the root; here a constant window gives exactly
+    0, and a zero gradient.
+
+    The sum is formed from deviations, never from a difference of squares, so a large mean costs no
+    digits: sums of squares of the columns first, then of their means, joined as by Chan, Golub and
+    LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+
+    Args:
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
+            height and width at least ``window_size // 2 + 1``.
+        window_size: Side of the window in pixels, odd and at least 3.
+
+    Returns:
+        Tensor of shape (N, C, H, W), >= 0, in units of the images, float32 (float64 for float64
+        images), differentiable with respect to ``images``.
+
+    Raises:
+        TypeError: If ``images`` is not a floating-point tensor or ``window_size`` is not an int.
+        ValueError: If the shape is wrong, an image is too small or, on a CPU, not finite, or the
+            window is not odd and at least 3.
+
+    See Also:
+        :class:`LocalStd`, the module.
+
+    Examples:
+        >>> import torch
+        >>> images = torch.tensor([[[[0.0, 0.0, 0.0, 3.0, 3.0]] * 3]])
+        >>> local_std(images)[0, 0, 1]
+        tensor([0.0000, 0.0000, 1.4142, 1.4142, 0.0000])
+    """
+    _check_window_size(window_size)
+    return _local_std(check_images(images, window_size // 2 + 1), window_size)
+
+
+def _local_std(images: Tensor, window_size: int) -> Tensor:
+    padded = F.pad(images, (window_size // 2,) * 4, mode="reflect")
+    column_means, column_squares = _sliding_moments(padded, window_size, dim=-2)
+    _, between = _sliding_moments(column_means, window_size, dim=-1)
+    within = _sum(_shifts(column_squares, window_size, dim=-1))
+    variance = within.add_(between, alpha=window_size).div_(window_size**2)
+    if not variance.requires_grad:
+        return variance.sqrt_()
+    # The root's slope at 0 is infinite; in a constant window the gradient shall be 0.
+    flat = variance == 0
+    return variance.masked_fill(flat, 1.0).sqrt().masked_fill(flat, 0.0)
+
+
+# In place wherever autograd allows it: allocating memory takes longer than these sums.
+
+
+def _sliding_moments(x: Tensor, size: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Returns the mean, and the sum of squared deviations from it, of each ``size`` neighbours."""
+    shifts = _shifts(x, size, dim)
+    mean = _sum(shifts).div_(size)
+    deviations = shifts[0] - mean
+    squares = deviations * deviations
+    for shift in shifts[1:]:
+        deviations = shift - mean
+        squares.addcmul_(deviations, deviations)
+    return mean, squares
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    total = tensors[0] + tensors[1]
+    for tensor in tensors[2:]:
+        total.add_(tensor)
+    return total
+
+
+def _shifts(x: Tensor, size: int, dim: int) -> list[Tensor]:
+    """Returns the ``size`` views that hold the first, second ... member of every window."""
+    length = x.shape[dim] - size + 1
+    return [x.narrow(dim, i, length) for i in range(size)]
+
+
+def _check_window_size(window_size: int) -> int:
+    if isinstance(window_size, bool) or not isinstance(window_size, int):
+        raise TypeError(f"window_size must be an int but is a {type(window_size).__name__}.")
+    if window_size < 3 or window_size % 2 == 0:
+        raise ValueError(f"window_size must be odd and at least 3 but is {window_size}.")
+    return window_size
+
+
+@register_representation("local_std")
+class LocalStd(Representation):
+    """Module form of :func:`local_std`, the standard deviation of each pixel's square window.
+
+    Args:
+        window_size: Side of the window in pixels, odd and at least 3.
+        differentiable: If True, the gradient flows through to the images.
+
+    Shape:
+        - Input: (N, C, H, W), or (C, H, W) for a single image, with H, W >= window_size // 2 + 1.
+        - Output: (N, C, H, W).
+
+    Raises:
+        TypeError: If ``window_size`` is not an int.
+        ValueError: If ``window_size`` is not odd and at least 3.
+
+    Examples:
+        >>> import torch
+        >>> images = torch.tensor([[[[0.0, 0.0, 0.0, 3.0, 3.0]] * 3]])
+        >>> LocalStd()(images)[0, 0, 1]
+        tensor([0.0000, 0.0000, 1.4142, 1.4142, 0.0000])
+    """
+
+    def __init__(self, window_size: int = 3, *, differentiable: bool = False) -> None:
+        super().__init__(differentiable=differentiable)
+        self.window_size = _check_window_size(window_size)
+        self.minimum_size = window_size // 2 + 1
+
+    def extra_repr(self) -> str:
+        """Returns the arguments, for printing."""
+        return f"window_size={self.window_size}"
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Computes the local standard deviations of checked images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W).
+
+        Returns:
+            Tensor of shape (N, C, H, W).
+        """
+        return _local_std(images, self.window_size)
+
+    def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns the shape of one image's features.
+
+        Args:
+            channels: Number of channels.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            ``(channels, height, width)``.
+        """
+        return channels, height, width

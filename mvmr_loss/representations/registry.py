@@ -1,0 +1,253 @@
+"""The representations by name, and several of them as one module."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations.sketch import Sketched
+
+_REGISTRY: dict[str, type[Representation]] = {}
+
+R = TypeVar("R", bound=type[Representation])
+
+
+def register_representation(name: str) -> Callable[[R], R]:
+    """Registers a :class:`Representation` subclass under a name, as a class decorator.
+
+    Args:
+        name: The name by which :class:`~mvmr_loss.Representations` and configuration files know it.
+
+    Returns:
+        The decorator, which returns the class unchanged.
+
+    Raises:
+        TypeError: If what is decorated is not a subclass of Representation.
+        ValueError: If the name is empty or already taken by another class.
+
+    Examples:
+        >>> import torch
+        >>> from mvmr_loss import Representations, register_representation
+        >>> from mvmr_loss.representations import Representation
+        >>> @register_representation("mean_color")
+        ... class MeanColor(Representation):
+        ...     def extract(self, images):
+        ...         return images.mean(dim=(-2, -1))
+        ...     def output_shape(self, channels, height, width):
+        ...         return (channels,)
+        >>> Representations(["mean_color"])(torch.ones(2, 3, 8, 8))["mean_color"].shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a non-empty string but is {name!r}.")
+
+    def register(cls: R) -> R:
+        if not (isinstance(cls, type) and issubclass(cls, Representation)):
+            raise TypeError(
+                f"{cls!r} must be a subclass of mvmr_loss.representations.Representation."
+            )
+        taken = _REGISTRY.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise ValueError(
+                f"name must be free but {name!r} is already {taken.__module__}."
+                f"{taken.__qualname__}; choose another name."
+            )
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def representation_class(name: str) -> type[Representation]:
+    """Returns the class registered under a name.
+
+    Args:
+        name: A registered name.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If no class has that name.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(
+            f"representation must be one of {', '.join(sorted(_REGISTRY))} but is {name!r}; "
+            "one's own is added with mvmr_loss.register_representation."
+        )
+    return _REGISTRY[name]
+
+
+Options = Mapping[str, Any]
+Specification = Sequence["str | Options"] | Mapping[str, "Options | Representation | None"]
+
+
+class Representations(nn.Module):
+    """Several representations of the same images, computed in slices of the batch.
+
+    Built from names, or from names and options as read from a configuration file:
+
+    - a list of names and of mappings with a ``name``: ``["pixels", {"name": "hog", "orientations": 9}]``
+    - a mapping from name to options: ``{"pixels": None, "hog": {"orientations": 9}}``; a ``name``
+      among the options lets the key be a label of one's own:
+      ``{"fine": {"name": "hog", "pixels_per_cell": 4}, "coarse": {"name": "hog"}}``
+    - a mapping may also hold :class:`~mvmr_loss.representations.Representation` objects.
+
+    The images are those of the non-augmented view, normalised as the network sees them.
+
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
+
+    Args:
+        specification: What to compute, as above; not empty.
+        slice_size: How many images are worked on at once; bounds the temporary memory.
+        differentiable: If True, the gradient flows through to the images; an option of the same
+            name in the specification takes precedence.
+        sketch_dim: If given, every representation wider than this is replaced by its folded sign
+            sketch of this width (:func:`~mvmr_loss.representations.folded_sign_sketch`), which nearly
+            keeps the distances, all that the loss reads. None: exact.
+        sketch_seed: Seed of the sketches' signs, at least 0.
+
+    Raises:
+        TypeError: If the specification is of another form, or an option is unknown.
+        ValueError: If it is empty, a name is unknown or occurs twice, or an option is out of range.
+
+    Examples:
+        >>> representations = Representations(["pixels", {"name": "local_std", "window_size": 5}])
+        >>> features = representations(torch.rand(4, 3, 32, 32))
+        >>> {name: tuple(y.shape) for name, y in features.items()}
+        {'pixels': (4, 3072), 'local_std': (4, 3072)}
+        >>> representations.sizes(3, 96, 96)
+        {'pixels': 27648, 'local_std': 27648}
+        >>> Representations(["pixels", "local_std"], sketch_dim=1024).sizes(3, 96, 96)
+        {'pixels': 1024, 'local_std': 1024}
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        *,
+        slice_size: int = 32,
+        differentiable: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if isinstance(slice_size, bool) or not isinstance(slice_size, int):
+            raise TypeError(f"slice_size must be an int but is a {type(slice_size).__name__}.")
+        if slice_size < 1:
+            raise ValueError(f"slice_size must be at least 1 but is {slice_size}.")
+        self.slice_size = slice_size
+        built = {
+            label: value
+            if isinstance(value, Representation)
+            else _build(label, {"differentiable": differentiable, **value})
+            for label, value in _labelled(specification).items()
+        }
+        if sketch_dim is not None:
+            built = {label: Sketched(r, sketch_dim, sketch_seed) for label, r in built.items()}
+        self.by_name = nn.ModuleDict(built)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Computes every representation of a batch of images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image.
+
+        Returns:
+            Name -> tensor of shape (N, D_k), float32 (float64 for float64 images).
+
+        Raises:
+            TypeError: If ``images`` is not a floating-point tensor.
+            ValueError: If the shape is wrong, the images are too small or, on a CPU, not finite.
+        """
+        images = check_images(images)
+        return {
+            name: torch.cat(
+                [representation(part).flatten(1) for part in images.split(self.slice_size)]
+            )
+            for name, representation in self.by_name.items()
+        }
+
+    def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
+        """Returns how many numbers each representation has for one image, without running it.
+
+        Args:
+            channels: Number of channels.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            Name -> D_k.
+
+        Raises:
+            ValueError: If the images are too small for a representation.
+        """
+        return {
+            name: math.prod(representation.output_shape(channels, height, width))
+            for name, representation in self.by_name.items()
+            if isinstance(representation, Representation)
+        }
+
+
+def _labelled(specification: object) -> dict[str, Options | Representation]:
+    """Returns label -> options or object from any form of specification."""
+    pairs: list[tuple[Any, Any]]
+    if isinstance(specification, Mapping):
+        pairs = [
+            (key, value if isinstance(value, Representation) else {"name": key, **(value or {})})
+            for key, value in specification.items()
+            if isinstance(value, (Mapping, Representation)) or value is None
+        ]
+        wrong = [key for key in specification if key not in dict(pairs)]
+    elif isinstance(specification, Sequence) and not isinstance(specification, str):
+        items = [{"name": item} if isinstance(item, str) else item for item in specification]
+        wrong = [item for item in items if not isinstance(item, Mapping) or "name" not in item]
+        pairs = [(item["name"], item) for item in items if item not in wrong]
+    else:
+        raise TypeError(
+            "representations must be a list of names or a mapping from name to options "
+            f"but is {specification!r}."
+        )
+    if wrong:
+        raise TypeError(
+            "each of representations must be a name, a mapping with a 'name', or a name with options "
+            f"but {wrong[0]!r} is not."
+        )
+    if not pairs:
+        raise ValueError("representations must not be empty; name at least one.")
+    labels = [label for label, _ in pairs]
+    for label in labels:
+        if not isinstance(label, str) or not label or "." in label:
+            raise ValueError(
+                f"a representation's name must be a non-empty string without '.' but is {label!r}."
+            )
+        if labels.count(label) > 1:
+            raise ValueError(
+                f"representations must have different names but {label!r} occurs twice; "
+                "give labels: {'fine': {'name': 'hog', ...}, 'coarse': {'name': 'hog', ...}}."
+            )
+    return dict(pairs)
+
+
+def _build(label: str, options: Options) -> Representation:
+    """Returns the representation that the options name."""
+    arguments = {key: value for key, value in options.items() if key != "name"}
+    cls = representation_class(options["name"])
+    known = inspect.signature(cls).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        for key in arguments:
+            if key not in known and key != "differentiable":
+                raise TypeError(
+                    f"{label} has no option {key!r}; its options are {', '.join(known) or 'none'}."
+                )
+        arguments = {key: value for key, value in arguments.items() if key in known}
+    return cls(**arguments)

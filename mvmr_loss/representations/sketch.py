@@ -1,0 +1,217 @@
+"""The folded sign sketch: far fewer numbers with nearly the same distances."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss._checks import check_float_tensor
+from mvmr_loss._random import check_seed, random_bits, random_signs
+from mvmr_loss.representations.base import Representation
+
+
+def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
+    r"""Computes a folded sign sketch: random signs, then the sum over slices of width ``dim``.
+
+    The features, with random signs, are cut into slices of width m = ``dim`` (zeros fill up the
+    last one), each slice is rotated by a random amount, and the slices are added:
+
+    .. math:: s_j = \sum_b \sigma_{b m + i} \, x_{b m + i}, \qquad i = (j - r_b) \bmod m
+
+    The map is linear, works on each sample for itself, and reads ``x`` once.
+
+    Squared distances are unbiased over the seeds, and for any two vectors, whatever they are, the
+    variance of their squared distance, relative to its square, is
+
+    .. math:: \frac{2}{m} \Big(1 - \sum_b p_b^2\Big) \le \frac{2}{m}
+
+    with :math:`p_b` the share of slice b in the squared distance. This is a relative error of the
+    distance of at most :math:`1 / \sqrt{2 m}` root mean square over the seeds: 4.4% (m = 256), 2.2%
+    (1024), 1.1% (4096). For one seed it is about that, too, averaged over pairs of images.
+
+    Without the rotation, features whose length of a channel is a multiple of m would meet
+    themselves: the three mean values of a DCT of 32 x 32 pixels, nearly all of its energy, in one
+    column.
+
+    Signs and rotations come from a counter-based generator that is part of this package, and each
+    column is summed in the order of the slices, so a sketch is the same on every device and with
+    every version.
+
+    Source: feature hashing, whose mean and variance these are, with a rotated position for the
+    hash: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009.
+
+    Args:
+        x: Tensor of shape (N, D), or (N, ...), which is flattened.
+        dim: Width m of the sketch, at least 1.
+        seed: Seed of the signs, in [0, 2^64).
+
+    Returns:
+        Tensor of shape (N, dim), float32 (float64 for float64 input), differentiable with respect
+        to ``x``; where D <= dim there is nothing to gain and it is ``x`` itself, of shape (N, D).
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor, or ``dim`` or ``seed`` is no integer.
+        ValueError: If ``x`` has no batch dimension, or ``dim`` or ``seed`` is out of range.
+
+    See Also:
+        :class:`FoldedSignSketch`, the module, which keeps the signs.
+
+    Examples:
+        >>> x = torch.arange(12.0).reshape(2, 6)
+        >>> folded_sign_sketch(x, dim=4).shape
+        torch.Size([2, 4])
+        >>> _ = torch.manual_seed(0)
+        >>> a, b = torch.randn(2, 1, 100_000)
+        >>> distance = torch.linalg.vector_norm(a - b)
+        >>> sketched = folded_sign_sketch(a, dim=4096) - folded_sign_sketch(b, dim=4096)
+        >>> error = torch.linalg.vector_norm(sketched) / distance - 1
+        >>> bool(error.abs() < 0.03)
+        True
+    """
+    sketch: Tensor = FoldedSignSketch(dim, seed)(x)
+    return sketch
+
+
+class FoldedSignSketch(nn.Module):
+    """Module form of :func:`folded_sign_sketch`, which keeps the signs.
+
+    Args:
+        dim: Width m of the sketch, at least 1.
+        seed: Seed of the signs, in [0, 2^64).
+
+    Raises:
+        TypeError: If ``dim`` or ``seed`` is no integer.
+        ValueError: If ``dim`` or ``seed`` is out of range.
+
+    Examples:
+        >>> sketch = FoldedSignSketch(dim=256)
+        >>> x = torch.rand(8, 3, 32, 32)
+        >>> sketch(x).shape
+        torch.Size([8, 256])
+        >>> torch.equal(sketch(x)[2:5], sketch(x[2:5]))
+        True
+    """
+
+    signs: Tensor
+
+    def __init__(self, dim: int, seed: int = 0) -> None:
+        super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be an int but is a {type(dim).__name__}.")
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1 but is {dim}.")
+        self.dim = dim
+        self.seed = check_seed(seed)
+        self.register_buffer("signs", torch.empty(0), persistent=False)
+        self._rotations: tuple[int, ...] = ()
+
+    def extra_repr(self) -> str:
+        """Returns the arguments, for printing."""
+        return f"dim={self.dim}, seed={self.seed}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the sketch of a batch.
+
+        Args:
+            x: Tensor of shape (N, D), or (N, ...), which is flattened.
+
+        Returns:
+            Tensor of shape (N, min(dim, D)), float32 (float64 for float64 input).
+
+        Raises:
+            TypeError: If ``x`` is not a floating-point tensor.
+            ValueError: If ``x`` has no batch dimension.
+        """
+        check_float_tensor("x", x)
+        if x.ndim < 2:
+            raise ValueError(
+                f"x must have shape (N, D) or (N, ...) but has shape {tuple(x.shape)}."
+            )
+        x = x.flatten(1)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        width = x.shape[1]
+        if width <= self.dim:
+            return x.to(dtype)
+        if self.signs.numel() < width or self.signs.device != x.device:
+            self.signs = random_signs(self.seed, 0, width, x.device)
+            self._rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
+        signs = self.signs.to(dtype)
+        # Slices of x are added in place: no padded copy and no product as large as x is made. The
+        # sketch is twice as wide at first, so that a rotated slice is added in one piece.
+        unfolded = x.new_zeros((len(x), 2 * self.dim), dtype=dtype)
+        for start, rotation in zip(range(0, width, self.dim), self._rotations, strict=False):
+            part, sign = x[:, start : start + self.dim], signs[start : min(start + self.dim, width)]
+            unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(dtype), sign)
+        return unfolded[:, : self.dim] + unfolded[:, self.dim :]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _rotations(seed: int, dim: int, count: int) -> tuple[int, ...]:
+    """Returns the rotation of each slice, drawn at positions that no sign is drawn at."""
+    return tuple((random_bits(seed, 2**62, count) % dim).tolist())
+
+
+class Sketched(Representation):
+    """A representation followed by a folded sign sketch, itself a representation.
+
+    Narrow representations pass unchanged: the features are flattened and at most ``dim`` wide.
+
+    Args:
+        representation: What to sketch.
+        dim: Width of the sketch, at least 1.
+        seed: Seed of the signs, in [0, 2^64).
+
+    Raises:
+        TypeError: If ``representation`` is no Representation, or ``dim`` or ``seed`` is no integer.
+        ValueError: If ``dim`` or ``seed`` is out of range.
+
+    Examples:
+        >>> from mvmr_loss.representations import Pixels
+        >>> sketched = Sketched(Pixels(), dim=1024)
+        >>> sketched(torch.rand(4, 3, 96, 96)).shape
+        torch.Size([4, 1024])
+        >>> sketched.output_shape(3, 16, 16)
+        (768,)
+    """
+
+    def __init__(self, representation: Representation, dim: int, seed: int = 0) -> None:
+        if not isinstance(representation, Representation):
+            raise TypeError(
+                "representation must be a mvmr_loss.representations.Representation "
+                f"but is a {type(representation).__name__}."
+            )
+        super().__init__(differentiable=representation.differentiable)
+        self.representation = representation
+        self.sketch = FoldedSignSketch(dim, seed)
+        self.dim, self.seed = self.sketch.dim, self.sketch.seed
+        self.cacheable = representation.cacheable
+        self.minimum_size = representation.minimum_size
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Computes the sketched features of checked images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W).
+
+        Returns:
+            Tensor of shape (N, min(dim, D)).
+        """
+        sketch: Tensor = self.sketch(self.representation.extract(images))
+        return sketch
+
+    def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns the shape of one image's sketch.
+
+        Args:
+            channels: Number of channels.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            ``(min(dim, D),)``.
+        """
+        return (
+            min(self.dim, math.prod(self.representation.output_shape(channels, height, width))),
+        )

@@ -1,0 +1,329 @@
+"""The LightningModule: its loss, its groups and schedule, its online evaluation, its errors."""
+
+import importlib.metadata
+
+import pytest
+import torch
+from lightly.utils.benchmarking import LinearClassifier
+from pytorch_lightning import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import mvmr_loss
+from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss.adapters import lightly as adapter
+from mvmr_loss.adapters.lightly import MVMR, MVMRViT
+
+SIZE, CLASSES = 16, 5
+
+
+class Backbone(nn.Module):
+    """A backbone without BatchNorm but with a normalisation layer and biases."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu().mean((2, 3), keepdim=True)
+
+
+def method(**options):
+    torch.manual_seed(0)
+    defaults = {
+        "num_classes": CLASSES,
+        "backbone": Backbone(),
+        "hidden_dim": 16,
+        "output_dim": 12,
+        "representations": ["pixels", "local_std"],
+    }
+    return MVMR(4, **{**defaults, **options})
+
+
+def images(count=20, views=2, size=SIZE):
+    """Samples as lightly's: (views, target, filename); one view is no list."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(count):
+        image = [torch.rand(3, size, size, generator=generator) for _ in range(views)]
+        made.append((image if views > 1 else image[0], i % CLASSES, f"{i}.png"))
+    return made
+
+
+def loader(views=2, **options):
+    return DataLoader(images(views=views), batch_size=4, **options)
+
+
+def trainer(**options):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    defaults = {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False}
+    return Trainer(**{**quiet, **defaults, **options})
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What a method logs outside a trainer, by name."""
+    values = {}
+    monkeypatch.setattr(MVMR, "log", lambda self, name, value, **_: values.update({name: value}))
+    monkeypatch.setattr(MVMR, "log_dict", lambda self, log, **_: values.update(log))
+    return values
+
+
+def test_the_loss_and_head_are_the_packages_own():
+    for name in ("MVMRLoss", "MVMRProjectionHead", "Representations"):
+        assert getattr(adapter, name) is getattr(mvmr_loss, name)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_training_step_is_the_loss_of_the_views(views, logged):
+    model = method(loss={"variance_weight": 2.0, "representation_weights": 0.5}).eval()
+    batch = next(iter(loader(views)))
+    total = model.training_step(batch, 0)
+
+    z, *z_augmented = [model.projection_head(model(view).flatten(1)) for view in batch[0]]
+    criterion = MVMRLoss(variance_weight=2.0, representation_weights=0.5)
+    representations = Representations(["pixels", "local_std"])(batch[0][0])
+    terms = criterion.forward_components(z, z_augmented, representations)
+    torch.testing.assert_close(logged["train_loss"], terms.total)
+    torch.testing.assert_close(logged["train_dependence"], terms.dependence)
+    torch.testing.assert_close(
+        logged["train_representations/local_std"], terms.representations["local_std"]
+    )
+    torch.testing.assert_close(total, terms.total + logged["train_online_cls_loss"])
+    assert "train_online_cls_top5" in logged
+
+
+def test_the_online_classifier_does_not_train_the_backbone(logged):
+    model = method(loss={"invariance_weight": 0, "variance_weight": 0, "dependence_weight": 0})
+    model.representations = None
+    model.training_step(next(iter(loader())), 0).backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+    assert model.online_classifier.classification_head.weight.grad.any()
+
+
+def test_without_representations(logged):
+    model = method(representations=[])
+    model.training_step(next(iter(loader())), 0)
+    assert model.representations is None
+    assert not any(name.startswith("train_representations") for name in logged)
+
+
+def test_gathers_unless_told_otherwise():
+    assert method().criterion.gather_distributed
+    assert not method(loss={"gather_distributed": False}).criterion.gather_distributed
+
+
+def test_fit_lowers_the_loss_and_evaluates_online():
+    model = method(knn_k=3, knn_t=0.1, lr=1e-2, warmup_epochs=1)
+    run = trainer(max_epochs=15, check_val_every_n_epoch=15)
+    validation = [loader(views=1), loader(views=1)]
+    before = []
+    model.on_train_batch_end = lambda outputs, batch, i: before.append(outputs["loss"].item())
+    run.fit(model, loader(), validation)
+    assert sum(before[-5:]) < 0.9 * sum(before[:5])
+    # The training images are their own nearest neighbours, and there is no more of the bank left.
+    metrics = run.callback_metrics
+    assert metrics["val_knn_top5"] == 1
+    assert 0 <= metrics["val_online_cls_top1"] <= 1
+    assert model.knn_classifier._train_features_tensor is None
+
+
+def test_fit_with_one_validation_loader_and_few_classes():
+    few = [(image, target % 3, name) for image, target, name in images()]
+    validation = [(image[0], target, name) for image, target, name in few]
+    run = trainer(max_epochs=1)
+    run.fit(method(num_classes=3), DataLoader(few, 4), DataLoader(validation, 4))
+    assert "val_online_cls_top1" in run.callback_metrics
+    assert "val_online_cls_top5" not in run.callback_metrics
+
+
+def test_parameter_groups():
+    model = method(weight_decay=0.3, lr=0.2, classifier_lr=0.4, warmup_epochs=0)
+    run = trainer()
+    run.fit(model, loader())
+    groups = {group["name"]: group for group in run.optimizers[0].param_groups}
+    decayed = {id(p) for p in groups["mvmr"]["params"]}
+    assert decayed == {
+        id(p)
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and not name.startswith("online_classifier")
+    }
+    assert groups["mvmr"]["weight_decay"] == 0.3
+    assert groups["mvmr_no_weight_decay"]["weight_decay"] == 0
+    assert groups["online_classifier"]["weight_decay"] == 0
+    assert sum(len(g["params"]) for g in groups.values()) == len(list(model.parameters()))
+    assert (groups["mvmr"]["initial_lr"], groups["online_classifier"]["initial_lr"]) == (0.2, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("length", "accumulate", "warmup"),
+    [
+        ({"max_epochs": 4}, 1, 5),
+        ({"max_epochs": 8}, 5, 1),  # five batches an epoch are one step
+        ({"max_epochs": 1}, 1, 2),  # at most half
+        ({"max_epochs": -1, "max_steps": 20}, 1, 5),
+    ],
+)
+def test_schedule(length, accumulate, warmup):
+    model = method(lr=1.0, warmup_epochs=1)
+    rates = []
+    model.on_train_batch_start = lambda batch, i: rates.append(
+        model.trainer.optimizers[0].param_groups[0]["lr"]
+    )
+    trainer(accumulate_grad_batches=accumulate, **length).fit(model, loader())
+    rates = rates[::accumulate]
+    assert rates[: warmup + 1] == pytest.approx([*[(i + 1) / warmup for i in range(warmup)], 1.0])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert 0.01 <= rates[-1] <= 0.2
+
+
+def test_mixed_precision():
+    run = trainer(precision="bf16-mixed", max_epochs=1)
+    run.fit(method(knn_k=3), loader(), [loader(views=1), loader(views=1)])
+    assert run.callback_metrics["train_loss"].dtype == torch.float32
+    assert torch.isfinite(run.callback_metrics["train_loss"])
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_checkpoint(tmp_path, by_name):
+    backbone = {"backbone": "shufflenet_v2_x0_5"} if by_name else {}
+    model, run = method(**backbone), trainer(max_steps=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    given = {} if by_name else {"backbone": Backbone()}
+    restored = MVMR.load_from_checkpoint(tmp_path / "model.ckpt", **given)
+    assert restored.hparams["output_dim"] == 12
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(restored.state_dict()[name], value)
+    assert not any(name.startswith("representations") for name in model.state_dict())
+
+
+def test_resume_continues_exactly(tmp_path):
+    def fit(model, **options):
+        losses = []
+        model.on_train_batch_end = lambda outputs, *_: losses.append(outputs["loss"].item())
+        run = trainer(max_epochs=4)
+        model.on_train_epoch_end = lambda: run.save_checkpoint(
+            tmp_path / f"{run.current_epoch}.ckpt"
+        )
+        run.fit(model, loader(), **options)
+        return losses
+
+    whole = fit(method())
+    assert fit(method(), ckpt_path=tmp_path / "1.ckpt") == whole[10:]
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18", 512),
+        ("mobilenet_v3_small", 576),
+        ("vit_b_16", 768),
+        ("convnext_tiny", 768),
+        ("resnet10t", 512),
+    ],
+)
+def test_backbones_by_name(name, width):
+    with torch.device("meta"):
+        model = method(backbone=name)
+        size = 224 if name.startswith("vit") else 64
+        assert model(torch.zeros(2, 3, size, size)).flatten(1).shape == (2, width)
+    assert model.online_classifier.feature_dim == width
+
+
+def test_residual_branches_start_at_zero():
+    assert not method(backbone="resnet18").backbone.layer1[0].bn2.weight.any()
+
+
+def test_vit():
+    model = MVMRViT(4, CLASSES, hidden_dim=16, output_dim=12)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 384)
+    run = trainer(max_steps=1)
+    run.fit(model, DataLoader(images(4, size=32), 4))
+    assert isinstance(run.optimizers[0], torch.optim.AdamW)
+    assert run.optimizers[0].param_groups[0]["weight_decay"] == 5e-2
+
+
+def test_lightly_evaluates_it():
+    model = method()
+    classifier = LinearClassifier(
+        model, 4, feature_dim=model.online_classifier.feature_dim, num_classes=CLASSES
+    )
+    before = model.backbone.conv.weight.clone()
+    run = trainer(max_epochs=1)
+    run.fit(classifier, loader(views=1), loader(views=1))
+    assert "val_top5" in run.callback_metrics
+    assert torch.equal(model.backbone.conv.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("views", "error", "match"),
+    [
+        (torch.zeros(4, 3, 8, 8), TypeError, "views must be a list of tensors but are a Tensor"),
+        ([torch.zeros(4, 3, 8, 8)], ValueError, "at least two views.*but has 1; use MVMRTransform"),
+        (
+            [torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 6, 6)],
+            ValueError,
+            r"same shape \(N, C, H, W\) but have shapes \[\(4, 3, 8, 8\), \(4, 3, 6, 6\)\]",
+        ),
+        ([torch.zeros(4, 8)] * 2, ValueError, "must all have the same shape"),
+    ],
+)
+def test_exception_views(views, error, match):
+    with pytest.raises(error, match=match):
+        method().training_step((views, torch.zeros(4).long()), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"num_classes": 1}, ValueError, "num_classes must be at least 2 but is 1"),
+        ({"knn_k": 0}, ValueError, "knn_k must be at least 1 but is 0"),
+        ({"lr": -1.0}, ValueError, "lr must be at least 0 and finite but is -1.0"),
+        ({"warmup_epochs": float("nan")}, ValueError, "warmup_epochs must be at least 0"),
+        ({"backbone": "resnet19"}, ValueError, "torchvision or timm model.*but is 'resnet19'"),
+        ({"backbone": 3}, TypeError, "backbone must be a name or a torch.nn.Module but is a int"),
+        ({"backbone": nn.Flatten()}, ValueError, "feature_dim must be given for a backbone"),
+        ({"backbone": "squeezenet1_1"}, ValueError, "feature_dim must be given for a backbone"),
+        ({"representations": ["sift"]}, ValueError, "'sift'"),
+        ({"loss": {"covariance_weight": 1.0}}, TypeError, "covariance_weight"),
+    ],
+)
+def test_exception(options, error, match):
+    with pytest.raises(error, match=match):
+        method(**options)
+
+
+def test_exception_loaders():
+    with pytest.raises(ValueError, match=r"two validation dataloaders, \[train, val\].*are 1"):
+        trainer(max_epochs=1).fit(method(knn_k=3), loader(), loader(views=1))
+
+
+def test_exception_endless_training():
+    with pytest.raises(ValueError, match="give it max_epochs or max_steps"):
+        trainer(max_epochs=-1).fit(method(), loader())
+
+
+@pytest.mark.parametrize("version", ["1.5.24", "1.4.26", "0.9"])
+def test_an_old_lightly_is_refused(monkeypatch, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(ImportError, match=rf"but {version} is installed.*pip install 'lightly>="):
+        adapter._check_lightly()
+
+
+def test_no_lightly(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(ImportError, match=r"which is not installed.*pip install 'lightly>="):
+        adapter._check_lightly()
+
+
+@pytest.mark.parametrize("version", [adapter.MINIMUM_LIGHTLY, "1.10.0", "2.0"])
+def test_new_enough(monkeypatch, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    adapter._check_lightly()

@@ -1,0 +1,212 @@
+"""The settings of a solo-learn configuration that concern MV-MR, without solo-learn."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss.adapters.solo.options import (
+    METHOD_DEFAULTS,
+    REGULARIZER_DEFAULTS,
+    SoloConfigError,
+    check_method_options,
+    check_pipelines,
+    check_pretraining,
+    check_regularizer_options,
+    representation_source,
+)
+
+
+def pipeline(crop_size: int = 32, num_crops: int = 1, **enabled: float) -> dict[str, Any]:
+    """A pipeline that is non-augmented but for what is named."""
+    names = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equalization")
+    return {
+        "rrc": {"enabled": bool(enabled.get("rrc", 0))},
+        **{name: {"prob": enabled.get(name, 0.0)} for name in (*names, "horizontal_flip")},
+        "crop_size": crop_size,
+        "num_crops": num_crops,
+    }
+
+
+PLAIN, AUGMENTED = pipeline(), pipeline(rrc=1, horizontal_flip=0.5)
+
+
+def pretraining(method: str, *pipelines: dict[str, Any], **more: Any) -> Any:
+    return OmegaConf.create({"method": method, "augmentations": list(pipelines), **more})
+
+
+def test_smoke() -> None:
+    check_pretraining(pretraining("mvmr", PLAIN, AUGMENTED))
+    check_pretraining(pretraining("mvmr", PLAIN, AUGMENTED, pipeline(24, 3, rrc=1)))
+    view = pipeline(36)
+    node = {"representations": ["pixels"]}
+    check_pretraining(
+        pretraining("vicreg", pipeline(num_crops=2, rrc=1), view, mvmr_regularizer=node)
+    )
+
+
+@pytest.mark.parametrize(
+    ("defaults", "function"),
+    [(METHOD_DEFAULTS, MVMRLoss), (REGULARIZER_DEFAULTS, MultiRepresentationRegularizer)],
+)
+def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: Any) -> None:
+    for name, parameter in inspect.signature(function).parameters.items():
+        assert defaults[name] == parameter.default
+
+
+def test_representation_source_computes_what_is_named() -> None:
+    options = check_method_options({"representations": {"fine": {"name": "pixels"}}})
+    source = representation_source(options)
+    assert source is not None
+    images = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(source(images, torch.arange(4))["fine"], images.flatten(1))
+    assert representation_source(check_method_options({"representations": []})) is None
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "match"),
+    [
+        ([PLAIN], "at least two pipelines .* holds 1"),
+        (
+            [AUGMENTED, PLAIN],
+            r"has rrc.enabled, horizontal_flip.prob; augmentations\[1\] is: put it",
+        ),
+        (
+            [AUGMENTED, AUGMENTED],
+            r"has rrc.enabled, .* set rrc.enabled to False and every prob to 0",
+        ),
+        ([PLAIN, pipeline(24, rrc=1)], r"augmentations\[1\].crop_size must equal .* 32, but is 24"),
+        ([PLAIN, pipeline(num_crops=2, rrc=1)], "num_crops must be 1 .* is 1 and 2"),
+        ([PLAIN, AUGMENTED, AUGMENTED], r"augmentations\[2\].crop_size must not be 32 .* even 31"),
+    ],
+    ids=["one", "swapped", "none plain", "crop sizes", "two crops", "third of one size"],
+)
+def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> None:
+    with pytest.raises(SoloConfigError, match=match):
+        check_pipelines(OmegaConf.create(pipelines))
+    with pytest.raises(SoloConfigError, match=match):
+        check_pretraining(pretraining("mvmr", *pipelines))
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (
+            {"weight": 1.0},
+            "method_kwargs has no option 'weight'; its options are proj_hidden_dim, ",
+        ),
+        (
+            {"proj_output_dim": 0},
+            "method_kwargs.proj_output_dim must be an int of at least 1 but is 0",
+        ),
+        ({"proj_hidden_dim": "8k"}, "proj_hidden_dim must be an int of at least 1 but is '8k'"),
+        ({"variance_weight": -1.0}, "method_kwargs: variance_weight must be .* but is -1"),
+        ({"invariance_weight": "1"}, "method_kwargs: invariance_weight must be a number"),
+        ({"dependence_measure": "no"}, "method_kwargs: .*'no'"),
+        ({"gather_distributed": "yes"}, "gather_distributed must be True or False but is 'yes'"),
+        ({"representations": ["no"]}, "representation must be one of .* but is 'no'"),
+        (
+            {"representations": {"a": {"name": "no"}}},
+            "representation must be one of .* but is 'no'",
+        ),
+        ({"representations": "pixels"}, "representations must be a list of names or a mapping"),
+        ({"fill_cache": 1}, "method_kwargs.fill_cache must be True or False but is 1"),
+        ({"cache": 3}, "method_kwargs.cache must be a path but is 3"),
+        ("pixels", "method_kwargs must be a mapping of options but is 'pixels'"),
+    ],
+)
+def test_exception_method_options(given: Any, match: str) -> None:
+    with pytest.raises(SoloConfigError, match=match):
+        check_method_options(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"weight": 1.0}, "mvmr_regularizer has no option 'weight'; its options are weights, "),
+        ({"weights": {"pixels": "x"}}, "mvmr_regularizer: weights.*must be a number"),
+        ({"embeddings": 3}, "mvmr_regularizer.embeddings must name an output .* but is 3"),
+        ({"representations": []}, "must name at least one representation but is empty"),
+        (True, "mvmr_regularizer must be a mapping of options but is True"),
+    ],
+)
+def test_exception_regularizer_options(given: Any, match: str) -> None:
+    with pytest.raises(SoloConfigError, match=match):
+        check_regularizer_options(given)
+
+
+@pytest.mark.parametrize(
+    ("method", "pipelines", "match"),
+    [
+        ("mvmr", [PLAIN, AUGMENTED], "mvmr_regularizer must not be given with method 'mvmr'"),
+        ("vicreg", [AUGMENTED], "needs the non-augmented image or a cache: .* other than 32"),
+        (
+            "vicreg",
+            [AUGMENTED, pipeline(36, 2)],
+            "num_crops of the last pipeline must be 1 .* is 2",
+        ),
+        # Of the method's own size, it would be a third large crop.
+        (
+            "vicreg",
+            [AUGMENTED, PLAIN],
+            "needs the non-augmented image or a cache: .* other than 32",
+        ),
+    ],
+)
+def test_exception_regularizer_pipelines(
+    method: str, pipelines: list[dict[str, Any]], match: str
+) -> None:
+    cfg = pretraining(method, *pipelines, mvmr_regularizer={"representations": ["pixels"]})
+    with pytest.raises(SoloConfigError, match=match):
+        check_pretraining(cfg)
+
+
+def test_exception_missing_cache(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    match = f"there is none at '{missing}'; set fill_cache to True"
+    cfg = pretraining("mvmr", PLAIN, AUGMENTED, method_kwargs={"cache": missing})
+    with pytest.raises(SoloConfigError, match=match):
+        check_pretraining(cfg)
+    cfg.method_kwargs.fill_cache = True
+    check_pretraining(cfg)
+    cfg = pretraining("vicreg", AUGMENTED, mvmr_regularizer={"cache": missing})
+    with pytest.raises(SoloConfigError, match=match):
+        check_pretraining(cfg)
+    cfg.mvmr_regularizer.fill_cache = True
+    with pytest.raises(
+        SoloConfigError, match="fill_cache must be left out without a non-augmented"
+    ):
+        check_pretraining(cfg)
+    with pytest.raises(SoloConfigError, match=match):
+        representation_source(check_method_options({"cache": missing}), range(4))
+
+
+def test_cache_is_filled_and_read_by_index(tmp_path: Path) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    given = {"representations": ["pixels"], "cache": str(tmp_path / "store"), "fill_cache": True}
+    filling = representation_source(check_method_options(given), range(4))
+    assert filling is not None
+    computed = filling(images, torch.arange(4))
+    reading = representation_source(
+        check_regularizer_options({"cache": given["cache"]}), range(4), has_images=False
+    )
+    assert reading is not None
+    read = reading(None, torch.tensor([2, 0]))["pixels"]
+    torch.testing.assert_close(read, images[[2, 0]].flatten(1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(read, computed["pixels"][[2, 0]])
+    with pytest.raises(SoloConfigError, match="num_samples is 4 there but 5 here"):
+        representation_source(check_method_options(given), range(5))
+    with pytest.raises(SoloConfigError, match="cache needs a data set with a length"):
+        representation_source(check_method_options(given), None)
+
+
+def test_exception_is_of_both_kinds() -> None:
+    """solo-learn refuses settings by AssertionError, this package by ValueError."""
+    assert issubclass(SoloConfigError, AssertionError)
+    assert issubclass(SoloConfigError, ValueError)

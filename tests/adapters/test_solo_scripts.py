@@ -1,0 +1,401 @@
+"""solo-learn's own scripts, in processes of their own, with MV-MR: installed and editable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.adapters.conftest import ON_CPU, save_photographs
+
+ROOT = Path(__file__).parents[2]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+SMALL = (
+    "augmentations=mvmr_32",
+    "backbone.name=resnet18",
+    "method_kwargs.proj_hidden_dim=64",
+    "method_kwargs.proj_output_dim=32",
+    "optimizer.batch_size=32",
+    "scheduler.warmup_epochs=0",
+    "+log_every_n_steps=1",
+)
+
+
+def data(folder: Path, val: bool = True) -> tuple[str, str]:
+    return f"data.train_path={folder}/train", f"data.val_path={folder / 'test' if val else 'null'}"
+
+
+def checkpoint(folder: Path) -> Path:
+    (found,) = folder.glob("trained_models/*/*/*.ckpt")
+    return found
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """Returns what Lightning's default logger wrote, by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values: dict[str, list[float]] = {}
+    for run in sorted((folder / "lightning_logs").iterdir()):
+        events = EventAccumulator(str(run))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            values.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    return values
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Installs this package in a folder of its own, normally; returns the environment to use it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for name in ("mvmr_loss", "adapters"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True, capture_output=True)
+    return {"PYTHONPATH": str(target)}
+
+
+@pytest.fixture(scope="module")
+def pretrained(
+    run_solo: Run,
+    installed: dict[str, str],
+    photograph_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Pretrains by an installed package and `python main_pretrain.py`; several tests look at it."""
+    cwd = tmp_path_factory.mktemp("pretrained")
+    done = run_solo(
+        "main_pretrain.py",
+        "--config-name",
+        "mvmr_custom",
+        *ON_CPU,
+        *SMALL,
+        *data(photograph_folder, val=False),
+        "max_epochs=2",
+        cwd=cwd,
+        runner=False,
+        env=installed,
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd, done
+
+
+def test_main_pretrain_with_the_installed_plugin(
+    pretrained: tuple[Path, subprocess.CompletedProcess[str]], solo_learn: Path
+) -> None:
+    cwd, done = pretrained
+    assert done.stderr.count("method 'mvmr' and '+mvmr_regularizer' added by its Hydra plugin") == 1
+    assert checkpoint(cwd).name.endswith("ep=1.ckpt")
+    saved = json.loads((checkpoint(cwd).parent / "args.json").read_text())
+    assert saved["method"] == "mvmr"
+    assert saved["method_kwargs"]["variance_margin"] == 1.0
+    logged = scalars(cwd)
+    names = ("mvmr", "invariance", "variance", "dependence", "pixels", "scattering", "hog")
+    for name in (*names, "local_std", "augmented_pixels"):
+        assert len(logged[f"train_{name}_loss_step"]) == 4
+    if (solo_learn / ".git").exists():
+        status = subprocess.run(
+            ["git", "-C", str(solo_learn), "status", "--porcelain"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert status.stdout == ""
+
+
+def test_main_linear(
+    run_solo: Run,
+    installed: dict[str, str],
+    pretrained: tuple[Path, subprocess.CompletedProcess[str]],
+    photograph_folder: Path,
+    tmp_path: Path,
+) -> None:
+    done = run_solo(
+        "main_linear.py",
+        "--config-name",
+        "mvmr_custom_linear",
+        *ON_CPU,
+        *data(photograph_folder),
+        "backbone.name=resnet18",
+        "optimizer.batch_size=44",
+        "max_epochs=1",
+        # Quoted for Hydra, because of the = in the name.
+        f"pretrained_feature_extractor='{checkpoint(pretrained[0])}'",
+        cwd=tmp_path,
+        runner=False,
+        env=installed,
+    )
+    assert done.returncode == 0, done.stderr
+    (accuracy,) = scalars(tmp_path)["val_acc1"]
+    assert 0 <= accuracy <= 100
+
+
+def evaluation_arguments(cwd: Path, folder: Path) -> list[str]:
+    return [
+        "--dataset=custom",
+        f"--train_data_path={folder}/train",
+        f"--val_data_path={folder}/test",
+        "--batch_size=16",
+        "--num_workers=0",
+        f"--pretrained_checkpoint_dir={checkpoint(cwd).parent}",
+    ]
+
+
+def test_main_knn(
+    run_solo: Run,
+    pretrained: tuple[Path, subprocess.CompletedProcess[str]],
+    photograph_folder: Path,
+    tmp_path: Path,
+) -> None:
+    done = run_solo(
+        "main_knn.py",
+        *evaluation_arguments(pretrained[0], photograph_folder),
+        *("--k", "5", "--temperature", "0.1", "--feature_type", "backbone", "projector"),
+        *("--distance_function", "euclidean", "cosine"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [line for line in done.stdout.splitlines() if line.startswith("Result: acc@1=")]
+    assert len(results) == 4
+    accuracies = [float(line.split("=")[1].split(",")[0]) for line in results]
+    # Eleven classes, and even an untrained network tells a galaxy from grass.
+    assert min(accuracies) > 20
+
+
+def test_main_umap(
+    run_solo: Run,
+    pretrained: tuple[Path, subprocess.CompletedProcess[str]],
+    photograph_folder: Path,
+    tmp_path: Path,
+) -> None:
+    done = run_solo(
+        "main_umap.py", *evaluation_arguments(pretrained[0], photograph_folder), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("im100_train_umap.pdf", "im100_val_umap.pdf"):
+        assert (tmp_path / name).read_bytes().startswith(b"%PDF")
+
+
+def test_a_plain_hydra_program_sees_nothing(installed: dict[str, str], tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            import hydra
+
+            @hydra.main(version_base="1.2", config_path=None)
+            def main(cfg):
+                print(sorted(m for m in ("torch", "mvmr_loss", "solo") if m in sys.modules))
+                print("hydra_plugins.mvmr_loss_solo" in sys.modules, dict(cfg))
+
+            main()
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), "+x=1", "hydra.run.dir=."],
+        cwd=tmp_path,
+        env={**os.environ, **installed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\nTrue {'x': 1}\n"
+    assert done.stderr == ""
+
+
+def test_own_configuration_upon_a_shipped_one_and_its_errors(
+    run_solo: Run, photograph_folder: Path, tmp_path: Path
+) -> None:
+    """In an editable installation, by the runner: swapped pipelines are refused in one sentence."""
+    (tmp_path / "mine.yaml").write_text(
+        textwrap.dedent(
+            """
+            defaults:
+              - mvmr_custom
+              - _self_
+            augmentations:
+              - {rrc: {enabled: True}, crop_size: 32, num_crops: 1}
+              - {rrc: {enabled: False}, crop_size: 32, num_crops: 1}
+            """
+        )
+    )
+    done = run_solo(
+        *("main_pretrain.py", "--config-path", str(tmp_path), "--config-name", "mine"),
+        *ON_CPU,
+        *data(photograph_folder, val=False),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "added by python -m mvmr_loss.adapters.solo" in done.stderr
+    assert (
+        "augmentations[0] must be the non-augmented pipeline for method 'mvmr' but has rrc.enabled; "
+        "augmentations[1] is: put it first."
+    ) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([], "needs solo-learn 1.0.6, but there is none; clone it with `git clone"),
+        (["solo/__init__.py", "solo/args/setup.py"], "an older one or another package called solo"),
+    ],
+    ids=["absent", "PyPI's"],
+)
+def test_exception_no_solo_learn(content: list[str], match: str, tmp_path: Path) -> None:
+    for name in ("main_pretrain.py", *content):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "mvmr_loss.adapters.solo", str(tmp_path / "main_pretrain.py")],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: mvmr_loss.adapters.solo")
+    assert match in done.stderr
+
+
+def test_exception_no_script(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mvmr_loss.adapters.solo", "nowhere.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "give a script of a solo-learn checkout" in done.stderr
+    assert "but nowhere.py was given" in done.stderr
+
+
+# ------------------------------------------------------------------------------------ longer runs
+
+
+@pytest.mark.slow
+def test_two_processes_with_gathering(
+    run_solo: Run, photograph_folder: Path, tmp_path: Path
+) -> None:
+    """In an editable installation; the second process is started by Lightning."""
+    arguments = [a for a in ON_CPU if not a.startswith(("devices", "strategy"))]
+    done = run_solo(
+        *("main_pretrain.py", "--config-name", "mvmr_custom"),
+        *arguments,
+        *SMALL,
+        *data(photograph_folder, val=False),
+        *("devices='2'", "strategy=ddp", "max_epochs=1", "optimizer.batch_size=16"),
+        "method_kwargs.gather_distributed=True",
+        cwd=tmp_path,
+        env={"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "distributed_backend=gloo" in done.stderr + done.stdout
+    # 88 images: 44 a process, two batches of 16 each.
+    assert len(scalars(tmp_path)["train_mvmr_loss_step"]) == 2
+    assert checkpoint(tmp_path).name.endswith("ep=0.ckpt")
+
+
+@pytest.mark.slow
+def test_auto_resume_after_a_kill(
+    run_solo: Run, solo_learn: Path, photograph_folder: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *("--config-name", "mvmr_custom", *ON_CPU, *SMALL),
+        *data(photograph_folder, val=False),
+        *("precision=bf16-mixed", "+accumulate_grad_batches=2", "max_epochs=12"),
+    ]
+    with open(tmp_path / "log", "wb") as log:
+        first = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mvmr_loss.adapters.solo"),
+                *(str(solo_learn / "main_pretrain.py"), *arguments),
+            ],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+        while first.poll() is None and not list(tmp_path.glob("trained_models/*/*/*ep=1.ckpt")):
+            time.sleep(0.2)
+        time.sleep(0.5)  # solo-learn does not write its checkpoints atomically
+        first.kill()
+        first.wait()
+    done = run_solo("main_pretrain.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming from previous checkpoint that matches specifications" in done.stdout
+    names = [path.name for path in tmp_path.glob("trained_models/*/*/*.ckpt")]
+    assert any(name.endswith("ep=11.ckpt") for name in names)
+    # Resumed, and not begun again: the second run has fewer epochs than twelve.
+    second = sorted((tmp_path / "lightning_logs").iterdir())[-1]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(second))
+    events.Reload()
+    assert 0 < len(events.Scalars("train_mvmr_loss_epoch")) < 12
+
+
+@pytest.mark.slow
+def test_another_method_with_the_regularizer(
+    run_solo: Run, photograph_folder: Path, tmp_path: Path
+) -> None:
+    """solo-learn's own VICReg configuration, plus a few words on the command line."""
+    done = run_solo(
+        "main_pretrain.py",
+        *("--config-path", "scripts/pretrain/custom", "--config-name", "byol"),
+        *ON_CPU,
+        *data(photograph_folder, val=False),
+        *("method=vicreg", "augmentations=symmetric_32_with_non_augmented"),
+        *("method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=32"),
+        *(
+            "data.format=image_folder",
+            "wandb.enabled=False",
+            "max_epochs=1",
+            "+log_every_n_steps=1",
+        ),
+        "+mvmr_regularizer.representations=[pixels,hog]",
+        "+mvmr_regularizer.weights={pixels: 1.0, hog: 2.0}",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    logged = scalars(tmp_path)
+    assert logged["train_vicreg_loss_step"]
+    assert 0 < logged["train_pixels_loss_step"][0] < 1 < logged["train_vicreg_loss_step"][0]
+    assert 0 < logged["train_hog_loss_step"][0] < 2
+
+
+@pytest.mark.slow
+def test_training_raises_the_online_accuracy(run_solo: Run, tmp_path: Path) -> None:
+    save_photographs(tmp_path / "images", "train", 64, [(48, 48)])
+    done = run_solo(
+        *("main_pretrain.py", "--config-name", "mvmr_custom"),
+        *ON_CPU,
+        *SMALL,
+        *data(tmp_path / "images", val=False),
+        *("optimizer.batch_size=64", "optimizer.lr=4e-3", "optimizer.classifier_lr=4e-3"),
+        *(
+            "max_epochs=12",
+            "method_kwargs.proj_hidden_dim=256",
+            "method_kwargs.proj_output_dim=256",
+        ),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    logged = scalars(tmp_path)
+    accuracy, loss = logged["train_acc1_epoch"], logged["train_mvmr_loss_epoch"]
+    assert accuracy[-1] > accuracy[0] + 15
+    assert accuracy[-1] > 40
+    assert loss[-1] < loss[0]

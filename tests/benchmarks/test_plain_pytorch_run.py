@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from benchmarks.plain_pytorch import run
+from examples import plain_pytorch
+
+RUN = {
+    "accuracy": {
+        name: {probe: {"top1": value, "top5": 100.0} for probe in ("knn", "linear")}
+        for name, value in (("raw pixels", 10.0), ("untrained", 20.0), ("trained", 30.0))
+    },
+    "classes": ["cat", "dog"],
+    "images": {"train": 3000, "test": 6},
+    "interrupted": False,
+    "machine": {"cpu": "a processor", "threads": 2},
+    "versions": {"torch": "2"},
+    "training_cpu_seconds": 7.0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of results, with a stand-in for the training that records what it was asked."""
+
+    def train(settings):
+        trained.append(
+            (settings.representation_weight, bool(settings.representations), settings.seed)
+        )
+        accuracy = {**RUN["accuracy"]}
+        accuracy["trained"] = {probe: {"top1": 30.0 + settings.seed} for probe in ("knn", "linear")}
+        return {**RUN, "accuracy": accuracy, "seed": settings.seed, "settings": vars(settings)}
+
+    trained = []
+    monkeypatch.setattr(plain_pytorch, "run", train)
+    (tmp_path / "RESULTS.md").write_text(
+        "Before.\n<!-- table -->\nold\n<!-- end of table -->\nAfter.\n"
+    )
+    return tmp_path / "results", trained
+
+
+def test_smoke(folder):
+    results, trained = folder
+    run.run_missing("study", [0, 2], ["--epochs", "3"], results)
+    assert trained == [
+        (1, True, 0),
+        (1, False, 0),
+        (-1, True, 0),
+        (1, True, 2),
+        (1, False, 2),
+        (-1, True, 2),
+    ]
+    assert len(list((results / "study").iterdir())) == 6
+    page = (results.parent / "RESULTS.md").read_text()
+    assert page.startswith("Before.\n<!-- table -->\n### study")
+    assert page.endswith("<!-- end of table -->\nAfter.\n")
+    assert "old" not in page
+    assert "| raw pixels | 0, 2 | 10.0 ± 0.0 | 10.0 ± 0.0 |  |" in page
+    assert "| trained, none | 0, 2 | 31.0 ± 1.4 | 31.0 ± 1.4 | 7 |" in page
+
+
+def test_only_missing_runs_are_made(folder):
+    results, trained = folder
+    run.run_missing("study", [0], [], results)
+    removed = run.result_path("study", "none", 0, results)
+    removed.unlink()
+    trained.clear()
+    run.run_missing("study", [0], [], results)
+    assert trained == [(1, False, 0)]
+    assert removed.exists()
+
+
+def test_interrupted_run_is_not_kept(folder, monkeypatch):
+    results, _ = folder
+    monkeypatch.setitem(RUN, "interrupted", True)
+    with pytest.raises(SystemExit, match="run the same command again to continue"):
+        run.run_missing("study", [0], [], results)
+    assert not results.exists()
+
+
+def test_other_settings_are_not_mixed(folder):
+    results, _ = folder
+    run.run_missing("study", [0], [], results)
+    with pytest.raises(
+        ValueError, match="was made with other settings; give the study another name"
+    ):
+        run.run_missing("study", [0, 1], ["--epochs", "3"], results)
+
+
+def test_results_hold_no_absolute_path(folder, tmp_path):
+    results, _ = folder
+    paths = [
+        "--train",
+        str(tmp_path / "images" / "train"),
+        "--test",
+        str(tmp_path / "images" / "test"),
+    ]
+    run.run_missing("study", [0], paths, results)
+    for path in (results / "study").iterdir():
+        assert str(tmp_path) not in path.read_text()
+        assert json.loads(path.read_text())["settings"]["train"] == ".../images/train"

@@ -1,0 +1,104 @@
+"""The mode that works in blocks of rows equals the one that holds whole matrices."""
+
+import pytest
+import torch
+
+from mvmr_loss import MVMRLoss
+from mvmr_loss.dependence import (
+    DistanceCorrelation,
+    DistanceCorrelationSqr,
+    UDistanceCorrelationSqr,
+)
+
+MEASURES = [DistanceCorrelation, DistanceCorrelationSqr, UDistanceCorrelationSqr]
+
+
+def batches(n, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 9, generator=generator, dtype=dtype)
+    y = x[:, :4] ** 2 + 0.5 * torch.randn(n, 4, generator=generator, dtype=dtype) + 10
+    return x.requires_grad_(), y.requires_grad_()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("exponent", [1.0, 0.6, 1.5])
+@pytest.mark.parametrize("block_size", [1, 7, 20, 64])
+def test_equals_whole_matrices(measure, exponent, block_size):
+    x, y = batches(20)
+    whole = measure(exponent=exponent)(x, y)
+    blocks = measure(exponent=exponent, block_size=block_size)(x, y)
+    torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, (x, y)), torch.autograd.grad(whole, (x, y)), strict=True
+    ):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_gradcheck(measure):
+    x, y = batches(9, torch.float64)
+    assert torch.autograd.gradcheck(measure(block_size=4), (x, y))
+
+
+def test_equals_whole_matrices_on_a_wide_loss():
+    """Distances of wide batches hardly vary, which is where centring by sums could lose digits."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(64, 8192, generator=generator).requires_grad_()
+    v = (z + 0.5 * torch.randn(64, 8192, generator=generator)).detach().requires_grad_()
+    ys = {"a": torch.rand(64, 3000, generator=generator), "b": v.detach()[:, :50] ** 2}
+    whole = MVMRLoss()(z, v, ys)
+    blocks = MVMRLoss(dependence_measure=DistanceCorrelation(block_size=24))(z, v, ys)
+    torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, (z, v)), torch.autograd.grad(whole, (z, v)), strict=True
+    ):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_extreme_scales_and_coincident_points(measure, scale):
+    x, y = batches(12)
+    x = (scale * torch.cat([x[:6], x[:6]])).detach().requires_grad_()
+    value = measure(block_size=5)(x, y)
+    torch.testing.assert_close(value, measure()(x, y), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert torch.isfinite(gradient).all()
+
+
+def test_never_holds_a_square_matrix():
+    """No tensor that the computation makes has n x n elements."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    x, y = batches(300)
+    with Watch():
+        DistanceCorrelation(block_size=16)(x, y).backward()
+    assert 300 * 16 <= largest < 300 * 300 // 4
+
+
+class TestException:
+    def test_block_size(self):
+        with pytest.raises(ValueError, match="block_size must be at least 1 but is 0"):
+            DistanceCorrelation(block_size=0)
+        with pytest.raises(TypeError, match="block_size must be an int but is a float"):
+            DistanceCorrelation(block_size=2.0)
+        with pytest.raises(ValueError, match="eps must be 0 with a block_size but is 0.1"):
+            DistanceCorrelation(block_size=8, eps=0.1)
+
+    def test_samples(self):
+        x, y = batches(5)
+        with pytest.raises(ValueError, match="x must have at least 4 samples"):
+            UDistanceCorrelationSqr(block_size=2)(x[:3], y[:3])
+        with pytest.raises(ValueError, match="x and y must have the same number of samples"):
+            DistanceCorrelation(block_size=2)(x, y[:4])

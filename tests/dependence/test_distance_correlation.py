@@ -1,0 +1,205 @@
+"""The distance-based measures against dcor and against the authors' release of MV-MR."""
+
+import dcor
+import numpy as np
+import pytest
+import torch
+
+from mvmr_loss import dependence
+from mvmr_loss.dependence import (
+    DistanceCorrelation,
+    PartialDistanceCorrelation,
+    distance_correlation,
+    distance_covariance,
+    double_centered,
+    pairwise_distances,
+    partial_distance_correlation,
+    u_centered,
+)
+
+FUNCTIONS = [
+    "distance_covariance",
+    "distance_covariance_sqr",
+    "distance_correlation",
+    "distance_correlation_sqr",
+    "u_distance_covariance_sqr",
+    "u_distance_correlation_sqr",
+]
+
+
+def batch(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def as_tensors(*arrays):
+    return [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for a in arrays]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("exponent", [1.0, 0.5, 1.7])
+@pytest.mark.parametrize("shapes", [(4, 3, 2), (20, 5, 7), (33, 1, 1), (150, 300, 40)])
+def test_equals_dcor(name, exponent, shapes):
+    n, d, e = shapes
+    x = batch(n, d)
+    # 150 rows is more than one block of the Gram matrix.
+    y = 10 + (x.abs() @ batch(d, e, seed=1)) * 1e3 + batch(n, e, seed=2)
+    expected = getattr(dcor, name)(x.numpy(), y.numpy(), exponent=exponent)
+    value = getattr(dependence, name)(x, y, exponent=exponent)
+    assert value.item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equals_dcor_on_ties(name):
+    x = torch.tensor([0.0, 0, 1, 1, 2, 2, 2, 5], dtype=torch.float64)[:, None]
+    y = torch.tensor([1.0, 0, 0, 1, 1, 0, 3, 3], dtype=torch.float64)[:, None]
+    expected = getattr(dcor, name)(x.numpy(), y.numpy())
+    assert getattr(dependence, name)(x, y).item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+
+
+def test_wider_than_a_slice():
+    x, y = batch(20, 9000) + 2, batch(20, 5)
+    expected = dcor.distance_correlation(x.numpy(), y.numpy())
+    assert distance_correlation(x, y).item() == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (25, 4), (60, 1)])
+def test_partial_equals_dcor(shape):
+    n, d = shape
+    z = batch(n, 2)
+    x = batch(n, d, seed=1) + z[:, :1]
+    y = x.square() + batch(n, d, seed=2) - z[:, 1:]
+    expected = dcor.partial_distance_correlation(x.numpy(), y.numpy(), z.numpy())
+    value = partial_distance_correlation(x, y, z)
+    assert value.item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+    torch.testing.assert_close(PartialDistanceCorrelation()(x, y, z), value)
+
+
+def test_partial_exponent_by_its_definition():
+    x, y, z = batch(12, 3), batch(12, 2, seed=1).cumsum(0), batch(12, 2, seed=2).cumsum(0)
+    a, b, c = (dcor.u_centered(torch.cdist(t, t).pow(0.7).numpy()) for t in (x, y, z))
+    expected_a = a - dcor.u_product(a, c) / dcor.u_product(c, c) * c
+    expected_b = b - dcor.u_product(b, c) / dcor.u_product(c, c) * c
+    expected = (expected_a * expected_b).sum() / np.sqrt(
+        (expected_a**2).sum() * (expected_b**2).sum()
+    )
+    value = partial_distance_correlation(x, y, z, exponent=0.7)
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_partial_degenerate():
+    x, y = batch(12, 3).requires_grad_(), batch(12, 2, seed=1).requires_grad_()
+    assert partial_distance_correlation(x, x, y).item() == pytest.approx(1, abs=1e-9)
+    for value in (
+        partial_distance_correlation(x, y, y),
+        partial_distance_correlation(x, 0 * y, y),
+        partial_distance_correlation(x, x.square(), 0 * y),
+    ):
+        assert torch.isfinite(value)
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (x, y)))
+    assert partial_distance_correlation(x, y, y) == 0
+    assert partial_distance_correlation(x, 3 * y + 1, y).abs() < 1e-6
+
+
+def test_partial_exception():
+    x = batch(8, 3)
+    with pytest.raises(ValueError, match="x and z must have the same number of samples but have 8"):
+        partial_distance_correlation(x, x, x[:5])
+    with pytest.raises(ValueError, match="z must have at least 4 samples .* but has 3"):
+        partial_distance_correlation(x, x, x[:3])
+
+
+def release(x, y):
+    """The dependence of the authors' release, from its description.
+
+    Squared distances held at 1e-4 inside the root, on the diagonal too; doubly centred; the
+    correlation is the root of the covariance over the root of the product of the root variances.
+    """
+    centered = []
+    for t in (x, y):
+        a = (t[:, None] - t[None]).square().sum(-1).clamp(min=1e-4).sqrt()
+        centered.append(a - a.mean(0, keepdim=True) - a.mean(1, keepdim=True) + a.mean())
+    a, b = centered
+    covariance, variance_a, variance_b = (t.mean().sqrt() for t in (a * b, a * a, b * b))
+    return covariance / (variance_a * variance_b).sqrt()
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e-3])
+def test_eps_reproduces_the_release(scale):
+    # At the small scale a part of the distances is below the floor of 0.01.
+    x, y = scale * batch(24, 4), scale * batch(24, 6, seed=1)
+    x.requires_grad_()
+    value, expected = DistanceCorrelation(eps=1e-4)(x, y), release(x, y)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, x), torch.autograd.grad(expected, x), rtol=1e-8, atol=1e-12
+    )
+    assert abs(distance_correlation(x, y).item() - expected.item()) > 1e-6
+
+
+def test_eps_on_a_collapsed_batch():
+    x, y = (1e-3 * batch(8, 4)).requires_grad_(), batch(8, 4, seed=1)
+    value = distance_correlation(x, y, eps=1e-4)
+    assert value == 0  # all its distances are at the floor: constant, where the release has 0 / 0
+    assert (torch.autograd.grad(value, x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_pairwise_distances(exponent):
+    x = batch(150, 6) + 5
+    distances = pairwise_distances(x, exponent=exponent)
+    torch.testing.assert_close(distances, (x[:, None] - x).norm(dim=-1) ** exponent)
+    assert (distances == distances.T).all()
+    assert (distances.diagonal() == 0).all()
+    assert pairwise_distances(x[:1]).tolist() == [[0.0]]
+
+
+def test_pairwise_distances_of_duplicates():
+    x = (batch(40, 20_000, dtype=torch.float32) + 3).repeat(4, 1)
+    distances = pairwise_distances(x)
+    same = torch.arange(160)[:, None] % 40 == torch.arange(160) % 40
+    assert ((distances == 0) == same).all()
+
+
+def test_pairwise_distances_floor():
+    x = torch.tensor([[0.0], [0.001], [1.0]])
+    distances = pairwise_distances(x, eps=1e-4)
+    expected = [[0.01, 0.01, 1], [0.01, 0.01, 0.999], [1, 0.999, 0.01]]
+    torch.testing.assert_close(distances, torch.tensor(expected))
+
+
+def test_beyond_the_range_is_held_within_it():
+    x = torch.tensor([[-3e38, 3e38], [3e38, -3e38], [0.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    distances = pairwise_distances(x)
+    assert distances[0, 1] == torch.finfo(torch.float32).max
+    value = dependence.distance_covariance_sqr(x, x)
+    assert 1e37 < value < float("inf")
+    assert torch.isfinite(torch.autograd.grad(value, x)[0]).all()
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_covariance_keeps_its_scale(scale):
+    x, y = batch(16, 4, dtype=torch.float32), batch(16, 3, seed=1, dtype=torch.float32)
+    expected = scale * distance_covariance(x, y).item()
+    assert distance_covariance(scale * x, scale * y).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(double_centered, dcor.double_centered), (u_centered, dcor.u_centered)]
+)
+def test_centering(ours, theirs):
+    (a,) = as_tensors(dcor.distances.pairwise_distances(batch(9, 4).numpy()))
+    centered = ours(a)
+    torch.testing.assert_close(centered, torch.from_numpy(theirs(a.numpy().copy())))
+    assert centered.sum(0).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(ours, batch(5, 5).requires_grad_())
+
+
+@pytest.mark.parametrize("function", [double_centered, u_centered])
+def test_centering_exception(function):
+    with pytest.raises(ValueError, match=r"a must have shape \(N, N\).* but has shape \(4, 3\)"):
+        function(batch(4, 3))
+    with pytest.raises(TypeError, match=r"a must be a torch\.Tensor but is a list"):
+        function([[0.0]])
+    with pytest.raises(ValueError, match="N at least 3 but has shape"):
+        u_centered(batch(2, 2))

@@ -1,0 +1,308 @@
+"""The random augmentation: its steps against torch's and kornia's, its draws, and repeated runs."""
+
+import copy
+import math
+
+import kornia
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+
+from mvmr_loss.representations import AugmentedPixels, augmented_pixels
+from mvmr_loss.representations.augmented_pixels import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    _crop_boxes,
+    _crop_resize_flip,
+    _jitter_colors,
+    _shift_hue,
+)
+
+NOTHING = {
+    "crop_scale": (1.0, 1.0),
+    "flip_probability": 0.0,
+    "color_jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur": False,
+}
+UNIT = {"mean": None, "std": None}
+
+
+def make_images(*shape, dtype=torch.float32):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    image = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1) / 255
+    return torch.stack([image[:, i : i + 96, j : j + 96] for i in (0, 120) for j in (150, 230)])
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 96, 96), (2, 3, 40, 64), (3, 1, 32, 32), (2, 5, 24, 9)])
+def test_smoke(shape):
+    images = make_images(*shape)
+    features = AugmentedPixels()(images)
+    assert features.shape == images.shape == (shape[0], *AugmentedPixels().output_shape(*shape[1:]))
+    assert torch.isfinite(features).all()
+    assert not torch.allclose(features, images)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 1, 1, 7), (2, 3, 5, 1)])
+def test_tiny_images(shape):
+    features = AugmentedPixels(**UNIT)(make_images(*shape))
+    assert features.shape == shape
+    assert torch.isfinite(features).all()
+
+
+def test_not_cacheable():
+    assert AugmentedPixels.cacheable is False
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 40)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_equals_interpolate(size, flip):
+    images = make_images(6, 3, *size, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    trials, place = torch.rand(6, 20, generator=generator), torch.rand(6, 2, generator=generator)
+    box = _crop_boxes(trials, place, *size, (0.08, 1.0))
+    result = _crop_resize_flip(images, box, torch.full((6,), flip))
+    for image, features, *sides in zip(images, result, *box, strict=True):
+        top, left, height, width = (int(side) for side in sides)
+        crop = image[None, :, top : top + height, left : left + width]
+        assert crop.shape[2:] == (height, width)
+        expected = F.interpolate(crop, size, mode="bilinear", align_corners=False)
+        expected = expected.flip(-1) if flip else expected
+        torch.testing.assert_close(features[None], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_crop_boxes_distribution():
+    generator = torch.Generator().manual_seed(0)
+    trials, place = (
+        torch.rand(4000, 20, generator=generator),
+        torch.rand(4000, 2, generator=generator),
+    )
+    top, left, height, width = _crop_boxes(trials, place, 96, 96, (0.08, 1.0))
+    assert min(top.min(), left.min()) == 0
+    assert (top + height).max() == (left + width).max() == 96
+    area, ratio = height * width / 96**2, width / height
+    assert 0.075 < area.min() < 0.1
+    assert area.max() > 0.95
+    assert 0.73 < ratio.min() < 0.78
+    assert 1.28 < ratio.max() < 1.37
+    # In the middle of a free range as often above as below.
+    free = 96 - height
+    position = top[free > 20] / free[free > 20]
+    assert abs(position.mean() - 0.5) < 0.03
+    assert abs(ratio.log().mean()) < 0.02
+
+
+@pytest.mark.parametrize(("size", "expected"), [((10, 100), (10, 13)), ((100, 10), (13, 10))])
+def test_crop_that_never_fits_is_central(size, expected):
+    trials = torch.cat((torch.ones(1, 10), torch.full((1, 10), 0.5)), dim=1)
+    top, left, height, width = _crop_boxes(trials, torch.full((1, 2), 0.9), *size, (1.0, 1.0))
+    assert (int(height), int(width)) == expected
+    assert (int(top), int(left)) == tuple((a - b) // 2 for a, b in zip(size, expected, strict=True))
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.13, 0.0, 0.2, 0.5])
+def test_hue_equals_kornia(photographs, shift):
+    images = torch.cat((photographs, photographs.mean(1, keepdim=True).expand(-1, 3, -1, -1)))
+    result = _shift_hue(images, torch.full((len(images),), shift))
+    expected = kornia.enhance.adjust_hue(images, 2 * math.pi * torch.full((len(images),), shift))
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("permutation", "names"),
+    list(enumerate(("bcs", "bsc", "csb", "cbs", "sbc", "scb"))),
+)
+def test_jitter_equals_kornia(photographs, permutation, names):
+    n = len(photographs)
+    draws = torch.rand(n, 4, generator=torch.Generator().manual_seed(permutation))
+    order = torch.full((n,), (permutation + 0.5) / 6)
+    chosen = torch.tensor([True] * (n - 1) + [False])
+    result = _jitter_colors(photographs, chosen, draws, order, (0.8, 0.8, 0.8, 0.2))
+
+    operators = {
+        "b": kornia.enhance.adjust_brightness_accumulative,
+        "c": kornia.enhance.adjust_contrast_with_mean_subtraction,
+        "s": kornia.enhance.adjust_saturation_with_gray_subtraction,
+    }
+    expected = photographs
+    for name in names:
+        expected = operators[name](expected, 0.2 + 1.6 * draws[:, "bcs".index(name)])
+    expected = kornia.enhance.adjust_hue(expected, 2 * math.pi * 0.2 * (2 * draws[:, 3] - 1))
+    torch.testing.assert_close(result[:-1], expected[:-1], rtol=0, atol=5e-6)
+    torch.testing.assert_close(result[-1], photographs[-1], rtol=0, atol=5e-6)
+
+
+def test_nothing_is_the_identity(photographs):
+    features = augmented_pixels(photographs, **UNIT, **NOTHING)
+    torch.testing.assert_close(features, photographs, rtol=0, atol=1e-5)
+
+
+def test_flip(photographs):
+    options = UNIT | NOTHING | {"flip_probability": 1.0}
+    features = augmented_pixels(photographs, **options)
+    torch.testing.assert_close(features, photographs.flip(-1), rtol=0, atol=1e-5)
+
+
+def test_grey(photographs):
+    options = UNIT | NOTHING | {"grayscale_probability": 1.0}
+    features = augmented_pixels(photographs, **options)
+    expected = kornia.color.rgb_to_grayscale(photographs).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_blur(photographs):
+    features = augmented_pixels(photographs, **(UNIT | NOTHING | {"blur": True}))
+
+    def roughness(x):
+        return x.diff(dim=-1).square().mean(dim=(1, 2, 3))
+
+    assert (roughness(features) < roughness(photographs)).all()
+    torch.testing.assert_close(
+        features.mean(dim=(2, 3)), photographs.mean(dim=(2, 3)), rtol=0, atol=0.02
+    )
+    small = photographs[..., :19, :19]
+    unblurred = augmented_pixels(small, **(UNIT | NOTHING | {"blur": True}))
+    torch.testing.assert_close(unblurred, small, rtol=0, atol=1e-5)
+
+
+def test_normalisation_is_undone_and_redone(photographs):
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = (augmented_pixels(photographs, seed=3, **UNIT) - mean) / std
+    features = augmented_pixels((photographs - mean) / std, seed=3)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_channel_counts_have_no_colours(channels):
+    images = make_images(3, channels, 32, 32)
+    geometric = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0}
+    features = augmented_pixels(images, seed=2)
+    assert torch.equal(features, augmented_pixels(images, seed=2, **geometric))
+    assert torch.equal(features[:, :1], augmented_pixels(images[:, :1], seed=2))
+
+
+def test_draws_are_per_sample(photographs):
+    same = photographs[:1].expand(16, -1, -1, -1)
+    features = AugmentedPixels(**UNIT)(same).flatten(1)
+    assert torch.pdist(features).min() > 1
+
+
+def test_slices_repeat_and_advance(photographs):
+    images = photographs.repeat(5, 1, 1, 1)
+    whole, again = AugmentedPixels(seed=7, **UNIT), AugmentedPixels(seed=7, **UNIT)
+    first = whole(images)
+    in_slices = torch.cat([again(part) for part in images.split(8)])
+    torch.testing.assert_close(in_slices, first, rtol=0, atol=1e-6)
+    second = whole(images)
+    assert not torch.allclose(second, first)
+    torch.testing.assert_close(again(images), second, rtol=0, atol=1e-6)
+    assert int(whole.samples_drawn) == 40
+    torch.testing.assert_close(
+        augmented_pixels(images, seed=7, start=20, **UNIT), second, rtol=0, atol=1e-6
+    )
+    assert not torch.allclose(AugmentedPixels(seed=8, **UNIT)(images), first)
+
+
+def test_resume_continues_exactly(photographs):
+    module = AugmentedPixels(seed=3, **UNIT)
+    module(photographs)
+    state = copy.deepcopy(module.state_dict())
+    expected = [module(photographs) for _ in range(2)]
+    resumed = AugmentedPixels(seed=3, **UNIT)
+    resumed.load_state_dict(state)
+    for features in expected:
+        assert torch.equal(resumed(photographs), features)
+
+
+def test_torch_generator_plays_no_part(photographs):
+    before = torch.get_rng_state()
+    first = augmented_pixels(photographs)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert torch.equal(augmented_pixels(photographs), first)
+
+
+def test_eval_mode_and_inference_mode_draw_as_well(photographs):
+    module = AugmentedPixels().eval()
+    with torch.inference_mode():
+        first = module(photographs)
+    assert not torch.allclose(module(photographs), first)
+
+
+def test_single_image_and_strides(photographs):
+    expected = augmented_pixels(photographs)
+    torch.testing.assert_close(augmented_pixels(photographs[0]), expected[:1])
+    channels_last = photographs.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(augmented_pixels(channels_last), expected, rtol=0, atol=1e-5)
+    strided = photographs.mT.contiguous().mT
+    torch.testing.assert_close(augmented_pixels(strided), expected, rtol=0, atol=1e-5)
+    doubles = augmented_pixels(photographs.double())
+    assert doubles.dtype == torch.float64
+    torch.testing.assert_close(doubles.float(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_images_stay_constant(value):
+    images = torch.full((8, 3, 24, 24), value)
+    features = augmented_pixels(images, **UNIT)
+    assert features.std(dim=(2, 3)).max() < 1e-5
+    assert features.min() >= -1e-6
+    assert features.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradcheck(channels):
+    # Away from 0 and 1, where colours are clamped.
+    images = (0.4 + 0.2 * make_images(2, channels, 5, 6, dtype=torch.float64)).requires_grad_()
+    options = UNIT | {"color_jitter": (0.1, 0.1, 0.1, 0.05)}
+
+    def augment(x):
+        return augmented_pixels(x, seed=1, **options)
+
+    assert torch.autograd.gradcheck(augment, images)
+    assert AugmentedPixels(differentiable=True)(images).requires_grad
+    assert not AugmentedPixels()(images).requires_grad
+
+
+def test_compile(photographs):
+    module, reference = AugmentedPixels(seed=2), AugmentedPixels(seed=2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(photographs), reference(photographs))
+    assert int(module.samples_drawn) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"seed": "0"}, TypeError, "seed must be an int but is a str"),
+        ({"mean": None}, ValueError, "mean and std must be given together"),
+        ({"mean": (0.5,)}, ValueError, "mean must be 3 finite numbers"),
+        ({"std": (0.2, 0.2, 0.0)}, ValueError, "std must be above 0"),
+        ({"crop_scale": (0.0, 1.0)}, ValueError, r"crop_scale must be two ascending numbers"),
+        ({"crop_scale": (0.5, 0.2)}, ValueError, r"crop_scale must be two ascending numbers"),
+        ({"flip_probability": 1.5}, ValueError, r"flip_probability must be a number in \[0, 1\]"),
+        ({"grayscale_probability": "no"}, ValueError, "grayscale_probability must be a number"),
+        ({"mean": 0.5}, ValueError, "mean must be 3 finite numbers but is 0.5"),
+        ({"std": (1, 1, "1")}, ValueError, "std must be 3 finite numbers"),
+        ({"blur": "no"}, TypeError, "blur must be a bool but is a str"),
+        ({"color_jitter": (1, 1, 1)}, ValueError, "color_jitter must be 4 finite numbers"),
+        ({"color_jitter": (1, 1, 1, 0.6)}, ValueError, "hue, at most 0.5"),
+    ],
+)
+def test_exception(options, error, message):
+    with pytest.raises(error, match=message):
+        AugmentedPixels(**options)
+    with pytest.raises(error, match=message):
+        augmented_pixels(make_images(1, 3, 8, 8), **options)
+
+
+def test_negative_start():
+    with pytest.raises(ValueError, match="start must be at least 0"):
+        augmented_pixels(make_images(1, 3, 8, 8), start=-1)

@@ -1,0 +1,137 @@
+"""The local standard deviation against plain sliding windows."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import skimage.data
+import torch
+import torch.nn.functional as F
+
+from mvmr_loss.representations import LocalStd, local_std
+
+
+def make_images(*shape, dtype=torch.float64):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def test_equals_explicit_loop():
+    images = make_images(2, 2, 6, 5)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    features = local_std(images).numpy()
+    for n in range(2):
+        for c in range(2):
+            for i in range(6):
+                for j in range(5):
+                    window = padded[n, c, i : i + 3, j : j + 3]
+                    np.testing.assert_allclose(features[n, c, i, j], window.std(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("window_size", [3, 5, 9])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 1, 5, 17), (2, 4, 96, 9)])
+def test_equals_unfold(shape, window_size):
+    images = make_images(*shape)
+    padded = F.pad(images, (window_size // 2,) * 4, mode="reflect")
+    windows = padded.unfold(2, window_size, 1).unfold(3, window_size, 1)
+    expected = windows.std(dim=(-2, -1), correction=0)
+    torch.testing.assert_close(local_std(images, window_size), expected, rtol=1e-12, atol=1e-14)
+    features = local_std(images.float(), window_size)
+    torch.testing.assert_close(features, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_equals_scipy_on_a_photograph():
+    image = skimage.data.camera()[100:164, 150:230].astype(np.float64)
+    expected = scipy.ndimage.generic_filter(image, np.std, size=3, mode="mirror")
+    features = local_std(torch.from_numpy(image)[None])
+    np.testing.assert_allclose(features[0, 0].numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e4])
+def test_a_large_mean_costs_no_digits(mean):
+    # Exact in float32, so that only the formula can lose digits: a difference of squares would.
+    deviations = (
+        torch.randint(-8, 8, (1, 1, 16, 16), generator=torch.Generator().manual_seed(0)) / 8
+    )
+    expected = local_std(deviations.double())
+    torch.testing.assert_close(
+        local_std((deviations + mean).float()).double(), expected, rtol=0, atol=2e-7 * mean
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e20])
+def test_constant_images(value):
+    images = torch.full((1, 3, 8, 8), value, requires_grad=True)
+    features = local_std(images)
+    assert features.abs().max() <= 1e-6 * abs(value)
+    features.sum().backward()
+    assert torch.isfinite(images.grad).all()
+
+
+def test_flat_regions_have_zero_gradient():
+    images = torch.zeros(1, 1, 6, 9)
+    images[..., 6:] = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
+    local_std(images).sum().backward()
+    assert torch.isfinite(images.grad).all()
+    assert images.grad[..., :4].abs().max() == 0
+    assert images.grad.abs().max() > 0
+
+
+def test_equivariance():
+    images = make_images(2, 3, 10, 12)
+    features = local_std(images)
+    torch.testing.assert_close(local_std(images.flip(-1)), features.flip(-1))
+    torch.testing.assert_close(local_std(images.mT), features.mT)
+    torch.testing.assert_close(local_std(-3 * images + 2), 3 * features)
+
+
+def test_module_single_batch_and_strides():
+    images = make_images(4, 3, 12, 10)
+    expected = local_std(images)
+    module = LocalStd()
+    assert torch.equal(module(images), expected)
+    assert module.output_shape(3, 12, 10) == expected.shape[1:]
+    assert torch.equal(module(images[1]), expected[1:2])
+    assert torch.equal(module(images.mT.contiguous().mT), expected)
+    assert torch.equal(module(images.to(memory_format=torch.channels_last)), expected)
+    assert torch.equal(torch.cat([module(part) for part in images.split(3)]), expected)
+    assert module(images.bfloat16()).dtype == torch.float32
+
+
+def test_gradcheck():
+    images = make_images(2, 2, 4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(LocalStd(differentiable=True), images)
+    assert torch.autograd.gradgradcheck(LocalStd(differentiable=True), images)
+    assert not LocalStd()(images).requires_grad
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_compile(differentiable):
+    images = make_images(2, 3, 9, 8).requires_grad_(differentiable)
+    module = LocalStd(differentiable=differentiable)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    features = compiled(images)
+    torch.testing.assert_close(features, module(images))
+    assert features.requires_grad == differentiable
+
+
+@pytest.mark.parametrize(
+    ("window_size", "error", "message"),
+    [
+        (4, ValueError, "window_size must be odd and at least 3 but is 4"),
+        (1, ValueError, "window_size must be odd and at least 3 but is 1"),
+        (3.0, TypeError, "window_size must be an int but is a float"),
+    ],
+)
+def test_exception(window_size, error, message):
+    with pytest.raises(error, match=message):
+        LocalStd(window_size)
+    with pytest.raises(error, match=message):
+        local_std(torch.rand(1, 1, 8, 8), window_size)
+
+
+def test_too_small():
+    assert local_std(torch.rand(1, 1, 2, 2)).shape == (1, 1, 2, 2)
+    with pytest.raises(ValueError, match="images must be at least 2 x 2 pixels"):
+        local_std(torch.rand(1, 1, 1, 8))
+    with pytest.raises(ValueError, match="images must be at least 5 x 5 pixels"):
+        LocalStd(window_size=9)(torch.rand(1, 1, 4, 8))

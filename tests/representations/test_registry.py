@@ -1,0 +1,197 @@
+"""Representations by name and from configuration, in slices, and the register function."""
+
+import pytest
+import torch
+
+from mvmr_loss import Representations, register_representation
+from mvmr_loss.representations import HOG, LocalStd, Pixels, Representation
+from mvmr_loss.representations import registry as registry_module
+
+FIVE = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry_module, "_REGISTRY", dict(registry_module._REGISTRY))
+
+
+def test_the_five_of_the_release(images):
+    features = Representations(FIVE)(images)
+    assert list(features) == FIVE
+    for y in features.values():
+        assert y.ndim == 2
+        assert len(y) == 5
+        assert torch.isfinite(y).all()
+        assert not y.requires_grad
+
+
+def test_sizes_at_stl10():
+    sizes = Representations([*FIVE, "dct"]).sizes(3, 96, 96)
+    assert sizes == {
+        "pixels": 27_648,
+        "augmented_pixels": 27_648,
+        "scattering": 139_968,
+        "hog": 10_368,
+        "local_std": 27_648,
+        "dct": 27_648,
+    }
+    assert sum(sizes[name] for name in FIVE) == 233_280
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 33), (4, 64, 48)])
+def test_sizes_are_those_computed(shape):
+    representations = Representations([*FIVE, "dct"])
+    computed = {k: y.shape[1] for k, y in representations(torch.rand(2, *shape)).items()}
+    assert computed == representations.sizes(*shape)
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [
+        ["pixels", {"name": "hog", "orientations": 9}],
+        {"pixels": None, "hog": {"orientations": 9}},
+        {"pixels": {}, "hog": HOG(orientations=9)},
+        {"pixels": Pixels(), "hog": {"name": "hog", "orientations": 9}},
+    ],
+)
+def test_forms_of_specification(images, specification):
+    features = Representations(specification)(images)
+    assert list(features) == ["pixels", "hog"]
+    torch.testing.assert_close(features["hog"], HOG(orientations=9)(images).flatten(1))
+
+
+def test_labels_let_one_kind_occur_twice(images):
+    features = Representations(
+        {"fine": {"name": "local_std"}, "coarse": {"name": "local_std", "window_size": 7}}
+    )(images)
+    torch.testing.assert_close(features["coarse"], LocalStd(window_size=7)(images).flatten(1))
+    assert not torch.equal(features["fine"], features["coarse"])
+
+
+@pytest.mark.parametrize("slice_size", [1, 2, 5, 100])
+def test_slices_change_nothing(images, slice_size):
+    sliced = Representations(FIVE, slice_size=slice_size)(images)
+    whole = Representations(FIVE, slice_size=5)(images)
+    for name in FIVE:
+        torch.testing.assert_close(sliced[name], whole[name], rtol=1e-5, atol=1e-5)
+
+
+def test_single_image_and_memory_format(images):
+    representations = Representations(["pixels", "scattering", "hog", "local_std", "dct"])
+    whole = representations(images)
+    other = representations(images.to(memory_format=torch.channels_last))
+    single = representations(images[2])
+    for name, y in whole.items():
+        torch.testing.assert_close(other[name], y, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(single[name], y[2:3], rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_flows_only_on_request(images):
+    images = images[:2].requires_grad_()
+    names = ["pixels", "scattering", "hog", "local_std", "dct"]
+    for name, y in Representations(names)(images).items():
+        assert not y.requires_grad, name
+    for name, y in Representations(names, differentiable=True)(images).items():
+        (gradient,) = torch.autograd.grad(y.square().sum(), images)
+        assert torch.isfinite(gradient).all(), name
+        assert gradient.abs().sum() > 0, name
+
+
+def test_half_precision_and_autocast(images):
+    representations = Representations(["scattering", "hog", "local_std", "dct"])
+    expected = representations(images.half().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = representations(images.half())
+    for name, y in expected.items():
+        assert actual[name].dtype == torch.float32
+        torch.testing.assert_close(actual[name], y)
+
+
+def test_register(images, own_registry):
+    @register_representation("mean_color")
+    class MeanColor(Representation):
+        def __init__(self, *, gain=1.0, differentiable=False):
+            super().__init__(differentiable=differentiable)
+            self.gain = gain
+
+        def extract(self, images):
+            return self.gain * images.mean(dim=(-2, -1))
+
+        def output_shape(self, channels, height, width):
+            return (channels,)
+
+    representations = Representations([{"name": "mean_color", "gain": 2.0}])
+    torch.testing.assert_close(representations(images)["mean_color"], 2 * images.mean(dim=(-2, -1)))
+    assert representations.sizes(3, 8, 8) == {"mean_color": 3}
+
+
+class TestException:
+    def test_register(self, own_registry):
+        with pytest.raises(ValueError, match="'pixels' is already .*Pixels; choose another name"):
+
+            @register_representation("pixels")
+            class Other(Pixels):
+                pass
+
+        with pytest.raises(TypeError, match="must be a subclass"):
+            register_representation("function")(lambda images: images)
+        with pytest.raises(ValueError, match="name must be a non-empty string"):
+            register_representation("")
+
+    @pytest.mark.parametrize("empty", [[], {}])
+    def test_empty(self, empty):
+        with pytest.raises(ValueError, match="representations must not be empty"):
+            Representations(empty)
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match=r"one of .*hog.*scattering.* but is 'sift'"):
+            Representations(["sift"])
+        with pytest.raises(
+            TypeError, match="hog has no option 'bins'; its options are .*orientations"
+        ):
+            Representations({"hog": {"bins": 9}})
+
+    @pytest.mark.parametrize("wrong", ["pixels", 3, None])
+    def test_form(self, wrong):
+        with pytest.raises(TypeError, match="list of names or a mapping"):
+            Representations(wrong)
+
+    @pytest.mark.parametrize("wrong", [[3], [{"orientations": 9}], {"hog": 9}])
+    def test_item(self, wrong):
+        with pytest.raises(TypeError, match="each of representations must be a name"):
+            Representations(wrong)
+
+    def test_twice(self):
+        with pytest.raises(ValueError, match="'hog' occurs twice; give labels"):
+            Representations(["hog", "hog"])
+
+    @pytest.mark.parametrize("label", ["", "a.b", 3])
+    def test_label(self, label):
+        with pytest.raises(ValueError, match="non-empty string without '.'"):
+            Representations({label: {"name": "hog"}})
+
+    def test_slice_size(self):
+        with pytest.raises(ValueError, match="slice_size must be at least 1 but is 0"):
+            Representations(["pixels"], slice_size=0)
+        with pytest.raises(TypeError, match="slice_size must be an int but is a float"):
+            Representations(["pixels"], slice_size=8.0)
+
+    def test_images(self, images):
+        representations = Representations(["pixels"])
+        with pytest.raises(ValueError, match=r"shape \(N, C, H, W\).*\(32, 32\)"):
+            representations(images[0, 0])
+        with pytest.raises(TypeError, match=r"images must have a floating-point dtype .*uint8"):
+            representations(images.byte())
+        with pytest.raises(TypeError, match=r"images must be a torch.Tensor but is a list"):
+            representations([images])
+        broken = images.clone()
+        broken[0, 0, 3, 3] = float("nan")
+        with pytest.raises(ValueError, match="images must be finite"):
+            representations(broken)
+        with pytest.raises(ValueError, match="at least 8 x 8 pixels"):
+            Representations(["hog"])(images[..., :7, :7])
