@@ -5,6 +5,7 @@ from mvmr_loss.representations.base import Representation
 from mvmr_loss.representations.dct import DCT, dct
 from mvmr_loss.representations.hog import HOG, hog
 from mvmr_loss.representations.local_std import LocalStd, local_std
+from mvmr_loss.representations.patch_scattering import PatchScattering, patch_scattering
 from mvmr_loss.representations.pixels import Pixels
 from mvmr_loss.representations.registry import Representations, register_representation
 from mvmr_loss.representations.scattering import Scattering, scattering
@@ -16,6 +17,7 @@ __all__ = [
     "AugmentedPixels",
     "FoldedSignSketch",
     "LocalStd",
+    "PatchScattering",
     "Pixels",
     "Representation",
     "Representations",
@@ -25,6 +27,7 @@ __all__ = [
     "folded_sign_sketch",
     "hog",
     "local_std",
+    "patch_scattering",
     "register_representation",
     "scattering",
 ]

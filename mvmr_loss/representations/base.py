@@ -33,13 +33,28 @@ def check_images(images: object, minimum_size: int = 1, name: str = "images") ->
             f"{name} must have shape (N, C, H, W) or (C, H, W), none of them 0, "
             f"but has shape {tuple(images.shape)}."
         )
-    if min(images.shape[-2:]) < minimum_size:
-        raise ValueError(
-            f"{name} must be at least {minimum_size} x {minimum_size} pixels for this setting "
-            f"but are {images.shape[-2]} x {images.shape[-1]}."
-        )
+    check_size(images.shape[-2], images.shape[-1], minimum_size, name)
     check_finite(name, images)
     return low_precision_to_float32(images)
+
+
+def check_size(height: int, width: int, minimum_size: int, name: str = "images") -> None:
+    """Raises if images are too small.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        minimum_size: The smallest allowed height and width in pixels.
+        name: What to call the images in errors.
+
+    Raises:
+        ValueError: If the height or the width is below ``minimum_size``.
+    """
+    if min(height, width) < minimum_size:
+        raise ValueError(
+            f"{name} must be at least {minimum_size} x {minimum_size} pixels for this setting "
+            f"but are {height} x {width}."
+        )
 
 
 class Representation(nn.Module, ABC):

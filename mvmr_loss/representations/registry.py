@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations.base import Representation, check_images, check_size
 from mvmr_loss.representations.sketch import Sketched
 
 _REGISTRY: dict[str, type[Representation]] = {}
@@ -191,11 +191,11 @@ class Representations(nn.Module):
         Raises:
             ValueError: If the images are too small for a representation.
         """
-        return {
-            name: math.prod(representation.output_shape(channels, height, width))
-            for name, representation in self.by_name.items()
-            if isinstance(representation, Representation)
-        }
+        sizes = {}
+        for name, representation in cast("dict[str, Representation]", self.by_name).items():
+            check_size(height, width, representation.minimum_size, f"images for {name}")
+            sizes[name] = math.prod(representation.output_shape(channels, height, width))
+        return sizes
 
 
 def _labelled(specification: object) -> dict[str, Options | Representation]:

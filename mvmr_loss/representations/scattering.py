@@ -61,7 +61,18 @@ class _FilterBank(NamedTuple):
     low_pass: tuple[tuple[Tensor, Tensor], ...]
 
 
-def _check_options(J: int, L: int, max_order: int) -> None:
+def check_scattering_options(J: int, L: int, max_order: int) -> None:
+    """Raises if an option is no int or out of range.
+
+    Args:
+        J: To be at least 1.
+        L: To be at least 1.
+        max_order: To be 1 or 2.
+
+    Raises:
+        TypeError: If an option is not an int.
+        ValueError: If an option is out of range.
+    """
     for name, value in (("J", J), ("L", L), ("max_order", max_order)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int but is {value!r}.")
@@ -198,7 +209,7 @@ def _filter_bank(
 
 def _modulus(field: Tensor) -> Tensor:
     """Returns the modulus of a complex tensor; its gradient is 0 where the modulus is."""
-    if torch.is_grad_enabled():
+    if field.requires_grad:
         return field.abs()
     # The same without care for overflow and for gradients, in a third of the time.
     squares = torch.view_as_real(field).square()
@@ -264,7 +275,7 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     wavelet's scale and angle, then the second's.
 
     Works in slices of the batch, so that temporary memory is bounded (unless a gradient is
-    recorded), and is fastest under ``torch.no_grad()``. The numbers are float32's where the device
+    recorded, which takes longer, too). The numbers are float32's where the device
     multiplies matrices in it; TensorFloat-32, if switched on, leaves about 1e-3.
 
     Source: Mallat, "Group invariant scattering", Comm. Pure Appl. Math. 65(10), 2012; Bruna and
@@ -294,7 +305,7 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
         >>> coefficients[0, 0, 0, 0].round(decimals=2)
         tensor([ 1.2500,  4.0000,  8.0000, 11.9700])
     """
-    _check_options(J, L, max_order)
+    check_scattering_options(J, L, max_order)
     images = check_images(images, 2**J)
     count, channels, height, width = images.shape
     planes = images.reshape(count * channels, height, width)
@@ -323,17 +334,13 @@ def scattering_shape(
 
     Raises:
         TypeError: If an option is not an int.
-        ValueError: If an option is out of range, or the image too small.
+        ValueError: If an option is out of range.
 
     Examples:
         >>> scattering_shape(96, 96)
         (81, 24, 24)
     """
-    _check_options(J, L, max_order)
-    if min(height, width) < 2**J:
-        raise ValueError(
-            f"images must be at least {2**J} x {2**J} pixels for J = {J} but are {height} x {width}."
-        )
+    check_scattering_options(J, L, max_order)
     paths = 1 + J * L + (J * (J - 1) // 2 * L**2 if max_order == 2 else 0)
     return paths, height // 2**J, width // 2**J
 
@@ -365,7 +372,7 @@ class Scattering(Representation):
         self, J: int = 2, L: int = 8, max_order: int = 2, *, differentiable: bool = False
     ) -> None:
         super().__init__(differentiable=differentiable)
-        _check_options(J, L, max_order)
+        check_scattering_options(J, L, max_order)
         self.J, self.L, self.max_order = J, L, max_order
         self.minimum_size = 2**J
 

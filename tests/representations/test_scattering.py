@@ -1,0 +1,244 @@
+"""The scattering transform against kymatio 0.3.0, live and by stored numbers."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+# kymatio 0.3.0's top-level import fails on SciPy >= 1.17.
+from kymatio.scattering2d.backend.torch_backend import backend
+from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
+from mvmr_loss.representations import Scattering, scattering
+
+ORACLE = Path(__file__).parents[1] / "oracles" / "scattering.npz"
+
+SIZES = [(32, 32), (96, 96), (224, 224), (40, 57), (31, 33), (97, 64)]
+ALL = [(J, L, size) for size in SIZES for J in (1, 2, 3, 4) for L in (4, 6, 8)]
+# Every J with every L, every size, and both orders of the larger and the smaller side.
+BY_DEFAULT = [(J, L, (32, 32)) for J in (1, 2, 3, 4) for L in (4, 6, 8)] + [
+    (2, 8, (96, 96)),
+    (3, 6, (96, 96)),
+    (1, 4, (224, 224)),
+    (4, 4, (40, 57)),
+    (3, 8, (40, 57)),
+    (2, 6, (31, 33)),
+    (4, 8, (31, 33)),
+    (1, 8, (97, 64)),
+    (3, 4, (97, 64)),
+]
+
+
+def make_images(*shape, dtype=torch.float32):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@lru_cache
+def photograph():
+    return torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1).float() / 255
+
+
+def crops(height, width):
+    """Two crops of a photograph, of the mean that normalised images have."""
+    image = photograph() - 0.45
+    return torch.stack([image[:2, i : i + height, j : j + width] for i, j in ((0, 150), (90, 20))])
+
+
+def assert_equal_path_by_path(actual, expected, tolerance=1e-5):
+    """Asserts a relative error of at most ``tolerance`` in every path of (..., K, h, w)."""
+    assert actual.shape == expected.shape
+    actual, expected = (x.double().movedim(-3, 0).flatten(1) for x in (actual, expected))
+    error = torch.linalg.vector_norm(actual - expected, dim=1)
+    assert (error <= tolerance * torch.linalg.vector_norm(expected, dim=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("J", "L", "size"),
+    BY_DEFAULT + [pytest.param(*s, marks=pytest.mark.slow) for s in ALL if s not in BY_DEFAULT],
+)
+def test_equals_kymatio(J, L, size):
+    images = crops(*size)
+    kymatio = ScatteringTorch2D(J, shape=size, L=L, backend=backend)
+    assert_equal_path_by_path(scattering(images, J, L), kymatio(images))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (21, 30)])
+def test_first_order_equals_kymatio(size):
+    images = crops(*size)
+    kymatio = ScatteringTorch2D(3, shape=size, L=6, max_order=1, backend=backend)
+    assert_equal_path_by_path(scattering(images, 3, 6, max_order=1), kymatio(images))
+
+
+def test_equals_stored_numbers():
+    with np.load(ORACLE) as stored:
+        names = [name.removeprefix("image_") for name in stored if name.startswith("image_")]
+        assert len(names) == 9
+        for name in names:
+            J, L = (int(number) for number in name.split("_")[:2])
+            image = torch.from_numpy(stored[f"image_{name}"])
+            expected = torch.from_numpy(stored[f"coefficients_{name}"])
+            assert_equal_path_by_path(scattering(image[None], J, L)[0, 0], expected)
+
+
+def test_float64():
+    images = crops(40, 33).double()
+    features = scattering(images, 3, 4)
+    assert features.dtype == torch.float64
+    assert_equal_path_by_path(scattering(images.float(), 3, 4), features, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 1, 4, 4), (2, 5, 17, 9), (1, 2, 5, 40)])
+@pytest.mark.parametrize("options", [{}, {"L": 1}, {"J": 1, "L": 3}, {"max_order": 1}])
+def test_cardinality(shape, options):
+    module = Scattering(**options)
+    features = module(make_images(*shape))
+    assert features.shape == (shape[0], *module.output_shape(*shape[1:]))
+    assert features.dtype == torch.float32
+    assert torch.isfinite(features).all()
+
+
+def test_number_of_paths():
+    assert Scattering().output_shape(3, 96, 96) == (3, 81, 24, 24)
+    assert Scattering(J=4, L=6).output_shape(1, 35, 64) == (1, 1 + 24 + 6 * 36, 2, 4)
+    assert Scattering(J=4, L=6, max_order=1).output_shape(1, 35, 64) == (1, 25, 2, 4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -1000.0])
+def test_constant_images_have_order_0_alone(value):
+    features = scattering(torch.full((1, 2, 24, 20), value), J=2, L=4)
+    torch.testing.assert_close(
+        features[:, :, 0], torch.full((1, 2, 6, 5), value), rtol=1e-4, atol=0
+    )
+    assert features[:, :, 1:].abs().max() <= 1e-5 * abs(value)
+
+
+def test_homogeneous():
+    images = crops(32, 32)
+    features = scattering(-3 * images)
+    expected = 3 * scattering(images)
+    expected[:, :, 0] *= -1
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_module_single_batch_and_strides():
+    images = crops(33, 40)
+    module = Scattering()
+    expected = scattering(images)
+    torch.testing.assert_close(module(images), expected)
+    torch.testing.assert_close(module(images[1]), expected[1:])
+    torch.testing.assert_close(module(images.mT.contiguous().mT), expected)
+    torch.testing.assert_close(module(images.to(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(module(images[:, 1:]), expected[:, 1:])
+    strided = images.repeat_interleave(2, dim=-1)[..., ::2]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(module(strided), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_slices_change_nothing(parts):
+    # Twelve images of three channels are worked on in several slices, a part of them in fewer.
+    images = make_images(12, 3, 48, 48)
+    expected = torch.cat([scattering(part) for part in images.split(parts)])
+    torch.testing.assert_close(scattering(images), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast(dtype):
+    images = crops(32, 32).to(dtype)
+    expected = scattering(images.float())
+    assert torch.equal(scattering(images), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = Scattering()(images)
+        assert torch.equal(scattering(images), expected)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 6, 7), (2, 1, 5, 4)])
+def test_gradcheck(shape):
+    images = make_images(*shape, dtype=torch.float64).requires_grad_()
+    module = Scattering(J=2, L=2, differentiable=True)
+    assert torch.autograd.gradcheck(module, images)
+    assert not Scattering(J=2, L=2)(images).requires_grad
+
+
+def test_gradient_does_not_change_the_numbers():
+    images = crops(32, 32)
+    with torch.no_grad():
+        expected = scattering(images, J=3, L=4)
+    features = scattering(images.requires_grad_(), J=3, L=4)
+    torch.testing.assert_close(features.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_zero_modulus_has_zero_gradient(value):
+    images = torch.full((1, 1, 16, 16), value, dtype=torch.float64, requires_grad=True)
+    features = Scattering(J=2, L=4, differentiable=True)(images)
+    (gradient,) = torch.autograd.grad(features.sum(), images)
+    assert torch.isfinite(gradient).all()
+    if value == 0:
+        (of_order_0,) = torch.autograd.grad(scattering(images)[:, :, 0].sum(), images)
+        torch.testing.assert_close(gradient, of_order_0, rtol=0, atol=1e-12)
+
+
+def test_filters_kept_from_inference_mode_serve_a_gradient():
+    images = make_images(1, 1, 19, 23)
+    with torch.inference_mode():
+        scattering(images, J=1, L=3)
+    images.requires_grad_()
+    scattering(images, J=1, L=3).sum().backward()
+    assert torch.isfinite(images.grad).all()
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize(("size", "options"), [((16, 16), {}), ((9, 21), {"J": 3, "L": 4})])
+def test_compile(size, options, differentiable):
+    images = make_images(2, 3, *size).requires_grad_(differentiable)
+    module = Scattering(**options, differentiable=differentiable)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    features = compiled(images)
+    torch.testing.assert_close(features, module(images))
+    assert features.requires_grad == differentiable
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"J": 0}, ValueError, "J must be at least 1 but is 0"),
+        ({"J": 2.0}, TypeError, "J must be an int but is 2.0"),
+        ({"L": 0}, ValueError, "L must be at least 1 but is 0"),
+        ({"L": True}, TypeError, "L must be an int but is True"),
+        ({"max_order": 3}, ValueError, "max_order must be 1 or 2 but is 3"),
+        ({"max_order": "2"}, TypeError, "max_order must be an int but is '2'"),
+    ],
+)
+def test_exception(options, error, message):
+    with pytest.raises(error, match=message):
+        Scattering(**options)
+    with pytest.raises(error, match=message):
+        scattering(make_images(1, 1, 32, 32), **options)
+
+
+@pytest.mark.parametrize(("J", "smallest"), [(1, 2), (2, 4), (4, 16)])
+def test_too_small(J, smallest):
+    features = scattering(make_images(1, 1, smallest, smallest), J, L=2)
+    assert features.shape[-2:] == (1, 1)
+    assert torch.isfinite(features).all()
+    message = (
+        f"images must be at least {smallest} x {smallest} pixels .* but are 40 x {smallest - 1}"
+    )
+    for extract in (Scattering(J, L=2), lambda images: scattering(images, J, L=2)):
+        with pytest.raises(ValueError, match=message):
+            extract(make_images(1, 1, 40, smallest - 1))
+
+
+def test_wrong_images():
+    with pytest.raises(ValueError, match=r"images must have shape \(N, C, H, W\)"):
+        scattering(torch.zeros(32, 32))
+    with pytest.raises(TypeError, match="images must have a floating-point dtype"):
+        scattering(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="images must be finite"):
+        Scattering()(torch.full((1, 3, 32, 32), float("nan")))
