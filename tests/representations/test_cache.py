@@ -345,6 +345,7 @@ def as_nobody(function):
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # OpenMP's other threads do not survive a fork.
             if os.geteuid() == 0:
                 os.setgid(65534)
                 os.setuid(65534)
