@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from mvmr_loss.representations.base import Representation, check_images, check_size
@@ -171,11 +170,20 @@ class Representations(nn.Module):
         """
         images = check_images(images)
         return {
-            name: torch.cat(
-                [representation(part).flatten(1) for part in images.split(self.slice_size)]
-            )
+            name: self._in_slices(representation, images)
             for name, representation in self.by_name.items()
         }
+
+    def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
+        """Returns the flattened features, each slice written at once to where it stays."""
+        first, *others = images.split(self.slice_size)
+        part = representation(first).flatten(1)
+        features = part.new_empty(len(images), part.shape[1])
+        features[: len(part)] = part
+        for i, images_of_slice in enumerate(others, start=1):
+            part = representation(images_of_slice).flatten(1)
+            features[i * self.slice_size : i * self.slice_size + len(part)] = part
+        return features
 
     def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
         """Returns how many numbers each representation has for one image, without running it.

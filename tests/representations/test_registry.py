@@ -1,13 +1,18 @@
 """Representations by name and from configuration, in slices, and the register function."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+import yaml
 
 from mvmr_loss import Representations, register_representation
 from mvmr_loss.representations import HOG, LocalStd, Pixels, Representation
 from mvmr_loss.representations import registry as registry_module
 
 FIVE = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
+ALL = [*FIVE, "patch_scattering", "dct"]
 
 
 @pytest.fixture
@@ -31,13 +36,14 @@ def test_the_five_of_the_release(images):
 
 
 def test_sizes_at_stl10():
-    sizes = Representations([*FIVE, "dct"]).sizes(3, 96, 96)
+    sizes = Representations(ALL).sizes(3, 96, 96)
     assert sizes == {
         "pixels": 27_648,
         "augmented_pixels": 27_648,
         "scattering": 139_968,
         "hog": 10_368,
         "local_std": 27_648,
+        "patch_scattering": 139_968,
         "dct": 27_648,
     }
     assert sum(sizes[name] for name in FIVE) == 233_280
@@ -45,7 +51,7 @@ def test_sizes_at_stl10():
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 33), (4, 64, 48)])
 def test_sizes_are_those_computed(shape):
-    representations = Representations([*FIVE, "dct"])
+    representations = Representations(ALL)
     computed = {k: y.shape[1] for k, y in representations(torch.rand(2, *shape)).items()}
     assert computed == representations.sizes(*shape)
 
@@ -65,6 +71,26 @@ def test_forms_of_specification(images, specification):
     torch.testing.assert_close(features["hog"], HOG(orientations=9)(images).flatten(1))
 
 
+def test_from_yaml(images):
+    text = """
+    representations:
+      pixels:
+      hog: {orientations: 9, block_norm: L2}
+      coarse: {name: local_std, window_size: 7}
+      patch_scattering: {J: 1, L: 4, grid_size: 2}
+      augmented_pixels:
+        crop_scale: [0.2, 1.0]
+        mean: null
+        std: null
+    """
+    features = Representations(yaml.safe_load(text)["representations"])(images)
+    assert list(features) == ["pixels", "hog", "coarse", "patch_scattering", "augmented_pixels"]
+    torch.testing.assert_close(
+        features["hog"], HOG(orientations=9, block_norm="L2")(images).flatten(1)
+    )
+    torch.testing.assert_close(features["coarse"], LocalStd(window_size=7)(images).flatten(1))
+
+
 def test_labels_let_one_kind_occur_twice(images):
     features = Representations(
         {"fine": {"name": "local_std"}, "coarse": {"name": "local_std", "window_size": 7}}
@@ -81,8 +107,53 @@ def test_slices_change_nothing(images, slice_size):
         torch.testing.assert_close(sliced[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
+MEMORY = """
+import resource
+import sys
+
+import torch
+
+from mvmr_loss import Representations
+
+torch.set_num_threads(1)
+representations = Representations(sys.argv[1:])
+images = torch.rand(128, 3, 96, 96)
+representations(images[:32])
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+before = peak()
+features = representations(images)
+print(peak() - before, sum(y.nbytes for y in features.values()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak memory so")
+def test_memory_is_that_of_the_result():
+    # Of 128 images, 120 MB; their second-order fields alone, unsliced, would be 0.5 GB.
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY, *FIVE], capture_output=True, text=True, check=True
+    ).stdout
+    risen, result = (int(number) for number in output.split())
+    assert result == 128 * 233_280 * 4
+    assert risen < result + 32 * 2**20
+
+
+@pytest.mark.parametrize("slice_size", [2, 5])
+def test_features_share_no_memory_with_the_images(images, slice_size):
+    before = images.clone()
+    features = Representations(["pixels"], slice_size=slice_size)(images)
+    images.zero_()
+    assert torch.equal(features["pixels"], before.flatten(1))
+
+
 def test_single_image_and_memory_format(images):
-    representations = Representations(["pixels", "scattering", "hog", "local_std", "dct"])
+    representations = Representations(
+        ["pixels", "scattering", "patch_scattering", "hog", "local_std", "dct"]
+    )
     whole = representations(images)
     other = representations(images.to(memory_format=torch.channels_last))
     single = representations(images[2])
@@ -93,7 +164,7 @@ def test_single_image_and_memory_format(images):
 
 def test_gradient_flows_only_on_request(images):
     images = images[:2].requires_grad_()
-    names = ["pixels", "scattering", "hog", "local_std", "dct"]
+    names = ["pixels", "scattering", "patch_scattering", "hog", "local_std", "dct"]
     for name, y in Representations(names)(images).items():
         assert not y.requires_grad, name
     for name, y in Representations(names, differentiable=True)(images).items():
@@ -103,7 +174,7 @@ def test_gradient_flows_only_on_request(images):
 
 
 def test_half_precision_and_autocast(images):
-    representations = Representations(["scattering", "hog", "local_std", "dct"])
+    representations = Representations(["scattering", "patch_scattering", "hog", "local_std", "dct"])
     expected = representations(images.half().float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = representations(images.half())
@@ -195,3 +266,5 @@ class TestException:
             representations(broken)
         with pytest.raises(ValueError, match="at least 8 x 8 pixels"):
             Representations(["hog"])(images[..., :7, :7])
+        with pytest.raises(ValueError, match="images for hog must be at least 8 x 8 .* are 96 x 7"):
+            Representations(["pixels", "hog"]).sizes(3, 96, 7)
