@@ -281,7 +281,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--train", type=Path, help="folder of training images, one folder a class")
     add("--test", type=Path, help="folder of test images, with the same classes")
     add("--image-size", type=int, default=32, help="side in pixels that images are resized to")
-    add("--epochs", type=int, default=12, help="passes over the training images")
+    add("--epochs", type=int, default=10, help="passes over the training images")
     add("--batch-size", type=int, default=128, help="images a step")
     add("--learning-rate", type=float, default=2e-3, help="Adam's largest learning rate")
     add(

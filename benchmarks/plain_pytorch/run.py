@@ -1,6 +1,6 @@
 """Runs the example in plain PyTorch over settings of the loss and seeds; writes RESULTS.md.
 
-    python -m benchmarks.plain_pytorch.run photographs
+    python -m benchmarks.plain_pytorch.run photographs --configurations "five representations"
     python -m benchmarks.plain_pytorch.run cifar10-subset --seeds 0 1 -- \
         --train CIFAR/train --test CIFAR/test --color-jitter 0.4 --epochs 10
 
@@ -43,7 +43,11 @@ def result_path(name: str, configuration: str, seed: int, results: Path) -> Path
 
 
 def run_missing(
-    name: str, seeds: Sequence[int], arguments: Sequence[str], results: Path = HERE / "results"
+    name: str,
+    seeds: Sequence[int],
+    arguments: Sequence[str],
+    results: Path = HERE / "results",
+    configurations: Sequence[str] = tuple(CONFIGURATIONS),
 ) -> None:
     """Runs every configuration and seed that has no result yet.
 
@@ -52,13 +56,15 @@ def run_missing(
         seeds: One run each, of each configuration.
         arguments: Passed to the example.
         results: Folder of all studies.
+        configurations: Keys of ``CONFIGURATIONS``.
 
     Raises:
         ValueError: If a result is there that other settings made.
         SystemExit: If a run is interrupted.
     """
     for seed in seeds:
-        for configuration, options in CONFIGURATIONS.items():
+        for configuration in configurations:
+            options = CONFIGURATIONS[configuration]
             path = result_path(name, configuration, seed, results)
             with tempfile.TemporaryDirectory() as output:
                 settings = plain_pytorch.parse_arguments(
@@ -138,10 +144,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", help="of the study: the folder of its results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS)
+    )
     parser.add_argument("example", nargs="*", help="after --: options of examples.plain_pytorch")
     options = parser.parse_args(arguments)
     try:
-        run_missing(options.name, options.seeds, options.example)
+        run_missing(
+            options.name,
+            options.seeds,
+            options.example,
+            configurations=options.configurations,
+        )
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"Error: {error}") from error
 

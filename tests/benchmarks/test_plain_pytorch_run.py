@@ -59,6 +59,12 @@ def test_smoke(folder):
     assert "| trained, none | 0, 2 | 31.0 ± 1.4 | 31.0 ± 1.4 | 7 |" in page
 
 
+def test_chosen_configurations(folder):
+    results, trained = folder
+    run.run_missing("study", [1], [], results, ["none"])
+    assert trained == [(1, False, 1)]
+
+
 def test_only_missing_runs_are_made(folder):
     results, trained = folder
     run.run_missing("study", [0], [], results)
