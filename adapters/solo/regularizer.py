@@ -150,7 +150,8 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         images = None
         if self._mvmr_view:
             *crops, images = crops
-        self._mvmr_embeddings = embeddings = []
+        embeddings: list[torch.Tensor] = []
+        self._mvmr_embeddings = embeddings
         try:
             out = super().training_step([indices, crops, targets], batch_idx)
         finally:
@@ -190,7 +191,7 @@ def regularized(method: type[BaseMethod]) -> type[RepresentationRegularized]:
     )
 
 
-def _unfilled(method: type[BaseMethod]) -> RepresentationRegularized:
+def _unfilled(method: Any) -> RepresentationRegularized:
     """Returns an instance that pickle then fills; in a process that was spawned, too."""
     cls = regularized(method)
     return cls.__new__(cls)

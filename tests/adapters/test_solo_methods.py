@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.common.photographs import Photographs
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations
 from mvmr_loss.adapters.solo import SoloConfigError
-from mvmr_loss.adapters.solo.options import METHOD_DEFAULTS, check_pretraining
+from mvmr_loss.adapters.solo.options import (
+    METHOD_DEFAULTS,
+    REGULARIZER_DEFAULTS,
+    check_pretraining,
+)
+from mvmr_loss.representations.augmented_pixels import AugmentedPixels
 
 pytestmark = pytest.mark.usefixtures("solo")
 
@@ -116,6 +123,12 @@ def make_cfg(method: str, small_crops: int = 0, **more: Any) -> DictConfig:
     return made
 
 
+def regularized_cfg(method: str, **node: Any) -> DictConfig:
+    """The method with the regulariser, whose view is a third crop of 40 pixels."""
+    with_view = [pipeline(32, 2, True), pipeline(40, 1, False)]
+    return make_cfg(method, small_crops=1, augmentations=with_view, mvmr_regularizer=node)
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     """Sixteen photographs of 44 x 44 pixels, about as bright as normalised ones."""
@@ -125,23 +138,24 @@ def images() -> Tensor:
     return torch.stack([functional.to_tensor(dataset[i][0]) * 4 - 2 for i in range(16)])
 
 
+def tiny_backbone(method: str) -> nn.Module:
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 5, stride=4),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+    )
+    network.num_features = 64  # type: ignore[assignment]
+    return network
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tiny(solo: None) -> Iterator[None]:
     """Lets the tests use a backbone that takes no time."""
     from solo.methods import BaseMethod
 
-    def make(method: str) -> nn.Module:
-        network = nn.Sequential(
-            nn.Conv2d(3, 16, 5, stride=4),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-        )
-        network.num_features = 64  # type: ignore[assignment]
-        return network
-
-    BaseMethod._BACKBONES["tiny"] = make
+    BaseMethod._BACKBONES["tiny"] = tiny_backbone
     yield
     del BaseMethod._BACKBONES["tiny"]
 
@@ -233,6 +247,23 @@ def test_distillation_configuration_names_the_teacher() -> None:
     (teacher,) = cfg.method_kwargs.representations
     assert (teacher.name, teacher.source, teacher.model) == ("teacher", "open_clip", "ViT-B-16")
     assert (cfg.max_epochs, cfg.optimizer.batch_size) == (200, 256)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith("_linear")])
+def test_representations_know_the_normalisation_of_their_data_set(name: str) -> None:
+    """Those that undo the normalisation of the images: augmented pixels and teachers."""
+    from hydra import compose, initialize_config_module
+    from solo.data.pretrain_dataloader import build_transform_pipeline
+
+    with initialize_config_module("mvmr_loss.adapters.solo.configs", version_base="1.2"):
+        cfg = compose(name)
+    normalize = build_transform_pipeline(cfg.data.dataset, cfg.augmentations[0]).transforms[-1]
+    named = [{"name": r} if isinstance(r, str) else r for r in cfg.method_kwargs.representations]
+    (told,) = [r for r in named if r["name"] in ("augmented_pixels", "teacher")]
+    default = inspect.signature(AugmentedPixels).parameters
+    for statistic in ("mean", "std"):
+        given = told.get(statistic, default[statistic].default)
+        assert list(given) == list(getattr(normalize, statistic))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -488,9 +519,7 @@ def test_any_method_carries_the_regulariser(method: str, embeddings: str, images
     two = Samples(images, [32, 32])
     alone = fit(build(make_cfg(method)), two)
 
-    with_view = [pipeline(32, 2, True), pipeline(40, 1, False)]
-    node = {"representations": ["pixels"], "weights": 3.0, "embeddings": embeddings}
-    cfg = make_cfg(method, small_crops=1, augmentations=with_view, mvmr_regularizer=node)
+    cfg = regularized_cfg(method, representations=["pixels"], weights=3.0, embeddings=embeddings)
     check_pretraining(cfg)
     model = build(cfg)
     noted: list[Tensor] = []
@@ -523,9 +552,7 @@ def test_the_regulariser_test_knows_all_of_solo_learn() -> None:
 
 def test_the_regulariser_changes_the_gradient(images: Tensor) -> None:
     def trained(node: dict[str, Any] | None) -> Tensor:
-        augmentations = [pipeline(32, 2, True), pipeline(40, 1, False)]
-        more = {"augmentations": augmentations, "mvmr_regularizer": node} if node else {}
-        model = build(make_cfg("vicreg", small_crops=1 if node else 0, **more))
+        model = build(regularized_cfg("vicreg", **node) if node else make_cfg("vicreg"))
         fit(model, Samples(images, [32, 32, *([40] if node else [])]))
         return torch.cat([p.detach().flatten() for p in model.projector.parameters()])
 
@@ -563,8 +590,7 @@ def test_without_the_node_nothing_is_added(images: Tensor) -> None:
 def test_the_regulariser_reads_a_cache_without_images(images: Tensor, tmp_path: Path) -> None:
     """The first run fills the store from the non-augmented view; the second has no such view."""
     node = {"representations": ["pixels"], "cache": str(tmp_path / "store"), "fill_cache": True}
-    with_view = [pipeline(32, 2, True), pipeline(40, 1, False)]
-    cfg = make_cfg("vicreg", small_crops=1, augmentations=with_view, mvmr_regularizer=node)
+    cfg = regularized_cfg("vicreg", **node)
     filled = fit(build(cfg), Samples(images, [32, 32, 40]))
     cfg = make_cfg("vicreg", mvmr_regularizer={"cache": node["cache"]})
     check_pretraining(cfg)
@@ -587,10 +613,141 @@ def test_the_method_fills_and_reads_a_cache(images: Tensor, tmp_path: Path) -> N
 
 
 def test_exception_unknown_embeddings(images: Tensor) -> None:
-    node = {"representations": ["pixels"], "embeddings": "q"}
-    with_view = [pipeline(32, 2, True), pipeline(40, 1, False)]
-    cfg = make_cfg("vicreg", small_crops=1, augmentations=with_view, mvmr_regularizer=node)
+    cfg = regularized_cfg("vicreg", representations=["pixels"], embeddings="q")
     with pytest.raises(
         SoloConfigError, match="VICReg.forward, one of logits, feats, z, but is 'q'"
     ):
         fit(build(cfg), Samples(images, [32, 32, 40]))
+
+
+def test_regularised_classes_keep_their_names() -> None:
+    from solo.methods import METHODS, BaseMethod, VICReg
+
+    from mvmr_loss.adapters.solo import RepresentationRegularized
+    from mvmr_loss.adapters.solo.regularizer import regularized
+
+    assert METHODS["vicreg"] is regularized(VICReg)
+    assert issubclass(METHODS["vicreg"], (RepresentationRegularized, VICReg))
+    for name, method in METHODS.items():
+        if issubclass(method, RepresentationRegularized):
+            (original,) = [c for c in method.__bases__ if c is not RepresentationRegularized]
+            assert (method.__name__, method.__module__) == (original.__name__, original.__module__)
+            assert issubclass(original, BaseMethod), name
+    assert METHODS["vicreg"].__doc__ == VICReg.__doc__
+    assert not issubclass(METHODS["linear"], BaseMethod)
+
+
+def test_pickling(images: Tensor) -> None:
+    """A process that is spawned gets the model pickled."""
+    model = build(regularized_cfg("byol", representations=["pixels"])).eval()
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    torch.testing.assert_close(again(images)["z"], model(images)["z"])
+
+
+def test_own_class_carries_the_regulariser(images: Tensor) -> None:
+    from solo.methods import VICReg
+
+    from mvmr_loss.adapters.solo import RepresentationRegularized
+
+    class Mine(RepresentationRegularized, VICReg):  # type: ignore[misc]
+        pass
+
+    cfg = regularized_cfg("vicreg", representations=["pixels"])
+    torch.manual_seed(0)
+    mine = fit(Mine(cfg), Samples(images, [32, 32, 40]))
+    tables = fit(build(cfg), Samples(images, [32, 32, 40]))
+    assert mine["loss"] == tables["loss"]
+    assert "train_pixels_loss" in mine
+
+
+@pytest.mark.parametrize("method", ["mvmr", "vicreg", "byol"])
+def test_resuming_from_a_checkpoint(method: str, images: Tensor, tmp_path: Path) -> None:
+    """Weights and drawn augmentations go on; a checkpoint loads for evaluation, too."""
+    from lightning.pytorch import Trainer
+    from solo.methods import METHODS
+
+    cfg = regularized_cfg(method, representations=["augmented_pixels"])
+    if method == "mvmr":
+        cfg = make_cfg("mvmr")
+        cfg.method_kwargs.representations = ["augmented_pixels"]
+    loader = DataLoader(Samples(images, [32, 32, 40][: 2 + (method != "mvmr")]), batch_size=8)
+    options = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False,
+    }  # fmt: skip
+
+    def drawn(model: nn.Module) -> list[int]:
+        return [int(b) for name, b in model.named_buffers() if name.endswith("samples_drawn")]
+
+    trainer = Trainer(max_epochs=1, **options)
+    trainer.fit(model := build(cfg), loader)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    assert drawn(model) == [16]
+
+    loaded = METHODS[method].load_from_checkpoint(tmp_path / "x.ckpt", strict=False, cfg=cfg)
+    assert type(loaded) is METHODS[method]
+    torch.testing.assert_close(loaded.eval()(images)["z"], model.eval()(images)["z"])
+    assert drawn(loaded) == []
+
+    resumed = build(cfg, seed=1)
+    Trainer(max_epochs=2, **options).fit(resumed, loader, ckpt_path=tmp_path / "x.ckpt")
+    assert drawn(resumed) == [32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mvmr", "base"])
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(
+    method: str, images: Tensor
+) -> None:
+    from lightning.pytorch import Trainer
+
+    if method == "mvmr":
+        cfg, sizes = make_cfg("mvmr"), [32, 32]
+        cfg.method_kwargs.gather_distributed = True
+    else:
+        node = {"representations": ["pixels", "local_std"], "embeddings": "feats"}
+        cfg, sizes = regularized_cfg("base", **node, gather_distributed=True), [32, 32, 40]
+
+    def trained(processes: int) -> tuple[dict[str, Tensor], Tensor]:
+        model = build(cfg)
+        # No BatchNorm: its statistics are per process, and would hide an error of the gathering.
+        model.backbone[1] = nn.Identity()
+        if method == "mvmr":
+            model.projector = nn.Linear(64, 16)
+        parameters = list(model.parameters())
+        before = torch.cat([p.detach().flatten() for p in parameters])
+        trainer = Trainer(
+            accelerator="cpu", devices=processes, strategy="ddp_spawn" if processes > 1 else "auto",
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, DataLoader(Samples(images, sizes), batch_size=16 // processes))
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        terms = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("train_acc")}
+        return terms, after - before
+
+    alone, learnt_alone = trained(1)
+    together, learnt_together = trained(2)
+    assert together.keys() == alone.keys()
+    assert "train_local_std_loss" in alone
+    for name, term in alone.items():
+        torch.testing.assert_close(together[name], term, rtol=1e-4, atol=1e-6)
+    error = (learnt_together - learnt_alone).norm() / learnt_alone.norm()
+    assert error < 1e-3
+
+
+def test_defaults_of_the_regulariser_are_filled() -> None:
+    cfg = regularized_cfg("vicreg", representations=["pixels"])
+    build(cfg)
+    assert OmegaConf.to_container(cfg.mvmr_regularizer) == {
+        **REGULARIZER_DEFAULTS,
+        "representations": ["pixels"],
+    }
+
+
+def test_exception_regulariser_options() -> None:
+    with pytest.raises(AssertionError, match="mvmr_regularizer has no option 'weight'"):
+        build(regularized_cfg("vicreg", representations=["pixels"], weight=1.0))
+    with pytest.raises(SoloConfigError, match="needs the non-augmented image or a cache"):
+        build(make_cfg("vicreg", mvmr_regularizer={"representations": ["pixels"]}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_smoke() -> None:
 def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: Any) -> None:
     for name, parameter in inspect.signature(function).parameters.items():
         assert defaults[name] == parameter.default
+
+
+def test_the_guide_names_every_option_and_configuration() -> None:
+    guide = (Path(__file__).parents[2] / "adapters" / "solo" / "README.md").read_text()
+    configs = resources.files("mvmr_loss.adapters.solo.configs")
+    shipped = {p.name.removesuffix(".yaml") for p in configs.iterdir() if p.name.endswith(".yaml")}
+    for name in {*METHOD_DEFAULTS, *REGULARIZER_DEFAULTS, *shipped}:
+        assert f"`{name}`" in guide, name
 
 
 def test_representation_source_computes_what_is_named() -> None:
