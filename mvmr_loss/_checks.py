@@ -48,9 +48,7 @@ def check_finite(name: str, x: Tensor) -> None:
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return
     # A sum is finite only if all terms are (an overflow is looked at again): one pass, no mask.
-    if not math.isfinite(x.detach().sum(dtype=torch.float64).item()) and not bool(
-        torch.isfinite(x).all()
-    ):
+    if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"{name} must be finite but holds NaN or infinite values; check the images, the "
             "learning rate and the precision that produced it."

@@ -12,8 +12,8 @@ from mvmr_loss._checks import check_finite, check_float_tensor
 
 # On a CPU the columns are read in slices that stay in the cache, so a wide batch is never copied
 # whole, and the Gram matrix is made in blocks of rows, of which only the lower ones are computed.
-_SLICE_COLUMNS = 4096
-_BLOCK_ROWS = 128
+_SLICE_COLUMNS = 1024
+_BLOCK_ROWS = 64
 
 # A squared distance below this many roundings of its two squared norms is rounding: the points
 # coincide.
