@@ -17,11 +17,14 @@ install: $(VENV)/.installed
 run: install
 	$(BIN)/python -m examples.plain_pytorch
 
+# One process a core, and one thread in each; the tests of a file stay together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .
