@@ -64,8 +64,9 @@ def _patch_scattering(images: Tensor, J: int, L: int, max_order: int, grid_size:
     patches = inside.unflatten(-1, (grid_size, width)).unflatten(-3, (grid_size, height))
     # (N, C, row of patches, column of patches, height, width): to the transform, more channels.
     patches = patches.transpose(-3, -2)
-    coefficients = scattering(patches.flatten(1, 3), J, L, max_order)
-    return coefficients.unflatten(1, patches.shape[1:4])
+    scattered = scattering(patches.flatten(1, 3), J, L, max_order)
+    coefficients: Tensor = scattered.unflatten(1, patches.shape[1:4])
+    return coefficients
 
 
 def _check_options(J: int, L: int, max_order: int, grid_size: int) -> None:

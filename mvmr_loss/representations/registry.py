@@ -177,7 +177,7 @@ class Representations(nn.Module):
     def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
         """Returns the flattened features, each slice written at once to where it stays."""
         first, *others = images.split(self.slice_size)
-        part = representation(first).flatten(1)
+        part: Tensor = representation(first).flatten(1)
         features = part.new_empty(len(images), part.shape[1])
         features[: len(part)] = part
         for i, images_of_slice in enumerate(others, start=1):

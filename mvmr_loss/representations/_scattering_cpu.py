@@ -1,0 +1,172 @@
+"""The scattering transform's kernel for CPUs: compiled when first used, done without where it can't be.
+
+The C++ compiler of the machine is asked once for each source, compiler and processor; the library is
+kept in a folder of the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``). ``MVMR_LOSS_NATIVE=0`` in the
+environment forbids it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("scattering_cpu.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+_LANES = 8  # as in the source
+
+_logger = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=1)
+def load_library() -> ctypes.CDLL | None:
+    """Returns the compiled kernel.
+
+    Returns:
+        The library, or None if it is forbidden or cannot be compiled here; the log says why.
+    """
+    if os.environ.get("MVMR_LOSS_NATIVE", "1") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _logger.info("scattering runs without its C++ kernel: %s", error)
+        return None
+    library.scatterer_new.restype = ctypes.c_void_p
+    library.scatterer_delete.argtypes = [ctypes.c_void_p]
+    return library
+
+
+def _compiled() -> Path:
+    """Returns the library's path, after compiling it if it is not there."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise OSError(f"there is no C++ compiler called {' or '.join(names)}")
+    identity = (_SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _processor())
+    key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "mvmr-loss" / "native"
+    library = folder / f"scattering_{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several processes may come here at once: each compiles, and the last one's file stays.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / library.name
+            command = [compiler, *_FLAGS, "-shared", "-fPIC", "-pthread"]
+            command += ["-o", str(made), str(_SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            made.replace(library)
+    return library
+
+
+def _processor() -> str:
+    """Returns what tells apart processors with different instructions, where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+class ScatteringKernel:
+    """The kernel with the filters of one setting: orders 1 and 2 of float32 images on a CPU.
+
+    Args:
+        library: As :func:`load_library` returns it.
+        wavelets: For each scale j the real spectra of the L wavelets, of shape (L, P1, P2).
+        low_pass: For each scale j one period of the low-pass of the rows' direction at resolution
+            2^-j, of shape (P1 / 2^j,), and of the columns', of shape (P2 / 2^j,).
+        max_order: 1 or 2.
+        shape: Height and width of the coefficients.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        wavelets: Sequence[Tensor],
+        low_pass: Sequence[tuple[Tensor, Tensor]],
+        max_order: int,
+        shape: tuple[int, int],
+    ) -> None:
+        J, (L, height, width) = len(wavelets), wavelets[0].shape
+        missing = -L % _LANES
+        of_image = [
+            # What the inverse FFT divides by is in the weights.
+            torch.nn.functional.pad(spectra / (height * width), (0, 0, 0, 0, 0, missing))
+            .unflatten(0, (-1, _LANES))
+            .movedim(1, -1)
+            for spectra in wavelets
+        ]
+        of_fields = [
+            _low_frequencies(spectra, height >> i, width >> i) / ((height >> i) * (width >> i))
+            if max_order == 2 and j > i
+            else torch.empty(0)
+            for i in range(J)
+            for j, spectra in enumerate(wavelets)
+        ]
+        columns, rows = zip(*low_pass, strict=True)
+        # The library reads this memory for as long as the scatterer lives.
+        self._filters = [
+            [tensor.to(torch.float32).contiguous() for tensor in tensors]
+            for tensors in (of_image, of_fields, rows, columns)
+        ]
+        sizes = (ctypes.c_int * 7)(height, width, *shape, J, L, max_order)
+        pointers = [
+            (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() or None for tensor in tensors))
+            for tensors in self._filters
+        ]
+        self._paths = 1 + J * L + (J * (J - 1) // 2 * L**2 if max_order == 2 else 0)
+        self._run = library.scatterer_run
+        self._scatterer = ctypes.c_void_p(library.scatterer_new(sizes, *pointers))
+        if not self._scatterer:
+            raise MemoryError("there is no memory for the filters of the scattering transform")
+        weakref.finalize(self, library.scatterer_delete, self._scatterer)
+
+    def __call__(self, spectra: Tensor, order_0: Tensor) -> Tensor:
+        """Computes the coefficients.
+
+        Args:
+            spectra: Complex64 tensor of shape (B, P1, P2), the padded images' DFT.
+            order_0: Float32 tensor of shape (B, 1, h, w).
+
+        Returns:
+            Tensor of shape (B, K, h, w), of orders 0, 1 and 2.
+
+        Raises:
+            MemoryError: If there is no memory for the working space.
+        """
+        spectra = spectra.contiguous()
+        coefficients = order_0.new_empty(len(order_0), self._paths, *order_0.shape[-2:])
+        coefficients[:, :1] = order_0
+        failed = self._run(
+            self._scatterer,
+            ctypes.c_void_p(spectra.data_ptr()),
+            ctypes.c_void_p(coefficients.data_ptr()),
+            ctypes.c_int64(len(spectra)),
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError("there is no memory for the scattering transform")
+        return coefficients
+
+
+def _low_frequencies(spectra: Tensor, height: int, width: int) -> Tensor:
+    """Returns the lowest frequencies, of even numbers, of spectra (L, P1, P2)."""
+    rows, columns = (
+        torch.cat([torch.arange(size // 2), torch.arange(full - size // 2, full)])
+        for size, full in ((height, spectra.shape[1]), (width, spectra.shape[2]))
+    )
+    return spectra[:, rows[:, None], columns]
