@@ -142,36 +142,34 @@ def compare(arguments: argparse.Namespace) -> None:
     from benchmarks.stl10.report import write_comparison
     from benchmarks.stl10.train import METRICS, read_metrics, read_results
 
-    runs = {}
-    for folder in arguments.runs:
-        results = read_results(folder)
-        name = results["label"]
-        # Runs of one method are told apart by their folders.
-        name = f"{name} ({folder.name})" if name in runs else name
-        runs[name] = (results, read_metrics(folder / METRICS))
+    folders = list(dict.fromkeys(arguments.runs))
+    results = [read_results(folder) for folder in folders]
+    labels = [r["label"] for r in results]
+    # Runs of one method are told apart by their folders.
+    last = [folder.name for folder in folders]
+    short = len(set(last)) == len(last)
+    names = [
+        label if labels.count(label) == 1 else f"{label} ({folder.name if short else folder})"
+        for label, folder in zip(labels, folders, strict=True)
+    ]
+    metrics = [read_metrics(folder / METRICS) for folder in folders]
+    runs = dict(zip(names, zip(results, metrics, strict=True), strict=True))
     print(write_comparison(arguments.output, runs))
     print(f"written to {arguments.output}")
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Exports a backbone."""
+    from benchmarks.stl10.backbones import loading_code
     from benchmarks.stl10.train import load_run
 
     settings, method = load_run(arguments.run)
     weights = {name: value.clone() for name, value in method.backbone.state_dict().items()}
     with atomic_path(arguments.output) as path:
         torch.save(weights, path)
-    name = settings.backbone
-    print(f"{arguments.output}: {len(weights)} tensors of {name}. To load it:")
-    if name == "small":
-        print("  model = benchmarks.common.encoder.SmallResNet((32, 64, 128))")
-    elif hasattr(__import__("torchvision").models, name):
-        print(f"  model = torchvision.models.get_model({name!r}, weights=None)")
-    else:
-        print(f"  model = timm.create_model({name!r}, num_classes=0)")
-    stem = weights.get("conv1.weight")
-    if settings.stem == "small" and stem is not None and stem.shape[-1] == 3:
-        print("  model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)")
+    print(f"{arguments.output}: {len(weights)} tensors of {settings.backbone}. To load it:")
+    for line in loading_code(settings, method.backbone):
+        print(f"  {line}")
     print(f"  model.load_state_dict(torch.load({str(arguments.output)!r}), strict=False)")
     print("strict=False because the classifier is not among them.")
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.stl10.settings import Settings
 
+SMALL_WIDTHS = (32, 64, 128)
+
 
 def build_backbone(settings: Settings) -> nn.Module:
     """Returns the backbone without its classifier and without weights of others.
@@ -35,10 +37,53 @@ def build_backbone(settings: Settings) -> nn.Module:
     """
     name = settings.backbone
     if name == "small":
-        return SmallResNet((32, 64, 128))
+        return SmallResNet(SMALL_WIDTHS)
     if name in torchvision.models.list_models(module=torchvision.models):
         return _torchvision(name, settings)
     return _timm(name, settings)
+
+
+def loading_code(settings: Settings, backbone: nn.Module) -> list[str]:
+    """Returns the lines of Python that build the model which loads the backbone's weights.
+
+    Args:
+        settings: ``backbone``, ``stem`` and ``image_size`` are read.
+        backbone: What :func:`build_backbone` made of them.
+
+    Returns:
+        Lines that leave the model as ``model``.
+
+    Examples:
+        >>> settings = Settings(backbone="resnet18")
+        >>> for line in loading_code(settings, build_backbone(settings)):
+        ...     print(line)
+        import torch, torchvision
+        model = torchvision.models.get_model('resnet18', weights=None)
+        model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    """
+    name, size = settings.backbone, settings.image_size
+    if isinstance(backbone, SmallResNet):
+        return [
+            "import torch",
+            "from benchmarks.common.encoder import SmallResNet",
+            f"model = SmallResNet({SMALL_WIDTHS})",
+        ]
+    if name in torchvision.models.list_models(module=torchvision.models):
+        sized = f", image_size={size}" if name.startswith("vit_") else ""
+        lines = [
+            "import torch, torchvision",
+            f"model = torchvision.models.get_model({name!r}, weights=None{sized})",
+        ]
+        if settings.stem == "small" and isinstance(backbone, torchvision.models.ResNet):
+            stem = "torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)"
+            lines.append(f"model.conv1 = {stem}")
+        return lines
+    # A transformer has been built for the size of image.
+    sized = f", img_size={size}" if hasattr(backbone, "patch_embed") else ""
+    return [
+        "import torch, timm",
+        f"model = timm.create_model({name!r}, num_classes=0{sized})",
+    ]
 
 
 @torch.no_grad()

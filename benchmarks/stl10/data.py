@@ -91,6 +91,25 @@ class Part(Dataset[Any]):
         return self.images.__getitems__([self.index[i] for i in index])
 
 
+class Indexed(Dataset[Any]):
+    """Images that are read together with their indices, by which features of theirs are kept.
+
+    Args:
+        images: The images.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
+
+    def __getitems__(self, index: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns images, labels, and indices, int64 of shape (N,)."""
+        return (*self.images.__getitems__(index), torch.tensor(index))
+
+
 class Data(NamedTuple):
     """What a run reads.
 
@@ -209,6 +228,7 @@ def _cifar10(settings: Settings, train: bool) -> Any:
         "cifar10",
         lambda: cls(settings.data_dir, train=train, download=settings.download),
         [(Path(settings.data_dir) / cls.base_folder / name, md5) for name, md5 in names],
+        (Path(settings.data_dir) / cls.filename, cls.tgz_md5),
     )
 
 
@@ -217,10 +237,14 @@ def _stl10(settings: Settings) -> Data:
     cls = torchvision.datasets.STL10
     folder = Path(settings.data_dir) / cls.base_folder
     files = [(folder / name, md5) for name, md5 in [*cls.train_list, *cls.test_list]]
+    archive = (Path(settings.data_dir) / cls.filename, cls.tgz_md5)
 
     def split(name: str) -> Any:
         return _open(
-            "stl10", lambda: cls(settings.data_dir, split=name, download=settings.download), files
+            "stl10",
+            lambda: cls(settings.data_dir, split=name, download=settings.download),
+            files,
+            archive,
         )
 
     everything, test = split("train+unlabeled"), split("test")
@@ -235,7 +259,7 @@ def _stl10(settings: Settings) -> Data:
     folds = []
     if folds_file.is_file():
         for number, line in enumerate(folds_file.read_text().splitlines()):
-            fold = np.array(line.split(), dtype=np.int64)
+            fold = np.array([int(i) if i.isdecimal() else -1 for i in line.split()])
             if len(fold) == 0 or fold.min() < 0 or fold.max() >= labelled:
                 raise ValueError(
                     f"line {number + 1} of {folds_file} must hold indices of the {labelled} "
@@ -274,7 +298,9 @@ def _resized(images: ArrayImages, image_size: int) -> Images:
     return images if images.images.shape[-1] == image_size else _Resized(images, image_size)
 
 
-def _open(name: str, create: Any, files: Sequence[tuple[Path, str]]) -> Any:
+def _open(
+    name: str, create: Any, files: Sequence[tuple[Path, str]], archive: tuple[Path, str]
+) -> Any:
     """Creates one of torchvision's data sets; an error names the file and the remedy."""
     try:
         return create()
@@ -285,6 +311,12 @@ def _open(name: str, create: Any, files: Sequence[tuple[Path, str]]) -> Any:
                 f"files into {files[0][0].parent}."
             ) from error
         missing = [path for path, _ in files if not path.is_file()]
+        packed, packed_md5 = archive
+        if missing and packed.is_file() and not check_integrity(str(packed), packed_md5):
+            raise ValueError(
+                f"{packed} is damaged or only a part: its {packed.stat().st_size} bytes have "
+                f"another checksum than {name}'s; run with --download to get it again."
+            ) from error
         if len(missing) == len(files):
             raise FileNotFoundError(
                 f"{name} must be in {files[0][0].parent} but is not there; run with --download, or "
@@ -338,6 +370,11 @@ class EpochSampler(Sampler[list[int]]):
         self.share = slice(rank, None, world_size)
         self.epoch = 0
 
+    @property
+    def sampler(self) -> EpochSampler:
+        """Itself: Lightning sets the epoch of a batch sampler's ``sampler``."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next iteration belongs to; Lightning calls it."""
         self.epoch = epoch
@@ -354,16 +391,18 @@ class EpochSampler(Sampler[list[int]]):
             yield order[i * self.batch_size : (i + 1) * self.batch_size][self.share].tolist()
 
 
-def train_loader(images: Images, sampler: EpochSampler, num_workers: int) -> DataLoader[Any]:
+def train_loader(
+    images: Images | Indexed, sampler: EpochSampler, num_workers: int
+) -> DataLoader[Any]:
     """Returns the loader of training batches.
 
     Args:
-        images: The images.
+        images: The images, with their indices or without.
         sampler: Draws the batches.
         num_workers: Processes that read images.
 
     Returns:
-        A loader of (images, labels).
+        A loader of what ``images`` gives: (images, labels), or (images, labels, indices).
     """
     return DataLoader(
         images,  # type: ignore[arg-type]

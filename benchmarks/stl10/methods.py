@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,7 @@ from mvmr_loss import (
     Representations,
 )
 from mvmr_loss.representations import augmented_pixels
+from mvmr_loss.representations.cache import CachedRepresentations
 
 # Each process and each use of random numbers has its own seed: seed * _SEEDS + one of them.
 _SEEDS = 1_000_003
@@ -76,7 +78,7 @@ class Method(LightningModule):
             "grayscale_probability": settings.grayscale_probability,
             "blur": settings.blur,
         }
-        self.representations = self._representations()
+        self.representations = self._representations(mean, std)
         self.regularizer = MultiRepresentationRegularizer(
             settings.representation_weight,
             dependence_measure=settings.dependence_measure,
@@ -87,15 +89,48 @@ class Method(LightningModule):
         """Returns the seed of one use of random numbers in this process."""
         return self.settings.seed * _SEEDS + rank_zero_only.rank * _SEEDS_PER_PROCESS + use
 
-    def _representations(self) -> Representations | None:
-        """Returns the representations; the augmented pixels are augmented as the views are."""
+    def _representations(
+        self, mean: Sequence[float], std: Sequence[float]
+    ) -> Representations | CachedRepresentations | None:
+        """Returns the representations, which are told how the run's images are made."""
+        told: dict[str, dict[str, Any]] = {
+            # Augmented as the views are.
+            "augmented_pixels": {"seed": self._seed(0), **self.augmentation},
+            # A teacher has a normalisation of its own, for which that of the images is undone.
+            "teacher": {"mean": mean, "std": std},
+        }
         specification = []
         for item in self.settings.representation_names:
             item = {"name": item} if isinstance(item, str) else item
-            if isinstance(item, dict) and item.get("name") == "augmented_pixels":
-                item = {"seed": self._seed(0), **self.augmentation, **item}
+            if isinstance(item, dict):
+                item = {**told.get(item.get("name", ""), {}), **item}
             specification.append(item)
         return Representations(specification) if specification else None
+
+    def cache_representations(self, folder: str, images: int) -> None:
+        """Keeps representations on disk instead of computing them in each step.
+
+        Args:
+            folder: Folder of the store; made if there is none.
+            images: Number of images for pretraining.
+
+        Raises:
+            ValueError: If the method has no representations, none may be kept, or the store is of
+                other images or settings.
+            OSError: If the store is damaged.
+        """
+        size = self.settings.image_size
+        if not isinstance(self.representations, Representations):
+            raise ValueError(
+                "representation_cache must be left out: the run has no representations to keep."
+            )
+        self.representations = CachedRepresentations(
+            self.representations,
+            folder,
+            num_samples=images,
+            image_shape=(3, size, size),
+            normalization=MEAN_STD[self.settings.normalization],
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the backbone's features of uint8 images.
@@ -141,11 +176,12 @@ class Method(LightningModule):
         """Makes what a backbone may draw, as dropout does, depend on the step alone."""
         torch.manual_seed(self._seed(4) + self.global_step * _SEEDS)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Computes the loss and logs each term.
 
         Args:
-            batch: uint8 images of shape (N, 3, H, W), and labels, which are not looked at.
+            batch: uint8 images of shape (N, 3, H, W), labels, which are not looked at, and the
+                images' indices, shape (N,).
             batch_idx: Number of the batch in the epoch.
 
         Returns:
@@ -153,7 +189,7 @@ class Method(LightningModule):
         """
         plain = self.normalize(batch[0])
         with torch.no_grad(), torch.autocast(plain.device.type, enabled=False):
-            representations = {} if self.representations is None else self.representations(plain)
+            representations = self._represent(plain, batch[2])
             start = self.global_step * len(plain)
             first = 1 if self.plain_first else 0
             views = [plain] if self.plain_first else []
@@ -169,6 +205,14 @@ class Method(LightningModule):
             {f"loss_{name}": term for name, term in terms.items()}, on_step=False, **options
         )
         return loss
+
+    def _represent(self, plain: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Returns the representations of a batch, computed or read by the images' indices."""
+        if self.representations is None:
+            return {}
+        cached = isinstance(self.representations, CachedRepresentations)
+        values: dict[str, Tensor] = self.representations(*([plain, index] if cached else [plain]))
+        return values
 
     def trained_modules(self) -> list[nn.Module]:
         """Returns the modules that the optimiser trains."""

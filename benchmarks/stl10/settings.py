@@ -61,6 +61,14 @@ class Settings:
     representation_weight: float = _field(
         1.0, "method", "weight of each representation's term; negative rewards independence"
     )
+    representation_cache: str | None = _field(
+        None,
+        "method",
+        "folder in which representations of the non-augmented images, a teacher's among them, are "
+        "kept once computed, and read back in later epochs and runs. Default: they are computed "
+        "in each step",
+        type=str,
+    )
     dependence_measure: str = _field(
         "distance_correlation", "method", "measure of dependence, for the regulariser and mvmr"
     )
@@ -215,9 +223,10 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     expected: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
-    wanted = expected.get(kind, (list, type(None)) if "None" in kind else list)
+    kind, _, optional = kind.partition(" | ")
+    wanted = (expected.get(kind, list), *([type(None)] if optional else []))
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
-        raise TypeError(f"{f.name} must be of type {kind} but is {value!r}.")
+        raise TypeError(f"{f.name} must be of type {f.type} but is {value!r}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{f.name} must be finite but is {value}.")
     if "choices" in f.metadata and value not in f.metadata["choices"]:
@@ -281,7 +290,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if default is dataclasses.MISSING:
             default = f.default_factory()  # type: ignore[misc]
         if default is not None:
-            text = f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            text = f"{text} (default: {shown})"
         kind = {"int": int, "float": float, "str": str}.get(str(f.type))
         if str(f.type) == "bool":
             options["action"] = argparse.BooleanOptionalAction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -22,7 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.evaluation import extract_features, knn_scores, topk_accuracy
 from benchmarks.common.results import atomic_path, environment, portable, write_json
-from benchmarks.stl10.data import Data, EpochSampler, Part, in_order, load_data, train_loader
+from benchmarks.stl10.data import (
+    Data,
+    EpochSampler,
+    Indexed,
+    Part,
+    in_order,
+    load_data,
+    train_loader,
+)
 from benchmarks.stl10.evaluate import evaluate
 from benchmarks.stl10.methods import Method, build_method
 from benchmarks.stl10.report import write_report
@@ -162,6 +171,8 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     pl.seed_everything(settings.seed, verbose=False)
     steps = settings.epochs * (len(data.pretrain) // settings.batch_size)
     method = build_method(settings, steps)
+    if settings.representation_cache is not None:
+        method.cache_representations(settings.representation_cache, len(data.pretrain))
     recorder = Recorder(folder, data, settings)
     trainer = pl.Trainer(
         accelerator=settings.accelerator,
@@ -193,7 +204,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
     trainer.fit(
         method,
-        train_loader(data.pretrain, sampler, settings.num_workers),
+        train_loader(Indexed(data.pretrain), sampler, settings.num_workers),
         ckpt_path=checkpoint,
     )
     pretrained = time.perf_counter()
@@ -275,10 +286,13 @@ def load_run(folder: Path) -> tuple[Settings, Method]:
         raise FileNotFoundError(
             f"{path} must be the run's checkpoint but is missing; resume the run."
         )
-    method = build_method(settings)
+    # Features need no representations, nor the files of a teacher.
+    method = build_method(dataclasses.replace(settings, representations=[]))
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        method.load_state_dict(weights)
+        method.load_state_dict(
+            {k: v for k, v in weights.items() if not k.startswith("representations.")}
+        )
     except Exception as error:
         raise ValueError(
             f"{path} must be a checkpoint of this run but cannot be read: {error}"
