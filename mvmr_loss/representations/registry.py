@@ -120,6 +120,7 @@ class Representations(nn.Module):
         ValueError: If it is empty, a name is unknown or occurs twice, or an option is out of range.
 
     Examples:
+        >>> import torch
         >>> representations = Representations(["pixels", {"name": "local_std", "window_size": 5}])
         >>> features = representations(torch.rand(4, 3, 32, 32))
         >>> {name: tuple(y.shape) for name, y in features.items()}
