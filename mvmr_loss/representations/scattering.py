@@ -128,6 +128,15 @@ def _morlet(height: int, width: int, j: int, theta: int, L: int) -> Tensor:
     return _NORMALIZATION * (gabor - gabor[0, 0] / envelope[0, 0] * envelope)
 
 
+# Kept for one size: the plain filters and the kernel's are made one after the other.
+@lru_cache(maxsize=1)
+def _morlets(height: int, width: int, J: int, L: int) -> tuple[Tensor, ...]:
+    """Returns for each scale the spectra of the L wavelets, of shape (L, height, width)."""
+    return tuple(
+        torch.stack([_morlet(height, width, j, theta, L) for theta in range(L)]) for j in range(J)
+    )
+
+
 def _low_frequencies(spectrum: Tensor, size: int, dim: int) -> Tensor:
     """Returns the ``size`` lowest frequencies, of even number, of a spectrum along a dimension."""
     low = spectrum.narrow(dim, 0, size // 2)
@@ -185,7 +194,7 @@ def _build_filter_bank(
     # inference mode: a later call may record a gradient with the same filters.
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         padded = _padded_size(height, J), _padded_size(width, J)
-        spectra = [torch.stack([_morlet(*padded, j, t, L) for t in range(L)]) for j in range(J)]
+        spectra = _morlets(*padded, J, L)
 
         def move(x: Tensor) -> Tensor:
             return (x.to(dtype) if x.is_floating_point() else x).contiguous().to(device)
@@ -227,7 +236,7 @@ def _build_kernel(
         padded = _padded_size(height, J), _padded_size(width, J)
         return ScatteringKernel(
             library,
-            [torch.stack([_morlet(*padded, j, t, L) for t in range(L)]) for j in range(J)],
+            _morlets(*padded, J, L),
             [
                 (_low_pass_kernel(padded[0], J, j), _low_pass_kernel(padded[1], J, j))
                 for j in range(J)
