@@ -1,0 +1,251 @@
+"""Accuracy of training with representations from a store beside the exact ones computed live."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cache.steps import CACHEABLE, normalized, store
+from benchmarks.common.data import ImageFolder, image_tensor
+from benchmarks.common.encoder import SmallResNet
+from benchmarks.common.evaluation import evaluate_features, extract_features
+from benchmarks.common.photographs import Photographs
+from benchmarks.common.results import environment, portable, write_json
+from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss.representations.cache import fill
+
+SIZE, BATCH_SIZE = 32, 128
+# Configuration -> width of the sketches in the store; None computes exact ones live.
+CONFIGURATIONS: dict[str, int | None] = {
+    "none": None,
+    "live, exact": None,
+    "stored, sketch of 1024": 1024,
+    "stored, sketch of 256": 256,
+    "stored, sketch of 4096": 4096,
+}
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+Features = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def load(folder: Path | None) -> Data:
+    """Reads training and test images and labels.
+
+    Args:
+        folder: Holds ``train`` and ``test``, each with one folder of images a class; None means the
+            photographs that come with scikit-image.
+
+    Returns:
+        Training images, uint8 of shape (N, 3, 32, 32), their labels, test images, their labels.
+    """
+    parts: list[Any]
+    if folder is None:
+        parts = [Photographs("train"), Photographs("test")]
+    else:
+        parts = [ImageFolder(folder / split) for split in ("train", "test")]
+    (x, y), (x_test, y_test) = (image_tensor(part, SIZE) for part in parts)
+    return x, y, x_test, y_test
+
+
+def train(
+    configuration: str, data: Data, *, seed: int, epochs: int, learning_rate: float = 2e-3
+) -> dict[str, Any]:
+    """Trains the small ResNet by itself and evaluates its frozen features.
+
+    With one seed, weights, order and augmentation are the same in every configuration.
+
+    Args:
+        configuration: A key of ``CONFIGURATIONS``.
+        data: As :func:`load` gives it.
+        seed: Of all that is drawn.
+        epochs: Passes over the training images.
+        learning_rate: Adam's largest.
+
+    Returns:
+        ``accuracy`` as of :func:`benchmarks.common.evaluation.evaluate_features`, the mean
+        representation ``terms`` of the last epoch, ``training_cpu_seconds`` and
+        ``filling_cpu_seconds``.
+    """
+    images, labels, test_images, test_labels = data
+    with tempfile.TemporaryDirectory() as folder:
+        clock = time.process_time()
+        features = _features(configuration, images, Path(folder))
+        filling = time.process_time() - clock
+        torch.manual_seed(seed)
+        encoder = SmallResNet().to(memory_format=torch.channels_last)
+        head = MVMRProjectionHead(encoder.output_dim, hidden_dim=512, output_dim=512)
+        clock = time.process_time()
+        terms = _pretrain(encoder, head, images, features, epochs, learning_rate)
+        training = time.process_time() - clock
+    x, x_test = (
+        extract_features(encoder, (_prepared(part) for part in whole.split(256)))
+        for whole in (images, test_images)
+    )
+    return {
+        "accuracy": evaluate_features(x, labels, x_test, test_labels, seed=seed),
+        "terms": terms,
+        "training_cpu_seconds": training,
+        "filling_cpu_seconds": filling,
+    }
+
+
+def _features(configuration: str, images: Tensor, folder: Path) -> Features | None:
+    """Returns what gives a batch's representations from its images and their indices."""
+    if configuration == "none":
+        return None
+    sketch_dim = CONFIGURATIONS[configuration]
+    if sketch_dim is None:
+        live = Representations(CACHEABLE)
+        return lambda batch, _: live(batch)
+    cached = store(folder, len(images), SIZE, sketch_dim)
+    fill(cached, normalized(images.float() / 255))
+    return lambda batch, indices: cached(batch, indices)
+
+
+def _pretrain(
+    encoder: nn.Module,
+    head: nn.Module,
+    images: Tensor,
+    features: Features | None,
+    epochs: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Trains in place; returns the mean of each representation term in the last epoch."""
+    augment = K.AugmentationSequential(
+        K.RandomResizedCrop((SIZE, SIZE), scale=(0.2, 1.0)),
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        K.RandomGrayscale(p=0.1),
+    )
+    criterion = MVMRLoss()
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=1e-6)
+    steps = len(images) // BATCH_SIZE
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, epochs * steps, pct_start=0.1, cycle_momentum=False
+    )
+    encoder.train()
+    last: list[dict[str, Tensor]] = []
+    for _ in range(epochs):
+        last.clear()
+        for indices in torch.randperm(len(images))[: steps * BATCH_SIZE].split(BATCH_SIZE):
+            batch = images[indices].float() / 255
+            view, view_augmented = normalized(batch), normalized(augment(batch))
+            z, z_augmented = (
+                head(encoder(v.contiguous(memory_format=torch.channels_last)))
+                for v in (view, view_augmented)
+            )
+            terms = criterion.forward_components(
+                z, z_augmented, features(view, indices) if features else None
+            )
+            optimizer.zero_grad()
+            terms.total.backward()
+            optimizer.step()
+            scheduler.step()
+            last.append({name: term.detach() for name, term in terms.representations.items()})
+    return {name: torch.stack([t[name] for t in last]).mean().item() for name in last[0]}
+
+
+def _prepared(images: Tensor) -> Tensor:
+    """Returns images as the encoder wants them."""
+    return normalized(images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def result_path(results: Path, configuration: str, seed: int) -> Path:
+    """Returns the file of one run."""
+    words = "".join(c if c.isalnum() else " " for c in configuration).split()
+    return results / f"{'-'.join(words)}-seed{seed}.json"
+
+
+def run_missing(
+    folder: Path | None,
+    results: Path,
+    *,
+    epochs: int,
+    seeds: Sequence[int] = (0, 1, 2),
+    configurations: Sequence[str] = tuple(CONFIGURATIONS),
+) -> None:
+    """Trains every configuration and seed that has no result yet.
+
+    Args:
+        folder: As of :func:`load`.
+        results: Folder of the runs' files; what is there is kept.
+        epochs: Passes over the training images.
+        seeds: One run each, of each configuration.
+        configurations: Keys of ``CONFIGURATIONS``.
+
+    Raises:
+        ValueError: If a result is there that other settings made.
+    """
+    settings = {
+        "images": portable(folder) if folder else "photographs of scikit-image",
+        "epochs": epochs,
+        "batch_size": BATCH_SIZE,
+        "image_size": SIZE,
+    }
+    data: Data | None = None
+    for seed in seeds:
+        for configuration in configurations:
+            path = result_path(results, configuration, seed)
+            if path.exists():
+                if json.loads(path.read_text())["settings"] != settings:
+                    raise ValueError(
+                        f"{portable(path)} was made with other settings; use the same ones, or "
+                        "remove the file."
+                    )
+                continue
+            data = data or load(folder)
+            print(f"{path.stem}: training", flush=True)
+            run = train(configuration, data, seed=seed, epochs=epochs)
+            run |= {"images": {"train": len(data[0]), "test": len(data[2])}}
+            record = {"configuration": configuration, "settings": settings, **run}
+            write_json(path, {**record, **environment(seed)})
+
+
+def summarize(results: Path) -> dict[str, dict[str, Any]]:
+    """Returns what the runs' files say.
+
+    Args:
+        results: Their folder.
+
+    Returns:
+        Configuration -> ``seeds``, ``terms`` and ``training_cpu_seconds`` (means), and for each of
+        ``knn`` and ``linear`` the top-1 accuracies' ``values``, and ``differences`` to the run with
+        live representations of the same seed, where there is one.
+    """
+    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in CONFIGURATIONS}
+    for path in sorted(results.glob("*.json")):
+        run = json.loads(path.read_text())
+        runs[run["configuration"]][run["seed"]] = run
+    summary: dict[str, dict[str, Any]] = {}
+    for name, by_seed in runs.items():
+        if not by_seed:
+            continue
+        chosen = list(by_seed.values())
+        summary[name] = {
+            "seeds": list(by_seed),
+            "training_cpu_seconds": statistics.mean(r["training_cpu_seconds"] for r in chosen),
+            "terms": {
+                term: statistics.mean(run["terms"][term] for run in chosen)
+                for term in chosen[0]["terms"]
+            },
+        }
+        for probe in ("knn", "linear"):
+            summary[name][probe] = {
+                "values": [run["accuracy"][probe]["top1"] for run in chosen],
+                "differences": [
+                    run["accuracy"][probe]["top1"]
+                    - runs["live, exact"][seed]["accuracy"][probe]["top1"]
+                    for seed, run in by_seed.items()
+                    if seed in runs["live, exact"]
+                ],
+            }
+    return summary

@@ -1,0 +1,103 @@
+"""Time of a training step with the representations read from a store, computed live, or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common.encoder import SmallResNet
+from benchmarks.speed.representations import photographs
+from benchmarks.speed.timing import medians
+from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss.representations.cache import CachedRepresentations
+
+CACHEABLE = ("pixels", "scattering", "hog", "local_std")
+SKETCH_DIM = 1024
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalized(images: Tensor) -> Tensor:
+    """Normalises images in [0, 1] of shape (N, 3, H, W) with ImageNet's mean and standard deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def store(folder: Path, count: int, size: int, sketch_dim: int | None) -> CachedRepresentations:
+    """Returns the four cacheable representations of ``count`` images with a store in ``folder``."""
+    return CachedRepresentations(
+        Representations(CACHEABLE, sketch_dim=sketch_dim),
+        folder,
+        num_samples=count,
+        image_shape=(3, size, size),
+        normalization=(MEAN, STD),
+    )
+
+
+def networks() -> dict[str, Callable[[], tuple[nn.Module, int]]]:
+    """Returns the name of each network -> what makes its trained part, and the size of its images."""
+
+    def resnet() -> tuple[nn.Module, int]:
+        from torchvision.models import resnet18
+
+        backbone = resnet18()
+        backbone.fc = nn.Identity()
+        return nn.Sequential(backbone, MVMRProjectionHead(512, 2048, 2048)), 96
+
+    def small() -> tuple[nn.Module, int]:
+        encoder = SmallResNet()
+        return nn.Sequential(encoder, MVMRProjectionHead(encoder.output_dim, 512, 512)), 32
+
+    return {"ResNet-18, 96 x 96": resnet, "small ResNet, 32 x 32": small}
+
+
+def step_times(name: str, folder: Path, repeats: int, batch_size: int = 64) -> dict[str, float]:
+    """Times a training step without representations and with them read and computed.
+
+    Args:
+        name: Of :func:`networks`.
+        folder: Of the store; new.
+        repeats: Timed rounds.
+        batch_size: Images a step.
+
+    Returns:
+        Name -> median seconds of a step (two forward passes, loss, backward, optimiser), and under
+        ``"reading alone"`` of reading the four representations of a batch.
+    """
+    torch.manual_seed(0)
+    model, size = networks()[name]()
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    criterion = MVMRLoss()
+    device = torch.device("cpu")
+    images = normalized(photographs(batch_size, size, device))
+    augmented = images.flip(-1)
+    cached = store(folder, batch_size, size, SKETCH_DIM)
+    indices = torch.randperm(batch_size)
+    cached(images, indices)
+    random = Representations(["augmented_pixels"])
+    live = Representations(CACHEABLE)
+
+    def read() -> dict[str, Tensor]:
+        return cached(images, indices)
+
+    def step(features: Callable[[], dict[str, Tensor]] | None) -> Callable[[], None]:
+        def run() -> None:
+            optimizer.zero_grad()
+            z, z_augmented = model(images), model(augmented)
+            criterion(z, z_augmented, features() if features else None).backward()
+            optimizer.step()
+
+        return run
+
+    candidates: dict[str, Callable[[], Any]] = {
+        "no representations": step(None),
+        "four from the store": step(read),
+        "four from the store, augmented_pixels live": step(lambda: read() | random(images)),
+        "four live": step(lambda: live(images)),
+        "reading alone": read,
+    }
+    return medians(candidates, device, repeats=repeats, warmup=2)
