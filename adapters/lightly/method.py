@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchvision
+from lightly.data import LightlyDataset
 from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.benchmarking import KNNClassifier, OnlineLinearClassifier
 from lightly.utils.scheduler import CosineWarmupScheduler
@@ -15,6 +16,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss.representations.cache import CachedRepresentations, dataset_fingerprint
 
 # The five that the authors' release trains with.
 REPRESENTATIONS = ("pixels", "augmented_pixels", "scattering", "hog", "local_std")
@@ -50,6 +52,9 @@ class MVMR(LightningModule):
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or such a module;
             empty means no representation terms.
+        representation_cache: Folder in which the representations, a teacher's among them, are kept
+            once computed, and from which later epochs and trainings read them by the images' file
+            names; the data set must be a ``LightlyDataset``. None: they are computed in each step.
         loss: Options of :class:`~mvmr_loss.MVMRLoss`; ``gather_distributed`` is True unless given.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
@@ -80,6 +85,7 @@ class MVMR(LightningModule):
         hidden_dim: int = 8192,
         output_dim: int = 8192,
         representations: Sequence[Any] | Mapping[str, Any] | nn.Module = REPRESENTATIONS,
+        representation_cache: str | None = None,
         loss: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
@@ -114,6 +120,15 @@ class MVMR(LightningModule):
             if representations
             else None
         )
+        if representation_cache is not None and not isinstance(
+            self.representations, Representations
+        ):
+            raise ValueError(
+                "representation_cache must be None where there are no mvmr_loss.Representations to "
+                f"keep, but is {representation_cache!r}."
+            )
+        self.representation_cache = representation_cache
+        self._kept: _KeptRepresentations | None = None
         self.criterion = MVMRLoss(**{"gather_distributed": True, **(loss or {})})
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
@@ -148,6 +163,31 @@ class MVMR(LightningModule):
         features: Tensor = self.backbone(x)
         return features
 
+    def on_train_start(self) -> None:
+        """Opens the store of representations, if there is to be one.
+
+        Raises:
+            TypeError: If the data set is not a ``LightlyDataset``.
+            ValueError: If the store is of other images or settings.
+            OSError: If the store is damaged.
+        """
+        if self.representation_cache is not None:
+            self._kept = _KeptRepresentations(
+                self.representations,
+                self.representation_cache,
+                getattr(self.trainer.train_dataloader, "dataset", None),
+            )
+
+    def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:
+        """Returns the representations of a batch, computed or read by the images' file names."""
+        views = batch[0]
+        if self.representations is None:
+            return None
+        values: dict[str, Tensor] = (
+            self.representations(views[0]) if self._kept is None else self._kept(views[0], batch[2])
+        )
+        return values
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Computes the loss of MV-MR and that of the online classifier, and logs each term.
 
@@ -166,8 +206,7 @@ class MVMR(LightningModule):
         views, targets = _check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
         z, *z_augmented = self.projection_head(features).chunk(len(views))
-        representations = None if self.representations is None else self.representations(views[0])
-        terms = self.criterion.forward_components(z, z_augmented, representations)
+        terms = self.criterion.forward_components(z, z_augmented, self._represent(batch))
         loss = terms.total
         self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
         parts = {
@@ -324,6 +363,30 @@ class MVMRViT(MVMR):
         super().__init__(
             batch_size_per_device, num_classes, knn_k, knn_t, **{**defaults, **options}
         )
+
+
+class _KeptRepresentations:
+    """Representations kept on disk, of images that are known by their file names."""
+
+    def __init__(self, representations: Any, folder: str, dataset: Any) -> None:
+        if not isinstance(dataset, LightlyDataset):
+            raise TypeError(
+                "representation_cache needs a LightlyDataset, by whose file names images are known, "
+                f"but the data set is a {type(dataset).__name__}."
+            )
+        self.index = {name: i for i, name in enumerate(dataset.get_filenames())}
+        self.representations = CachedRepresentations(
+            representations,
+            folder,
+            num_samples=len(dataset),
+            fingerprint=dataset_fingerprint(dataset),
+        )
+
+    def __call__(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = self.representations(
+            images, [self.index[name] for name in names]
+        )
+        return values
 
 
 class _OnlineKNNClassifier(KNNClassifier):  # type: ignore[misc]  # lightly is not typed

@@ -1,9 +1,12 @@
 """The LightningModule: its loss, its groups and schedule, its online evaluation, its errors."""
 
 import importlib.metadata
+import json
 
 import pytest
 import torch
+import torchvision
+from lightly.data import LightlyDataset
 from lightly.utils.benchmarking import LinearClassifier
 from pytorch_lightning import Trainer
 from torch import nn
@@ -13,6 +16,8 @@ import mvmr_loss
 from mvmr_loss import MVMRLoss, Representations
 from mvmr_loss.adapters import lightly as adapter
 from mvmr_loss.adapters.lightly import MVMR, MVMRViT
+from mvmr_loss.adapters.lightly.__main__ import method_entry, option
+from mvmr_loss.teachers import Teacher
 
 SIZE, CLASSES = 16, 5
 
@@ -109,6 +114,107 @@ def test_without_representations(logged):
     model.training_step(next(iter(loader())), 0)
     assert model.representations is None
     assert not any(name.startswith("train_representations") for name in logged)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A teacher's configuration, and the network whose weights are in its checkpoint."""
+    torch.manual_seed(3)
+    network = torchvision.models.resnet18()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "teacher.pt")
+    network.fc = nn.Identity()
+    configuration = {
+        "name": "teacher",
+        "source": "torchvision",
+        "model": "resnet18",
+        "weights": str(tmp_path / "teacher.pt"),
+        # As large as the images, and of their normalisation: it sees what the student sees.
+        "preprocessing": {"resize": None, "crop": None},
+    }
+    return configuration, network.eval()
+
+
+def test_a_teacher_by_configuration(teacher, logged, tmp_path):
+    configuration, network = teacher
+    model = method(representations=[configuration], loss={"variance_weight": 0}).eval()
+    views, *_ = batch = next(iter(loader()))
+    model.training_step(batch, 0)
+    z, z_augmented = [model.projection_head(model(view).flatten(1)) for view in views]
+    with torch.no_grad():
+        embedding = network(views[0])
+    terms = MVMRLoss().forward_components(z, z_augmented, {"teacher": embedding})
+    torch.testing.assert_close(
+        logged["train_representations/teacher"],
+        terms.representations["teacher"],
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    # The teacher is no part of the model: it is not saved, but built again from its configuration.
+    assert not any("teacher" in name for name in model.state_dict())
+    run = trainer(max_steps=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    restored = MVMR.load_from_checkpoint(tmp_path / "model.ckpt", backbone=Backbone())
+    assert restored.hparams["representations"] == [configuration]
+    assert list(restored.representations(views[0])) == ["teacher"]
+
+
+def test_a_teacher_on_the_command_line(teacher):
+    configuration, _ = teacher
+    name, value = option(f"representations={json.dumps([configuration, 'hog'])}")
+    small = {"backbone": "shufflenet_v2_x0_5", "hidden_dim": 8, "output_dim": 4}
+    model = method_entry(False, {name: value, **small}, {})["model"](4, num_classes=5)
+    assert list(model.representations(torch.rand(2, 3, 32, 32))) == ["teacher", "hog"]
+
+
+class Photos(torch.utils.data.Dataset):
+    """Noise whose samples are given as views, the first of them always the same."""
+
+    transform = None
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        plain = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index))
+        return [plain, plain + 0.1 * torch.rand_like(plain)], index % CLASSES
+
+
+def test_kept_representations(teacher, tmp_path, monkeypatch):
+    """A teacher's are computed once an image, also over trainings; what is random, in each step."""
+    configuration, _ = teacher
+    seen = []
+    extract = Teacher.extract
+    monkeypatch.setattr(Teacher, "extract", lambda s, x: (seen.append(len(x)), extract(s, x))[1])
+    dataset = LightlyDataset.from_torch_dataset(Photos())
+    names = [configuration, "augmented_pixels"]
+
+    def losses(**options):
+        model = method(representations=names, **options)
+        values = []
+        model.on_train_batch_end = lambda outputs, *_: values.append(outputs["loss"].item())
+        torch.manual_seed(5)
+        trainer(max_epochs=3).fit(model, DataLoader(dataset, 4))
+        return values
+
+    live = losses()
+    assert sum(seen) == 3 * 12
+    seen.clear()
+    kept = losses(representation_cache=str(tmp_path / "store"))
+    # Besides, single images by which the store is laid out and checked.
+    assert 12 < sum(seen) < 12 + 4
+    seen.clear()
+    assert losses(representation_cache=str(tmp_path / "store")) == kept
+    assert sum(seen) < 4
+    # The store rounds to half precision.
+    assert kept == pytest.approx(live, rel=1e-3)
+
+
+def test_exception_kept_representations(tmp_path):
+    with pytest.raises(ValueError, match="representation_cache must be None where there are no"):
+        method(representations=[], representation_cache=str(tmp_path))
+    with pytest.raises(TypeError, match="needs a LightlyDataset.*but the data set is a list"):
+        trainer().fit(method(representation_cache=str(tmp_path)), loader())
 
 
 def test_gathers_unless_told_otherwise():
