@@ -171,7 +171,8 @@ def finetune(
         lr=rate,
     )
     images = Part(data.train, index)
-    sampler = EpochSampler(len(images), min(settings.batch_size, len(images)), settings.seed)
+    batch_size = min(settings.finetune_batch_size, len(images))
+    sampler = EpochSampler(len(images), batch_size, settings.seed)
     steps = epochs * len(sampler)
     scheduler = CosineWarmupScheduler(optimizer, 0, steps, end_value=1e-3)
     augmentation = {

@@ -257,9 +257,7 @@ def _curves(rows: Sequence[Mapping[str, float]], label: str) -> Figure:
         axes[0, 0].set_title(
             axes[0, 0].get_title(loc="left") + ", log scale", fontsize=10, loc="left"
         )
-    axes[0, 0].legend(
-        fontsize=8, ncols=2 if len(terms) > 4 else 1, frameon=False, loc="upper right"
-    )
+    axes[0, 0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     monitored = any("train_knn_top1" in row for row in rows)
     if monitored:
         draw(axes[0, 1], ["train_knn_top1"], "kNN accuracy on held-out training images, %")
@@ -284,24 +282,17 @@ def _embedding(features: Tensor, labels: Tensor, classes: Sequence[str], seed: i
     colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo")
     shown = labels[chosen].numpy()
     for label in np.unique(shown):
-        at = shown == label
         place = label if len(classes) <= 10 else label / max(1, len(classes) - 1)
-        axis.scatter(*points[at].T, s=14, color=colors(place), alpha=0.8, linewidths=0)
-        if len(classes) <= 30:
-            center = np.median(points[at], axis=0)
-            axis.annotate(
-                classes[label],
-                center,
-                ha="center",
-                va="center",
-                fontsize=9,
-                bbox={
-                    "boxstyle": "round,pad=.25",
-                    "fc": "white",
-                    "ec": colors(place),
-                    "alpha": 0.85,
-                },
-            )
+        axis.scatter(
+            *points[shown == label].T,
+            s=14,
+            color=colors(place),
+            alpha=0.8,
+            linewidths=0,
+            label=classes[label],
+        )
+    if len(classes) <= 30:
+        figure.legend(loc="outside right center", frameon=False, fontsize=9)
     axis.set(xticks=[], yticks=[], title=f"t-SNE of {len(x)} test images' features")
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)

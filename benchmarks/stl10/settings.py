@@ -143,6 +143,7 @@ class Settings:
         type=_yaml_value,
     )
     finetune_epochs: int = _field(50, "evaluation", "epochs of fine-tuning")
+    finetune_batch_size: int = _field(64, "evaluation", "images a step of fine-tuning, at most")
     finetune_learning_rate: float = _field(
         1e-3, "evaluation", "learning rate of the classifier in fine-tuning; the backbone's is 1/10"
     )
@@ -164,7 +165,9 @@ class Settings:
         for f in fields(self):
             setattr(self, f.name, _checked(f, getattr(self, f.name)))
         positive = "epochs image_size devices checkpoint_every projector_hidden_dim knn_k"
-        positive += " projector_output_dim probe_epochs finetune_epochs temperature"
+        positive += (
+            " projector_output_dim probe_epochs finetune_epochs finetune_batch_size temperature"
+        )
         positive += " knn_temperature learning_rate probe_learning_rate finetune_learning_rate"
         for name in positive.split():
             self._check(name, getattr(self, name) > 0, "above 0")
