@@ -239,6 +239,26 @@ def test_shipped_configurations_compose(name: str, tmp_path: Path) -> None:
     assert parsed.scheduler.min_lr * parsed.accumulate_grad_batches == pytest.approx(1e-6)
 
 
+def test_shipped_options_are_the_defaults() -> None:
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("mvmr_loss.adapters.solo.configs", version_base="1.2"):
+        cfg = compose("mvmr_custom")
+    assert OmegaConf.to_container(cfg.method_kwargs) == METHOD_DEFAULTS
+
+
+def test_the_configuration_of_the_guide_composes(tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    guide = (Path(__file__).parents[2] / "adapters" / "solo" / "README.md").read_text()
+    example = guide.split("```yaml\n# mine.yaml", 1)[1].split("```", 1)[0]
+    (tmp_path / "mine.yaml").write_text(f"# {example}")
+    path = "hydra.searchpath=[pkg://mvmr_loss.adapters.solo.configs]"
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        cfg = compose("mine", overrides=[path])
+    assert (cfg.method, cfg.name, cfg.augmentations[0].crop_size) == ("mvmr", "mine", 96)
+
+
 def test_distillation_configuration_names_the_teacher() -> None:
     from hydra import compose, initialize_config_module
 

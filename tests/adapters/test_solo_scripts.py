@@ -185,6 +185,7 @@ def test_main_knn(
     assert min(accuracies) > 20
 
 
+@pytest.mark.slow  # UMAP compiles itself
 def test_main_umap(
     run_solo: Run,
     pretrained: tuple[Path, subprocess.CompletedProcess[str]],
