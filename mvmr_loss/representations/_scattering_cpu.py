@@ -128,39 +128,33 @@ class ScatteringKernel:
             (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() or None for tensor in tensors))
             for tensors in self._filters
         ]
-        self._paths = 1 + J * L + (J * (J - 1) // 2 * L**2 if max_order == 2 else 0)
         self._run = library.scatterer_run
         self._scatterer = ctypes.c_void_p(library.scatterer_new(sizes, *pointers))
         if not self._scatterer:
             raise MemoryError("there is no memory for the filters of the scattering transform")
         weakref.finalize(self, library.scatterer_delete, self._scatterer)
 
-    def __call__(self, spectra: Tensor, order_0: Tensor) -> Tensor:
-        """Computes the coefficients.
+    def __call__(self, spectra: Tensor, out: Tensor) -> None:
+        """Writes the coefficients of orders 1 and 2.
 
         Args:
             spectra: Complex64 tensor of shape (B, P1, P2), the padded images' DFT.
-            order_0: Float32 tensor of shape (B, 1, h, w).
-
-        Returns:
-            Tensor of shape (B, K, h, w), of orders 0, 1 and 2.
+            out: Contiguous float32 tensor of shape (B, K, h, w); its first path, order 0, is left
+                as it is.
 
         Raises:
             MemoryError: If there is no memory for the working space.
         """
         spectra = spectra.contiguous()
-        coefficients = order_0.new_empty(len(order_0), self._paths, *order_0.shape[-2:])
-        coefficients[:, :1] = order_0
         failed = self._run(
             self._scatterer,
             ctypes.c_void_p(spectra.data_ptr()),
-            ctypes.c_void_p(coefficients.data_ptr()),
+            ctypes.c_void_p(out.data_ptr()),
             ctypes.c_int64(len(spectra)),
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError("there is no memory for the scattering transform")
-        return coefficients
 
 
 def _low_frequencies(spectra: Tensor, height: int, width: int) -> Tensor:

@@ -26,9 +26,9 @@ _NORMALIZATION = math.pi / 3.1415
 _NEGLIGIBLE = 1e-9
 
 # The largest temporary of one slice in complex numbers: small enough for a processor's cache on a
-# CPU, large enough to fill an accelerator, or all threads of the kernel.
+# CPU, or in the kernel for memory that is used again, and large enough to fill an accelerator.
 _SLICE_CPU = 2**19
-_SLICE_KERNEL = 2**21
+_SLICE_KERNEL = 2**18
 _SLICE_ACCELERATOR = 2**25
 
 
@@ -292,21 +292,22 @@ def _wavelet_modulus(spectrum: Tensor, wavelets: _Wavelets) -> Tensor:
     return _modulus(torch.fft.ifft2(folded))
 
 
+def _pad(images: Tensor, bank: _FilterBank) -> Tensor:
+    """Extends images (B, H, W) by reflection to (B, P1, P2)."""
+    return images.index_select(-2, bank.rows).index_select(-1, bank.columns)
+
+
 def _low_pass(field: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
     """Blurs, subsamples and crops real fields of shape (..., P1, P2) to (..., h, w)."""
     rows, columns = matrices
     return rows @ field @ columns
 
 
-def _scatter(
-    images: Tensor, bank: _FilterBank, max_order: int, kernel: ScatteringKernel | None
-) -> Tensor:
-    """Scatters single-channel images (B, H, W) to (B, K, h, w), with the C++ kernel if there is one."""
-    padded = images.index_select(-2, bank.rows).index_select(-1, bank.columns)
+def _scatter(images: Tensor, bank: _FilterBank, max_order: int) -> Tensor:
+    """Scatters single-channel images (B, H, W) to (B, K, h, w)."""
+    padded = _pad(images, bank)
     spectrum = torch.fft.fft2(padded)
     order_0 = _low_pass(padded, bank.low_pass[0])[:, None]
-    if kernel is not None:
-        return kernel(spectrum, order_0)
     order_1, order_2 = [], []
     for j1, wavelets in enumerate(bank.wavelets[0]):
         field = _wavelet_modulus(spectrum, wavelets)
@@ -320,6 +321,15 @@ def _scatter(
             ]
             order_2.append(torch.cat(paths, dim=2).flatten(1, 2))
     return torch.cat([order_0, *order_1, *order_2], dim=1)
+
+
+def _scatter_by_kernel(
+    images: Tensor, bank: _FilterBank, kernel: ScatteringKernel, out: Tensor
+) -> None:
+    """The same as :func:`_scatter` by the C++ kernel, written to ``out``."""
+    padded = _pad(images, bank)
+    out[:, 0] = _low_pass(padded, bank.low_pass[0])
+    kernel(torch.fft.fft2(padded), out)
 
 
 def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Tensor:
@@ -375,13 +385,20 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     kernel = _kernel_for(images, J, L, max_order)
     largest = len(bank.rows) * len(bank.columns)
     if kernel is not None:
-        slice_size = max(1, _SLICE_KERNEL // largest)
+        slice_size = max(_SLICE_KERNEL // largest, 4 * torch.get_num_threads())
+        scattered = planes.new_empty(len(planes), *scattering_shape(height, width, J, L, max_order))
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for part, out in zip(
+                planes.split(slice_size), scattered.split(slice_size), strict=True
+            ):
+                _scatter_by_kernel(part, bank, kernel, out)
     else:
         largest *= L * (max(1, L // 4) if max_order == 2 else 1)
         slice_size = max(1, (_SLICE_CPU if images.is_cpu else _SLICE_ACCELERATOR) // largest)
-    with torch.autocast(images.device.type, enabled=False):
-        scattered = [_scatter(part, bank, max_order, kernel) for part in planes.split(slice_size)]
-    coefficients: Tensor = torch.cat(scattered).unflatten(0, (count, channels))
+        with torch.autocast(images.device.type, enabled=False):
+            parts = [_scatter(part, bank, max_order) for part in planes.split(slice_size)]
+        scattered = torch.cat(parts)
+    coefficients: Tensor = scattered.unflatten(0, (count, channels))
     return coefficients
 
 

@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstdint>
 #include <exception>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -252,23 +254,27 @@ class Scatterer {
 
     // spectra: (count, height, width, 2), of the padded images. out: (count, paths, out_height,
     // out_width), of which order 0 is left as it is.
-    void run(const float* spectra, float* out, Index count, int threads) const {
-        std::vector<Space> spaces(std::max<Index>(1, std::min<Index>(threads, count)), Space(s_));
+    void run(const float* spectra, float* out, Index count, int threads) {
+        std::vector<std::unique_ptr<Space>> spaces;
+        while (Index(spaces.size()) < std::max<Index>(1, std::min<Index>(threads, count)))
+            spaces.push_back(take_space());
         std::atomic<Index> next{0};
-        const auto work = [&](Space& space) {
+        const auto work = [&](Space* space) {
             for (Index i; (i = next++) < count;)
-                run_one(spectra + i * 2 * s_.height * s_.width, out + i * paths_ * area(), space);
+                run_one(spectra + i * 2 * s_.height * s_.width, out + i * paths_ * area(), *space);
         };
         std::vector<std::thread> others;
         others.reserve(spaces.size());
         try {
             for (std::size_t i = 1; i < spaces.size(); ++i)
-                others.emplace_back(work, std::ref(spaces[i]));
+                others.emplace_back(work, spaces[i].get());
         } catch (const std::exception&) {
             // No thread to be had: the present one does the work of those that are missing.
         }
-        work(spaces[0]);
+        work(spaces[0].get());
         for (std::thread& other : others) other.join();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto& space : spaces) idle_.push_back(std::move(space));
     }
 
   private:
@@ -306,6 +312,15 @@ class Scatterer {
         Index area = 0;              // of the spectrum
         std::vector<Index> aliases;  // where the blocks begin that fall on each other
     };
+
+    // Space is kept from call to call: fresh memory would cost a good part of the work.
+    std::unique_ptr<Space> take_space() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (idle_.empty()) return std::make_unique<Space>(s_);
+        std::unique_ptr<Space> space = std::move(idle_.back());
+        idle_.pop_back();
+        return space;
+    }
 
     Index area() const { return Index(s_.out_height) * s_.out_width; }
 
@@ -435,6 +450,8 @@ class Scatterer {
     std::vector<Fft> along_rows_, along_columns_;
     std::vector<LowPass> low_rows_, low_columns_;
     std::vector<Wavelets> of_image_, of_fields_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Space>> idle_;
 };
 
 }  // namespace
@@ -455,10 +472,10 @@ extern "C" void* scatterer_new(const int* sizes, const float* const* image_wavel
 extern "C" void scatterer_delete(void* scatterer) { delete static_cast<Scatterer*>(scatterer); }
 
 // Returns 0, or 1 where there is no memory for the work.
-extern "C" int scatterer_run(const void* scatterer, const float* spectra, float* out,
+extern "C" int scatterer_run(void* scatterer, const float* spectra, float* out,
                              std::int64_t count, int threads) {
     try {
-        static_cast<const Scatterer*>(scatterer)->run(spectra, out, count, threads);
+        static_cast<Scatterer*>(scatterer)->run(spectra, out, count, threads);
         return 0;
     } catch (const std::exception&) {
         return 1;
