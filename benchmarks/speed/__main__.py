@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common.results import environment, write_json
-from benchmarks.speed import growth, losses, representations, training_step
-from benchmarks.speed.report import write_report
+from benchmarks.speed import growth, losses, modes, representations, training_step
+from benchmarks.speed.report import record, write_report
 
 FOLDER = Path(__file__).parent
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> None:
     """Runs the parts named on the command line and writes what they found."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
-        description=__doc__.splitlines()[0],
+        description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -46,10 +46,11 @@ def main() -> None:
         },
         "handcrafted": lambda: representations.handcrafted(96, device, arguments.repeats),
         "step": lambda: training_step.live_representations(device, arguments.repeats),
+        "modes": lambda: modes.modes(device, arguments.repeats),
         "growth": lambda: growth.growth(device, max(3, arguments.repeats // 2)),
     }
     parser.add_argument("--only", nargs="+", choices=parts, help="run these parts only")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees, and there is none")
@@ -57,12 +58,14 @@ def main() -> None:
 
     path = arguments.output / "results" / f"{device.type}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in arguments.only or parts:
+    measured = arguments.only or list(parts)
+    for name in measured:
         print(f"{name} ...", flush=True)
         results[name] = {**environment(), "result": parts[name]()}
         write_json(path, results)
-    write_report(arguments.output, device.type, results)
-    print(f"wrote {path} and the report beside it")
+    record(arguments.output, device.type, results, measured)
+    write_report(arguments.output)
+    print(f"wrote {arguments.output / 'RESULTS.md'}")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,44 @@
-"""The table, the plots and the history made from a results file."""
+"""The page, the plots and the history made from the results files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.common.results import atomic_path
 
-Row = tuple[str, str, float, str]
+RELEASE = "release's formulation"
+
+
+class Row(NamedTuple):
+    """A comparison.
+
+    Attributes:
+        part: The part of the results it belongs to.
+        what: What is ours.
+        against: What it is compared with.
+        ratio: Of times or of bytes, ours over theirs.
+        goal: The largest ratio aimed at, or None.
+    """
+
+    part: str
+    what: str
+    against: str
+    ratio: float
+    goal: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What identifies the row in the history."""
+        return f"{self.what} / {self.against}"
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
-    """Returns what, against what, the ratio of ours to theirs, and the goal.
+    """Returns the comparisons that a results file holds.
 
     Args:
-        results: The content of a results file.
+        results: Part -> environment and ``result``.
 
     Returns:
         A row a comparison, of the parts there are.
@@ -24,152 +47,203 @@ def rows(results: dict[str, Any]) -> list[Row]:
     table: list[Row] = []
     if "release" in found:
         times = found["release"]
-        goals = {
-            "exact": "<= 0.333",
-            "sketched on the fly": "<= 0.125",
-            "ready sketches": "-",
-            "exact, in blocks": "-",
-            "exact, compiled": "-",
-        }
+        goals = {"exact": 1 / 3, "sketched on the fly": 1 / 8}
         table += [
-            (
+            Row(
+                "release",
                 f"loss at d = 8192, {name}",
-                "release's formulation",
-                times[name] / times["release"],
-                goal,
+                RELEASE,
+                t / times["release"],
+                goals.get(name),
             )
-            for name, goal in goals.items()
+            for name, t in times.items()
+            if name != "release"
         ]
-    if "peers" in found:
-        goals = {
-            ("8192", "NT-Xent"): "<= 0.5",
-            ("8192", "Barlow Twins"): "<= 0.05",
-            ("8192", "VICReg"): "<= 0.02",
-            ("2048", "NT-Xent"): "< 1",
-        }
-        for d, times in found["peers"].items():
-            for peer in ("NT-Xent", "Barlow Twins", "VICReg"):
-                table.append(
-                    (
-                        f"loss at d = {d}, ready sketches",
-                        peer,
-                        times["MV-MR, ready sketches"] / times[peer],
-                        goals.get((d, peer), "-"),
-                    )
-                )
+    peer_goals = {
+        ("8192", "NT-Xent"): 0.5,
+        ("8192", "Barlow Twins"): 0.05,
+        ("8192", "VICReg"): 0.02,
+        ("2048", "NT-Xent"): 1.0,
+    }
+    for d, times in found.get("peers", {}).items():
+        ours = times["MV-MR, ready sketches"]
+        table += [
+            Row(
+                "peers",
+                f"loss at d = {d}, ready sketches",
+                peer,
+                ours / times[peer],
+                peer_goals.get((d, peer)),
+            )
+            for peer in ("NT-Xent", "Barlow Twins", "VICReg")
+        ]
     if "memory" in found:
         peak = found["memory"]
-        table += [
-            (
-                "peak memory, exact",
-                "release's formulation",
-                peak["exact"] / peak["release"],
-                "<= 0.5",
-            ),
-            (
-                "peak memory in blocks, n = 4096",
-                "exact",
-                peak["blocks, n = 4096"] / peak["exact, n = 4096"],
-                "-",
-            ),
-        ]
+        ratio = peak["exact"] / peak["release"]
+        table.append(Row("memory", "peak memory, exact", RELEASE, ratio, 0.5))
+        ratio = peak["blocks, n = 4096"] / peak["exact, n = 4096"]
+        table.append(Row("memory", "peak memory in blocks, n = 4096", "exact", ratio))
     for size, part in found.get("scattering", {}).items():
         times = part["seconds"]
         table.append(
-            (
-                f"scattering at {size} x {size}, error {part['error']:.0e}",
+            Row(
+                "scattering",
+                f"scattering, {size} x {size} x 3, batch 32",
                 "kymatio 0.3.0",
                 times["mvmr-loss"] / times["kymatio 0.3.0"],
-                "<= 0.2" if size == "32" else "<= 0.125",
+                {"32": 0.2, "96": 0.125}.get(size),
             )
         )
     for name, times in found.get("handcrafted", {}).items():
         table += [
-            (name, peer, times["mvmr-loss"] / seconds, "< 1")
+            Row("handcrafted", name, peer, times["mvmr-loss"] / seconds, 1.0)
             for peer, seconds in times.items()
             if peer != "mvmr-loss"
         ]
     if "step" in found:
         times = found["step"]
+        none = "no representations"
         table += [
-            (
+            Row(
+                "step",
                 f"step of ResNet-18, 96 x 96, batch 64: {name}",
-                "no representations",
-                seconds / times["no representations"],
-                "<= 1.3" if name == "five, live" else "-",
+                none,
+                seconds / times[none],
+                1.3 if name == "five, live" else None,
             )
             for name, seconds in times.items()
-            if name != "no representations"
+            if name != none
+        ]
+    for what, times in found.get("modes", {}).get("seconds", {}).items():
+        table += [
+            Row("modes", f"{what}, {mode}", "plain", seconds / times["plain"])
+            for mode, seconds in times.items()
+            if mode != "plain"
         ]
     return table
 
 
-def write_report(folder: Path, device: str, results: dict[str, Any]) -> None:
-    """Writes the Markdown table, the growth plot and a line of history.
+def record(folder: Path, device: str, results: dict[str, Any], measured: list[str]) -> None:
+    """Adds a line to the history: the ratios of the parts that were measured now.
 
     Args:
-        folder: Where to write.
+        folder: Of the benchmark's results.
         device: ``"cpu"`` or ``"cuda"``.
-        results: The content of a results file.
+        results: The content of the device's results file.
+        measured: The parts measured now.
     """
-    table = rows(results)
-    part = next(iter(results.values()))
-    machine, versions = part["machine"], part["versions"]
-    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
-    lines = [
-        f"# Speed and memory: {device}",
-        "",
-        f"Ratios of medians from one run, interleaved: below 1 is faster (or smaller) than the peer. {where};"
-        f" torch {versions['torch']}, kornia {versions['kornia']}, mvmr-loss {versions['mvmr_loss']}."
-        f" Made by `{part['command']}`.",
-        "",
-        "| what | against | ratio | goal |",
-        "| --- | --- | --- | --- |",
-        *(f"| {what} | {peer} | {ratio:.3g} | {goal} |" for what, peer, ratio, goal in table),
-        "",
-        *_seconds(results),
-    ]
-    if "growth" in results:
-        lines += [f"![Time over size](growth_{device}.png)", ""]
-        _plot_growth(folder / f"growth_{device}.png", results["growth"]["result"])
-    with atomic_path(folder / f"RESULTS_{device}.md") as path:
-        path.write_text("\n".join(lines))
-    history = {
-        "version": versions["mvmr_loss"],
-        "torch": versions["torch"],
-        "where": where,
-        "ratios": {f"{what} / {peer}": round(ratio, 4) for what, peer, ratio, _ in table},
+    table = [row for row in rows(results) if row.part in measured]
+    if not table:
+        return
+    part = results[measured[0]]
+    line = {
+        "version": part["versions"]["mvmr_loss"],
+        "torch": part["versions"]["torch"],
+        "device": device,
+        "machine": _machine(part),
+        "ratios": {row.name: round(row.ratio, 4) for row in table},
     }
-    with (folder / "results" / f"history_{device}.jsonl").open("a") as file:
-        file.write(json.dumps(history) + "\n")
+    with (folder / "results" / "history.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
-def _seconds(results: dict[str, Any]) -> list[str]:
-    """Returns the times behind the ratios."""
-    lines = ["Medians behind the ratios:", ""]
-    for name in ("release", "step"):
-        if name in results:
-            times = results[name]["result"]
-            lines.append(
-                f"- {name}: " + ", ".join(f"{k} {1e3 * v:.4g} ms" for k, v in times.items())
-            )
-    for name in ("peers", "handcrafted"):
-        for key, times in results.get(name, {}).get("result", {}).items():
-            lines.append(
-                f"- {name}, {key}: " + ", ".join(f"{k} {1e3 * v:.4g} ms" for k, v in times.items())
-            )
-    for key, part in results.get("scattering", {}).get("result", {}).items():
-        times = part["seconds"]
+def write_report(folder: Path) -> None:
+    """Writes RESULTS.md and the plots from the results files of every device.
+
+    Args:
+        folder: Of the benchmark's results.
+    """
+    path = folder / "results" / "history.jsonl"
+    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [
+        "# Speed and memory",
+        "",
+        "Made by `python -m benchmarks.speed`. Ratios of medians from one run, interleaved: below 1 is",
+        "faster (or smaller) than the peer. *Before* is the run before in `results/history.jsonl`, so",
+        "that a regression shows.",
+        "",
+    ]
+    for device in ("cpu", "cuda"):
+        file = folder / "results" / f"{device}.json"
+        if not file.exists():
+            lines += [f"There are no figures for {device}: they were not measured.", ""]
+            continue
+        results = json.loads(file.read_text())
+        lines += _section(device, results, [line for line in history if line["device"] == device])
+        if "growth" in results:
+            lines += [f"![Time over size](growth_{device}.png)", ""]
+            _plot_growth(folder / f"growth_{device}.png", results["growth"]["result"])
+        if rows(results):
+            lines += [f"![Ratios](ratios_{device}.png)", ""]
+            _plot_ratios(folder / f"ratios_{device}.png", rows(results))
+    with atomic_path(folder / "RESULTS.md") as temporary:
+        temporary.write_text("\n".join(lines))
+
+
+def _machine(part: dict[str, Any]) -> str:
+    machine = part["machine"]
+    return ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+
+
+def _section(device: str, results: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
+    """Returns the table and the figures behind it."""
+    part = next(iter(results.values()))
+    versions = part["versions"]
+    lines = [
+        f"## {device}",
+        "",
+        f"{_machine(part)}; torch {versions['torch']}, kornia {versions['kornia']}, "
+        f"mvmr-loss {versions['mvmr_loss']}.",
+        "",
+        "| what | against | ratio | goal | met | before |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows(results):
+        known = [line["ratios"][row.name] for line in history if row.name in line["ratios"]]
+        before = f"{known[-2]:.3g}" if len(known) > 1 else ""
+        goal = met = ""
+        if row.goal is not None:
+            goal, met = f"<= {row.goal:.3g}", "yes" if row.ratio <= row.goal else "no"
         lines.append(
-            f"- scattering, {key}: " + ", ".join(f"{k} {1e3 * v:.4g} ms" for k, v in times.items())
+            f"| {row.what} | {row.against} | {row.ratio:.3g} | {goal} | {met} | {before} |"
         )
-    if "memory" in results:
-        peak = results["memory"]["result"]
-        lines.append("- memory: " + ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in peak.items()))
-    for question, part in results.get("growth", {}).get("result", {}).items():
-        if "exponent" in part:
-            lines.append(f"- growth with {question}: exponent {part['exponent']:.2f}")
-    return [*lines, ""]
+    return [*lines, "", *_figures(results)]
+
+
+def _figures(results: dict[str, Any]) -> list[str]:
+    """Returns the medians behind the ratios, and what is no ratio."""
+    found = {name: part["result"] for name, part in results.items()}
+    times: dict[str, dict[str, float]] = {
+        name: found[name] for name in ("release", "step") if name in found
+    }
+    for name in ("peers", "handcrafted"):
+        times |= {f"{name}, {key}": value for key, value in found.get(name, {}).items()}
+    for name, part in found.get("scattering", {}).items():
+        times[f"scattering, {name}"] = part["seconds"]
+    modes = found.get("modes", {"seconds": {}, "errors": {}})
+    times |= {f"modes, {name}": value for name, value in modes["seconds"].items()}
+    lines = [
+        f"- {name}: " + ", ".join(f"{key} {1e3 * value:.4g} ms" for key, value in part.items())
+        for name, part in times.items()
+    ]
+    if "memory" in found:
+        peaks = (f"{key} {value / 2**20:.0f} MiB" for key, value in found["memory"].items())
+        lines.append("- memory: " + ", ".join(peaks))
+    lines += [
+        f"- scattering, {size}: relative error {part['error']:.1e}"
+        for size, part in found.get("scattering", {}).items()
+    ]
+    lines += [
+        f"- {dtype} embeddings: relative error of the loss {error['loss']:.1e}, of its gradient "
+        f"{error['gradient']:.1e}"
+        for dtype, error in modes["errors"].items()
+    ]
+    lines += [
+        f"- growth with {question}: exponent {part['exponent']:.2f}"
+        for question, part in found.get("growth", {}).items()
+        if "exponent" in part
+    ]
+    return ["Medians behind the ratios, and errors:", "", *lines, ""]
 
 
 def _plot_growth(path: Path, growth: dict[str, Any]) -> None:
@@ -193,6 +267,30 @@ def _plot_growth(path: Path, growth: dict[str, Any]) -> None:
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(growth) :]:
         axis.axis("off")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def _plot_ratios(path: Path, table: list[Row]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.27 * len(table)), layout="constrained")
+    for i, row in enumerate(table):
+        met = row.goal is None or row.ratio <= row.goal
+        axis.plot([1, row.ratio], [i, i], color="0.8", lw=1.5, zorder=1)
+        axis.plot(row.ratio, i, "o", color="#2a6f97" if met else "#c1440e", zorder=2)
+        if row.goal is not None:
+            axis.plot(row.goal, i, "|", color="black", ms=11, mew=1.5, zorder=3)
+    axis.axvline(1, color="black", lw=0.8)
+    axis.set_yticks(range(len(table)), [row.name for row in table], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("ratio, ours over theirs (bar: goal; red: goal missed)")
+    axis.grid(axis="x", alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -12,10 +12,11 @@ from benchmarks.common.encoder import SmallResNet
 
 
 @pytest.fixture
-def data():
+def data(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(160) % 2
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(40) % 2
+    monkeypatch.setattr(accuracy, "BATCH_SIZE", 32)
     return images, labels, images[:20], labels[:20]
 
 
