@@ -241,10 +241,10 @@ class Scatterer {
       public:
         explicit Space(const Sizes& s)
             : field(Index(s.height) * s.width),
-              spectrum(s.max_order == 2 && s.J > 1 ? field.size() : 0),
+              spectrum(s.max_order == 2 && s.J > 1 ? Index(s.height) * (s.width / 2 + 1) : 0),
               line(std::max(s.height, s.width)),
               other(line.size()),
-              modulus(spectrum.size()),
+              modulus(spectrum.empty() ? 0 : field.size()),
               blurred(Index(s.out_height) * s.width),
               extended(2 * line.size()) {}
 
@@ -364,20 +364,31 @@ class Scatterer {
             }
     }
 
-    // Eight spectra by the wavelet of one angle, folded.
-    static void multiply_fields(const Complex* spectrum, const Wavelets& v, int theta,
-                                Complex* field) {
-        const float* weights = v.weights + theta * v.area;
-        for (int y = 0; y < v.height; ++y)
-            for (int x = 0; x < v.width; ++x) {
-                Complex sum = {};
-                for (const Index alias : v.aliases) {
-                    const Index i = alias + Index(y) * v.row + x;
-                    sum.re += spectrum[i].re * weights[i];
-                    sum.im += spectrum[i].im * weights[i];
+    // Eight spectra, as transform_modulus leaves them, by the wavelet of one angle, folded.
+    void multiply_fields(const Complex* spectrum, const Wavelets& v, int theta,
+                         Complex* field) const {
+        const int rows = int(v.area / v.row), half = v.row / 2 + 1;
+        for (int y = 0; y < v.height; ++y) {
+            Complex* out = field + Index(y) * v.width;
+            std::fill(out, out + v.width, Complex{});
+            for (const Index alias : v.aliases) {
+                const int row = int(alias / v.row) + y, column = int(alias % v.row);
+                const float* w = v.weights + theta * v.area + Index(row) * v.row + column;
+                if (column < v.row / 2) {
+                    const Complex* in = spectrum + Index(row) * half + column;
+                    for (int x = 0; x < v.width; ++x) {
+                        out[x].re += in[x].re * w[x];
+                        out[x].im += in[x].im * w[x];
+                    }
+                } else {
+                    const Complex* in = spectrum + Index(row ? rows - row : 0) * half + v.row - column;
+                    for (int x = 0; x < v.width; ++x) {
+                        out[x].re += in[-x].re * w[x];
+                        out[x].im -= in[-x].im * w[x];
+                    }
                 }
-                field[Index(y) * v.width + x] = sum;
             }
+        }
     }
 
     // From the spectra in t.field, at resolution 2^-j, to the low-passed moduli, lane by lane to
@@ -415,7 +426,8 @@ class Scatterer {
         }
     }
 
-    // The spectra of the real fields in t.modulus, at resolution 2^-j, into t.spectrum.
+    // The spectra of the real fields in t.modulus, at resolution 2^-j, into t.spectrum: the columns
+    // 0 ... width / 2, of which the others are the mirror image.
     void transform_modulus(int j, Space& t) const {
         const int height = s_.height >> j, width = s_.width >> j;
         Complex *field = t.field.data(), *line = t.line.data(), *other = t.other.data();
@@ -433,15 +445,10 @@ class Scatterer {
                 second[k] = {(a.im + b.im) * 0.5f, (b.re - a.re) * 0.5f};
             }
         }
-        // Half of the columns; the others are their mirror image.
         for (int k = 0; k <= width / 2; ++k) {
             for (int y = 0; y < height; ++y) line[y] = field[Index(y) * width + k];
             const Complex* z = along_columns_[j].run<-1>(line, other);
-            const int mirrored = k ? width - k : 0;
-            for (int y = 0; y < height; ++y) {
-                t.spectrum[Index(y ? height - y : 0) * width + mirrored] = {z[y].re, -z[y].im};
-                t.spectrum[Index(y) * width + k] = z[y];
-            }
+            for (int y = 0; y < height; ++y) t.spectrum[Index(y) * (width / 2 + 1) + k] = z[y];
         }
     }
 
