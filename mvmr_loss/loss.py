@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,30 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
         >>> variance_loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))  # std 0.01 (collapsed) and 1.41
         tensor(0.4950)
     """
-    # Twice as fast as z.var(dim=0) on a CPU, and as accurate: the mean is taken off first.
-    centered = z - z.mean(dim=0)
-    std = torch.sqrt(centered.square().sum(dim=0) / (len(z) - 1) + eps)
-    return F.relu(margin - std).mean()
+    variance: Tensor = _BatchVariance.apply(z)
+    return F.relu(margin - torch.sqrt(variance + eps)).mean()
+
+
+class _BatchVariance(torch.autograd.Function):
+    """``z.var(dim=0)``, which is several times slower on a CPU, where it strides through memory.
+
+    The columns are read in slices that stay in the cache. The backward is made of differentiable
+    operations, so it can be differentiated in turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        if torch.compiler.is_compiling() or z.device.type != "cpu":
+            return z.var(dim=0)
+        squares = [(part - part.mean(dim=0)).square().sum(dim=0) for part in z.split(1024, dim=1)]
+        return torch.cat(squares) / (len(z) - 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        slope = 2 * grad / (len(z) - 1)
+        return torch.addcmul(-slope * z.mean(dim=0), z, slope)
 
 
 class MVMRLossComponents(NamedTuple):

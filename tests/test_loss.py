@@ -439,6 +439,17 @@ class TestTerms:
         z, v, _ = batch
         torch.testing.assert_close(invariance_loss(z, v), ((z - v) ** 2).sum() / 120)
 
+    @pytest.mark.parametrize("width", [5, 1024, 2500])
+    def test_variance_equals_its_definition(self, width):
+        generator = torch.Generator().manual_seed(0)
+        z = 3 + torch.randn(7, width, generator=generator, dtype=torch.float64) * 0.8
+        z = z.requires_grad_()
+        expected = torch.relu(1 - torch.sqrt(z.var(dim=0) + 1e-4)).mean()
+        torch.testing.assert_close(variance_loss(z), expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(variance_loss(z), z), torch.autograd.grad(expected, z)
+        )
+
     def test_variance_of_a_collapsed_batch_has_a_finite_gradient(self):
         z = torch.ones(5, 3, requires_grad=True)
         loss = variance_loss(z)

@@ -174,7 +174,15 @@ class _CenteredGram(torch.autograd.Function):
             weight = grad + grad.T
             # Centred on this side, where it costs n^2; the other side is the centred batch.
             weight = (weight - weight.mean(dim=0)) * scale
-            return (weight @ _centered(x, scale)).to(x.dtype), None
+            if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+                return (weight @ _centered(x, scale)).to(x.dtype), None
+            # The same in slices, which are never differentiated.
+            grad_x = torch.empty_like(x)
+            for part, out in zip(
+                x.split(_SLICE_COLUMNS, dim=1), grad_x.split(_SLICE_COLUMNS, dim=1), strict=True
+            ):
+                out.copy_(weight @ _centered(part, scale))
+            return grad_x, None
 
 
 def _centered(x: Tensor, scale: Tensor) -> Tensor:

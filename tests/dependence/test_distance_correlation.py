@@ -63,6 +63,16 @@ def test_wider_than_a_slice():
     assert distance_correlation(x, y).item() == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_in_slices_equals_that_of_the_whole(dtype):
+    """A gradient that is to be differentiated is made in one piece."""
+    x, y = batch(70, 2500).to(dtype).requires_grad_(), batch(70, 30, seed=1).to(dtype)
+    value = distance_correlation(x, y)
+    (whole,) = torch.autograd.grad(value, x, create_graph=True)
+    (sliced,) = torch.autograd.grad(value, x)
+    torch.testing.assert_close(sliced, whole.detach())
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (25, 4), (60, 1)])
 def test_partial_equals_dcor(shape):
     n, d = shape
