@@ -382,8 +382,11 @@ class RepresentationCache:
         """Returns rows in the stored type, shape (N, D of all), after comparing the checksums."""
         self._check_size("rows.bin", self._rows_file, self._row_bytes)
         self._check_size("index.bin", self._index_file, 8)
-        size, rows = self._row_bytes, []
-        for i in indices:
+        size = self._row_bytes
+        data = bytearray(len(indices) * size)
+        # Each row is copied once, and the checksum is that of the copy.
+        copies, rows = memoryview(data), memoryview(self._rows)
+        for k, i in enumerate(indices):
             entry = self._entry(i)
             if entry == 0:
                 missing = sum(self._entry(j) == 0 for j in indices)
@@ -392,16 +395,15 @@ class RepresentationCache:
                     f"{missing} of {len(indices)} are missing, the first of them {i}; "
                     "fill the store first."
                 )
-            row = self._rows[i * size : (i + 1) * size]
+            row = copies[k * size : (k + 1) * size]
+            row[:] = rows[i * size : (i + 1) * size]
             if entry != _MARK | zlib.crc32(row, i & 0xFFFFFFFF):
                 raise CorruptCacheError(
                     f"row {i} of the store at {self.path} does not match its checksum: the file is "
                     "damaged; `python -m mvmr_loss.representations.cache verify --repair "
                     f"{self.path}` marks such rows as missing, so that they are computed again."
                 )
-            rows.append(row)
-        values = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype)
-        return values.view(len(rows), -1)
+        return torch.frombuffer(data, dtype=self.dtype).view(len(indices), -1)
 
     def _write_rows(self, indices: Sequence[int], features: Mapping[str, Tensor]) -> None:
         """Writes rows of checked indices."""

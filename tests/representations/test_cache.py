@@ -733,6 +733,44 @@ def image_folder(tmp_path):
     return folder
 
 
+class PlainDataset(torch.utils.data.Dataset):
+    """A user's own: no attributes that say what is in it."""
+
+    def __init__(self, images):
+        self.pictures = images
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return self.pictures[index]
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "lightly", "plain"])
+def test_kinds_of_data_sets(kind, image_folder, tmp_path):
+    from lightly.data import LightlyDataset
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import center_crop, to_dtype, to_image
+
+    def transform(image):
+        return to_dtype(to_image(center_crop(image, [32])), torch.float32, scale=True)
+
+    folder = ImageFolder(image_folder, transform)
+    images = torch.stack([image for image, _ in folder])
+    dataset = {
+        "torchvision": lambda: folder,
+        "lightly": lambda: LightlyDataset(str(image_folder), transform=transform),
+        "plain": lambda: PlainDataset(images),
+    }[kind]()
+    module = cached(tmp_path / "s", num_samples=12, fingerprint=dataset_fingerprint(dataset))
+    for _ in range(2):
+        for indices, x, *_ in DataLoader(IndexedDataset(dataset), 5, shuffle=True):
+            assert torch.equal(x, images[indices])
+            y = module(x, indices)["pixels"]
+            assert torch.equal(y, images[indices].flatten(1).half().float())
+    assert fill(module, dataset) == 0
+
+
 def test_fingerprints_tell_data_sets_apart(image_folder, tmp_path):
     from lightly.data import LightlyDataset
     from torchvision.datasets import ImageFolder
