@@ -164,7 +164,9 @@ def _plot(path: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None
     if left.patches:
         left.axvline(1, color="black", lw=0.8)
         left.margins(x=0.15)
-        left.legend(frameon=False, fontsize=8)
+        left.legend(
+            frameon=False, fontsize=8, ncols=2, bbox_to_anchor=(0.5, -0.13), loc="upper center"
+        )
     left.set(title="Step time, of the step without", xlabel="ratio")
     part = results.get("values", {}).get("result", {}).get("96", {})
     for name, errors in part.get("distances", {}).items():
@@ -184,7 +186,9 @@ def _plot(path: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None
             right.plot(values, [k] * len(values), "o", color=color, label=probe if k == 0 else None)
     if accuracy:
         right.set_yticks(range(len(accuracy)), [_wrapped(name) for name in accuracy])
-        right.legend(frameon=False, fontsize=8)
+        right.legend(
+            frameon=False, fontsize=8, ncols=2, bbox_to_anchor=(0.5, -0.13), loc="upper center"
+        )
     right.set(title="Accuracy, a point a seed", xlabel="top-1 (%)")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)

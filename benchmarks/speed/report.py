@@ -251,6 +251,7 @@ def _plot_growth(path: Path, growth: dict[str, Any]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for axis, (question, part) in zip(axes.flat, growth.items(), strict=False):
@@ -260,6 +261,8 @@ def _plot_growth(path: Path, growth: dict[str, Any]) -> None:
             title += f"\nexponent {part['exponent']:.2f}"
             axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.set_xticks(part["sizes"], [str(size) for size in part["sizes"]])
         axis.minorticks_off()
         axis.set_title(title, fontsize=10)
