@@ -316,8 +316,7 @@ def test_two_processes_with_gathering_and_small_crops(
         env={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "distributed_backend=gloo" in done.stderr + done.stdout
-    # 88 images: 44 a process, two batches of 16 each.
+    # 88 images: 44 a process, two batches of 16 each; a single process would have five.
     assert len(scalars(tmp_path)["train_mvmr_loss_step"]) == 2
     assert checkpoint(tmp_path).name.endswith("ep=0.ckpt")
 
@@ -329,7 +328,7 @@ def test_auto_resume_after_a_kill(
     arguments = [
         *("--config-name", "mvmr_custom", *ON_CPU, *SMALL),
         *data(photograph_folder, val=False),
-        *("precision=bf16-mixed", "+accumulate_grad_batches=2", "max_epochs=5"),
+        *("precision=bf16-mixed", "+accumulate_grad_batches=2", "max_epochs=3"),
     ]
     with open(tmp_path / "log", "wb") as log:
         first = subprocess.Popen(
@@ -341,7 +340,7 @@ def test_auto_resume_after_a_kill(
             stdout=log,
             stderr=log,
         )
-        while first.poll() is None and not list(tmp_path.glob("trained_models/*/*/*ep=1.ckpt")):
+        while first.poll() is None and not list(tmp_path.glob("trained_models/*/*/*ep=0.ckpt")):
             time.sleep(0.2)
         time.sleep(0.5)  # solo-learn does not write its checkpoints atomically
         first.kill()
@@ -350,14 +349,14 @@ def test_auto_resume_after_a_kill(
     assert done.returncode == 0, done.stderr
     assert "Resuming from previous checkpoint that matches specifications" in done.stdout
     names = [path.name for path in tmp_path.glob("trained_models/*/*/*.ckpt")]
-    assert any(name.endswith("ep=4.ckpt") for name in names)
-    # Resumed, and not begun again: the second run has fewer than five epochs.
+    assert any(name.endswith("ep=2.ckpt") for name in names)
+    # Resumed, and not begun again: the second run has fewer than three epochs.
     second = sorted((tmp_path / "lightning_logs").iterdir())[-1]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(second))
     events.Reload()
-    assert 0 < len(events.Scalars("train_mvmr_loss_epoch")) < 5
+    assert 0 < len(events.Scalars("train_mvmr_loss_epoch")) < 3
 
 
 @pytest.mark.slow
