@@ -181,7 +181,7 @@ class Representations(nn.Module):
         part: Tensor = representation(first).flatten(1)
         features = part.new_empty(len(images), part.shape[1])
         features[: len(part)] = part
-        for i, images_of_slice in enumerate(others, start=1):
+        for i, images_of_slice in enumerate(others, 1):
             part = representation(images_of_slice).flatten(1)
             features[i * self.slice_size : i * self.slice_size + len(part)] = part
         return features

@@ -286,7 +286,7 @@ def _wavelet_modulus(spectrum: Tensor, wavelets: _Wavelets) -> Tensor:
     blocks = torch.view_as_real(_alias_blocks(spectrum, wavelets.step)).flatten(-2).unsqueeze(-3)
     first, *others = wavelets.aliases
     folded = blocks[..., first, :] * wavelets.weights[:, 0]
-    for i, alias in enumerate(others, start=1):
+    for i, alias in enumerate(others, 1):
         folded.addcmul_(blocks[..., alias, :], wavelets.weights[:, i])
     folded = torch.view_as_complex(folded.unflatten(-1, (*size, 2)))
     return _modulus(torch.fft.ifft2(folded))
@@ -317,7 +317,7 @@ def _scatter(images: Tensor, bank: _FilterBank, max_order: int) -> Tensor:
             spectra = torch.fft.fft2(field)
             paths = [
                 _low_pass(_wavelet_modulus(spectra, wavelets), bank.low_pass[j2])
-                for j2, wavelets in enumerate(coarser, start=j1 + 1)
+                for j2, wavelets in enumerate(coarser, j1 + 1)
             ]
             order_2.append(torch.cat(paths, dim=2).flatten(1, 2))
     return torch.cat([order_0, *order_1, *order_2], dim=1)
