@@ -10,6 +10,7 @@ import sys
 import tarfile
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,9 +341,10 @@ def test_auto_resume_after_a_kill(
             stdout=log,
             stderr=log,
         )
-        while first.poll() is None and not list(tmp_path.glob("trained_models/*/*/*ep=0.ckpt")):
-            time.sleep(0.2)
-        time.sleep(0.5)  # solo-learn does not write its checkpoints atomically
+        # solo-learn does not write its checkpoints atomically; the end of the archive comes last.
+        pattern = "trained_models/*/*/*ep=0.ckpt"
+        while first.poll() is None and not any(map(zipfile.is_zipfile, tmp_path.glob(pattern))):
+            time.sleep(0.1)
         first.kill()
         first.wait()
     done = run_solo("main_pretrain.py", *arguments, cwd=tmp_path)
