@@ -400,13 +400,13 @@ def test_training_raises_the_online_accuracy_on_cifar10(run_solo: Run, tmp_path:
         chosen = [member for members in by_class.values() for member in members[:128]]
         tar.extractall(tmp_path, chosen, filter="data")
     (images,) = tmp_path.glob("*/train")
-    raises_the_online_accuracy(run_solo, images.parent, tmp_path, epochs=7, by=7, to=20)
+    raises_the_online_accuracy(run_solo, images.parent, tmp_path, epochs=6, by=6, to=19)
 
 
 @pytest.mark.slow
 def test_training_raises_the_online_accuracy(run_solo: Run, tmp_path: Path) -> None:
     save_photographs(tmp_path / "images", "train", 64, [(48, 48)])
-    raises_the_online_accuracy(run_solo, tmp_path / "images", tmp_path, epochs=5, by=15, to=45)
+    raises_the_online_accuracy(run_solo, tmp_path / "images", tmp_path, epochs=3, by=15, to=45)
 
 
 def raises_the_online_accuracy(
