@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,19 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plain_pytorch.run",
         description="Runs the example with five representations, none, and the release's sign.",
+        epilog="What follows -- goes to examples.plain_pytorch.",
     )
     parser.add_argument("name", help="of the study: the folder of its results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS)
     )
-    parser.add_argument("example", nargs="*", help="after --: options of examples.plain_pytorch")
-    options = parser.parse_args(arguments)
+    # Not left to argparse, which lets "--" end the options only where no others precede it.
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options, example = parser.parse_args(given[:end]), given[end + 1 :]
     try:
         run_missing(
             options.name,
             options.seeds,
-            options.example,
+            example,
             configurations=options.configurations,
         )
     except (ImportError, OSError, TypeError, ValueError) as error:

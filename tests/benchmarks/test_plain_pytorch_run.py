@@ -105,3 +105,12 @@ def test_results_hold_no_absolute_path(folder, tmp_path):
     for path in (results / "study").iterdir():
         assert str(tmp_path) not in path.read_text()
         assert json.loads(path.read_text())["settings"]["train"] == ".../images/train"
+
+
+def test_options_of_the_example_follow_two_dashes(folder, monkeypatch):
+    results, trained = folder
+    monkeypatch.setattr(run.run_missing, "__defaults__", (results, tuple(run.CONFIGURATIONS)))
+    run.main(["study", "--configurations", "none", "--seeds", "4", "--", "--epochs", "3"])
+    assert trained == [(1, False, 4)]
+    (record,) = (results / "study").iterdir()
+    assert json.loads(record.read_text())["settings"]["epochs"] == 3
