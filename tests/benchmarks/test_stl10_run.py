@@ -218,6 +218,7 @@ def folder(stl10_files, tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_exactly(stl10_files, folder, tmp_path):
     """With all of the paper's representations, the randomly augmented one included."""
     options = {"data": str(folder), "batch_size": 20, "epochs": 3, "labels": [], "probe_epochs": 1}
@@ -407,14 +408,14 @@ def teacher(tmp_path_factory):
     torch.manual_seed(3)
     network = resnet18()
     torch.save({"state_dict": network.state_dict()}, path)
-    return {**TEACHER, "weights": str(path), "preprocessing": {"resize": 64, "crop": 64}}
+    return {**TEACHER, "weights": str(path), "preprocessing": {"resize": 32, "crop": 32}}
 
 
 def test_distillation_with_a_kept_teacher(stl10_files, teacher, tmp_path):
     """The teacher's embeddings are computed once an image; then the teacher itself is not asked."""
     from mvmr_loss.teachers import Teacher
 
-    options = {"representations": [teacher, "hog"], "labels": [], "probe_epochs": 1, "epochs": 3}
+    options = {"representations": [teacher, "hog"], "labels": [], "probe_epochs": 1}
     whole = tiny(stl10_files, **options)
     kept = dataclasses.replace(whole, representation_cache=str(tmp_path / "store"))
     run(whole, tmp_path / "whole")
@@ -442,16 +443,16 @@ def test_the_teacher_sees_its_own_normalisation(stl10_files, teacher):
     from torchvision.models import resnet18
     from torchvision.transforms.v2 import functional as TF
 
-    method = build_method(tiny(stl10_files, representations=[teacher], normalization="cifar"))
+    unresized = {**teacher, "preprocessing": {"resize": None, "crop": None}}
+    method = build_method(tiny(stl10_files, representations=[unresized], normalization="cifar"))
     images = load_data(tiny(stl10_files)).test.__getitems__([0, 1, 2])[0]
     found = method.representations(method.normalize(images))["teacher"]
     network = resnet18()
     network.load_state_dict(torch.load(teacher["weights"])["state_dict"])
     network.fc = torch.nn.Identity()
-    resized = TF.resize(images, [64], antialias=True) / 255
-    pixels = TF.normalize(resized, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    pixels = TF.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with torch.no_grad():
-        torch.testing.assert_close(found, network.eval()(pixels), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found, network.eval()(pixels), rtol=1e-3, atol=1e-4)
 
 
 def test_exception_cache(stl10_files, tmp_path):
@@ -484,7 +485,8 @@ def test_two_processes(tmp_path):
 @pytest.mark.slow
 def test_the_quick_preset_learns(tmp_path):
     """Better features of photographs than those of the same network untrained."""
-    settings = resolve([PRESETS / "quick.yaml"], {"accelerator": "cpu", "labels": []})
+    options = {"accelerator": "cpu", "labels": [], "epochs": 4}
+    settings = resolve([PRESETS / "quick.yaml"], options)
     results = run(settings, tmp_path / "run")
     rows = losses(tmp_path / "run")
     assert rows[-1]["loss"] < rows[0]["loss"]
