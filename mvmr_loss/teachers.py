@@ -41,6 +41,8 @@ class TeacherPreprocessing(NamedTuple):
         mean: Mean per channel, of pixels in [0, 1].
         std: Standard deviation per channel.
         interpolation: "bilinear", "bicubic" (both with antialiasing) or "nearest".
+        floor_crop: Where the crop cannot be centred, begin it half a pixel early, as transformers
+            does; by default, half a pixel is rounded to even, as in torchvision.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -48,6 +50,7 @@ class TeacherPreprocessing(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
+    floor_crop: bool = False
 
     def __call__(self, pixels: Tensor, *, quantize: bool = True) -> Tensor:
         """Prepares a batch of images.
@@ -79,7 +82,7 @@ class TeacherPreprocessing(NamedTuple):
         if quantize:
             pixels = (pixels * 255).round() / 255
         if self.crop is not None:
-            # As torchvision: halves are rounded to even, and what is too small gets a black border.
+            # As torchvision, what is too small gets a black border.
             spare = [have - want for have, want in zip(pixels.shape[-2:], self.crop, strict=True)]
             if min(spare) < 0:
                 missing = [max(0, -s) for s in spare]
@@ -88,7 +91,7 @@ class TeacherPreprocessing(NamedTuple):
                 )
                 pixels = F.pad(pixels, (left, right, top, bottom))
                 spare = [max(0, s) for s in spare]
-            top, left = (round(s / 2) for s in spare)
+            top, left = (s // 2 if self.floor_crop else round(s / 2) for s in spare)
             pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = (
             torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None]
@@ -401,7 +404,7 @@ class _Request(NamedTuple):
         if self.weights is None:
             warnings.warn(
                 f"the teacher {source}: {self.model} has random weights because weights is None.",
-                stacklevel=5,
+                stacklevel=4,
             )
 
 
@@ -522,6 +525,10 @@ def _from_transformers(request: _Request) -> _Loaded:
             processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
         else:
             name = request.name("transformers")
+            if name not in transformers.CONFIG_MAPPING:
+                raise ValueError(
+                    f"model must be a type of network of transformers, such as dinov2, but is {name!r}."
+                )
             config = transformers.AutoConfig.for_model(name, **request.options)
             network = transformers.AutoModel.from_config(config)
             mapping = transformers.IMAGE_PROCESSOR_MAPPING
@@ -610,6 +617,7 @@ def _of_processor(processor: Any) -> TeacherPreprocessing:
         mean=(0.0, 0.0, 0.0) if plain else tuple(option("image_mean")),
         std=(1.0, 1.0, 1.0) if plain else tuple(option("image_std")),
         interpolation=_interpolation(names.get(int(number), str(number))),
+        floor_crop=True,
     )
 
 
@@ -721,10 +729,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"{path} cannot be read as a file of tensors: it is damaged, or holds objects that "
                 "would run code when loaded; save the state dict alone, with "
-                f"torch.save(network.state_dict(), ...). ({str(error).splitlines()[0]})"
+                f"torch.save(network.state_dict(), ...). ({reason})"
             ) from error
     for key in ("state_dict", "model_state_dict", "model", "teacher", "ema"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
