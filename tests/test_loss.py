@@ -301,6 +301,10 @@ class TestPrecisionAndCompile:
         compiled = torch.compile(MVMRLoss(), fullgraph=True)
         torch.testing.assert_close(compiled(z, v, ys), MVMRLoss()(z, v, ys))
 
+    @pytest.mark.skipif(
+        torch.__version__ < (2, 14) and not torch.cuda.is_available(),
+        reason="torch 2.4 and 2.6 abort in a Function on fake CUDA tensors without a GPU; 2.14 works",
+    )
     @pytest.mark.parametrize("measure", MEASURES)
     def test_no_synchronisation(self, batch, measure):
         """On fake CUDA tensors, which hold no values, looking at a value raises."""
