@@ -16,11 +16,21 @@ from tqdm import tqdm
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.common.results import atomic_path
+from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.methods import METHODS, Batch, Widths
 from examples.plain_pytorch import Data, epoch_means, evaluate, normalize, random_batches
 from mvmr_loss import Representations
 from mvmr_loss.representations.cache import CachedRepresentations, fill
+
+# The settings that make a teacher.
+TEACHER_SETTINGS = (
+    "train",
+    "image_size",
+    "limit",
+    "batch_size",
+    "teacher_widths",
+    "teacher_epochs",
+)
 
 
 def train_teacher(data: Data, settings: argparse.Namespace) -> tuple[SmallResNet, dict[str, Any]]:
@@ -85,13 +95,23 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         The record of its training, with a fingerprint of its weights.
+
+    Raises:
+        ValueError: If the file's teacher was trained with other settings.
     """
     weights = settings.work / "teacher.pt"
+    wanted = {name: portable(getattr(settings, name)) for name in TEACHER_SETTINGS}
     if not weights.exists():
         encoder, record = train_teacher(data, settings)
         with atomic_path(weights) as path:
+            record["settings"] = wanted
             torch.save({"state_dict": encoder.state_dict(), "record": record}, path)
     record = dict(torch.load(weights, weights_only=True)["record"])
+    if record["settings"] != wanted:
+        raise ValueError(
+            f"{portable(weights)} has a teacher that other settings made; give another --work or "
+            f"remove it. (They were {record['settings']} and are {wanted}.)"
+        )
     return {**record, "fingerprint": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
 
 

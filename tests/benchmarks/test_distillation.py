@@ -21,11 +21,11 @@ FAST = [
     "--teacher-epochs",
     "1",
     "--teacher-widths",
-    "6",
     "8",
+    "16",
     "--student-widths",
-    "4",
-    "6",
+    "8",
+    "8",
     "--batch-size",
     "20",
     "--seeds",
@@ -192,6 +192,8 @@ def test_other_settings_or_another_teacher_are_not_mixed(study, tmp_path):
         command.main([*arguments, "--learning-rate", "0.1"])
     with pytest.raises(SystemExit, match="made with other settings or by another teacher"):
         command.main([*arguments, "--teacher-epochs", "2", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="teacher.pt has a teacher that other settings made"):
+        command.main([*arguments, "--teacher-epochs", "2"])
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,7 @@ def test_other_settings_or_another_teacher_are_not_mixed(study, tmp_path):
         ("--epochs 0", "--epochs must be at least 1 but is 0"),
         ("--runs 0", "--runs must be at least 1 but is 0"),
         ("--learning-rate 0", "--learning-rate must be above 0"),
+        ("--student-widths 8 12", "--student-widths must be positive multiples of 8"),
         ("--color-jitter 2", r"--color-jitter must be in \[0, 1\]"),
         ("--train a", "--train and --test must be given together"),
     ],
