@@ -20,14 +20,6 @@ def data(monkeypatch):
     return images, labels, images[:20], labels[:20]
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The command sets torch's threads for its whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_stored_and_live_training_differ_by_rounding_only(data, monkeypatch):
     # Wider than every representation: nothing is sketched.
     monkeypatch.setitem(accuracy.CONFIGURATIONS, "stored, exact", 1 << 20)
