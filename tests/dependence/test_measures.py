@@ -383,7 +383,14 @@ def test_autocast_changes_nothing(name):
     torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
 
 
-@every_measure
+# One of each way to center; compiling takes seconds.
+COMPILED = ("distance_correlation", "u_distance_correlation_sqr", "hsic", "debiased_cka")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in COMPILED else pytest.mark.slow) for n in MEASURES],
+)
 def test_compile(name):
     measure = MEASURES[name][0]
     compiled = torch.compile(measure, fullgraph=True, backend="aot_eager")
