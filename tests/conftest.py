@@ -12,9 +12,12 @@ def _empty_compile_cache():
         torch.compiler.reset()
 
 
+_THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
 def _same_number_of_threads():
-    """Some commands set torch's threads for their process; here other tests share it."""
-    before = torch.get_num_threads()
+    """Some commands and libraries set the threads of their process; here other tests share it."""
+    torch.set_num_threads(_THREADS)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(_THREADS)
