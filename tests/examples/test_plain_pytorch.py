@@ -192,8 +192,9 @@ def make_folder(path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the whole example, on one core that other tests may share
 def test_training_teaches(tmp_path):
-    main(["--epochs", "6", "--output", str(tmp_path)])
+    main(["--output", str(tmp_path)])
     accuracy = json.loads((tmp_path / "metrics.json").read_text())["accuracy"]
     for probe in ("knn", "linear"):
         top1 = {name: result[probe]["top1"] for name, result in accuracy.items()}
