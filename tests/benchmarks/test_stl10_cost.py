@@ -32,7 +32,7 @@ def test_estimate(tmp_path, capsys):
     assert set(seconds) == {"augmentation", "representations", "network and loss"}
     assert min(seconds.values()) > 0
     # Incomplete batches are left out.
-    images = 8 * (105_000 // 256) * 256
+    images = 4 * (105_000 // 256) * 256
     assert found["images_of_the_pretraining"] == images
     assert found["days_here"] == pytest.approx(images * sum(seconds.values()) / 4 / 86400)
     total = found["counted"]["flops_of_the_pretraining"]

@@ -485,7 +485,7 @@ def test_two_processes(stl10_files, folder, tmp_path):
 @pytest.mark.slow
 def test_the_quick_preset_learns(tmp_path):
     """Better features of photographs than those of the same network untrained."""
-    options = {"accelerator": "cpu", "labels": [], "epochs": 4}
+    options = {"accelerator": "cpu", "labels": []}
     settings = resolve([PRESETS / "quick.yaml"], options)
     results = run(settings, tmp_path / "run")
     rows = losses(tmp_path / "run")
