@@ -306,7 +306,7 @@ class TestPrecisionAndCompile:
 
     @pytest.mark.skipif(
         torch.__version__ < (2, 14) and not torch.cuda.is_available(),
-        reason="torch 2.4 and 2.6 abort in a Function on fake CUDA tensors without a GPU; 2.14 works",
+        reason="torch 2.6 aborts in a Function on fake CUDA tensors without a GPU; 2.14 works",
     )
     @pytest.mark.parametrize("measure", MEASURES)
     def test_no_synchronisation(self, batch, measure):

@@ -207,9 +207,6 @@ def test_compile(size, options, differentiable):
     assert features.requires_grad == differentiable
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.4."), reason="torch 2.4 takes the filters' sizes for variable"
-)
 def test_compiled_once_it_serves_several_sizes():
     compiled = torch.compile(Scattering(J=1, L=2), fullgraph=True, backend="eager")
     for shape in ((2, 3, 16, 16), (2, 3, 12, 20), (5, 3, 12, 20), (1, 1, 9, 31)):
