@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mvmr_loss.dependence._gram_cpu import unit_centered_distances
 from mvmr_loss.dependence.base import DependenceMeasure, check_same_samples
 from mvmr_loss.dependence.blockwise import blockwise_correlation
 from mvmr_loss.dependence.centering import (
@@ -17,6 +18,7 @@ from mvmr_loss.dependence.centering import (
 from mvmr_loss.dependence.distances import (
     about_mean,
     centered_gram,
+    check_batch,
     check_distance_options,
     saturated,
     scaled_distances,
@@ -279,7 +281,12 @@ def centered_distances(
         Tensor of shape (N, N).
     """
     check_distance_options(exponent, eps)
-    gram = centered_gram(name, x, min_samples=4 if corrected else 2, eps=eps)
+    min_samples = 4 if corrected else 2
+    if unit and eps == 0:
+        ready = unit_centered_distances(check_batch(name, x, min_samples), exponent, corrected)
+        if ready is not None:
+            return ready
+    gram = centered_gram(name, x, min_samples=min_samples, eps=eps)
     distances = scaled_distances(gram, exponent=exponent, eps=eps)
     a = centered(distances, corrected=corrected)
     return unit_norm(a, distances) if unit else saturated(a, gram.unit, exponent)

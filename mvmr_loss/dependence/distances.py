@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_finite, check_float_tensor
+from mvmr_loss.dependence import _gram_cpu
 
 # On a CPU the columns are read in slices that stay in the cache, so a wide batch is never copied
 # whole, and the Gram matrix is made in blocks of rows, of which only the lower ones are computed.
@@ -87,9 +88,14 @@ def centered_gram(name: str, x: Tensor, *, min_samples: int = 1, eps: float = 0.
         TypeError: If ``x`` is not a floating-point tensor.
         ValueError: If ``x`` is empty, has too few samples or, on a CPU, is not finite.
     """
-    x, scale, unit = _scaled(name, x, min_samples, eps)
+    x = check_batch(name, x, min_samples)
+    ready = _gram_cpu.centered_gram(x) if eps < 1 else None
+    if ready is not None:  # of a sane size, in the units of the batch
+        scale = unit = ready.new_ones(())
+    else:
+        scale, unit = _units(name, x, eps)
     with torch.autocast(x.device.type, enabled=False):
-        matrix: Tensor = _CenteredGram.apply(x, scale)
+        matrix: Tensor = _CenteredGram.apply(x, scale, ready)
     return CenteredGram(matrix, scale, unit)
 
 
@@ -108,13 +114,27 @@ def about_mean(name: str, x: Tensor, *, min_samples: int = 1) -> Tensor:
         TypeError: As :func:`centered_gram`.
         ValueError: As :func:`centered_gram`.
     """
-    x, scale, _ = _scaled(name, x, min_samples, eps=0.0)
+    x = check_batch(name, x, min_samples)
+    scale, _ = _units(name, x, eps=0.0)
     with torch.autocast(x.device.type, enabled=False):
         return _centered(x, scale)
 
 
-def _scaled(name: str, x: Tensor, min_samples: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns a checked batch of shape (N, D), a scale for it, and the unit that undoes the scale."""
+def check_batch(name: str, x: Tensor, min_samples: int) -> Tensor:
+    """Returns a batch in the shape (N, D), its values not looked at.
+
+    Args:
+        name: What to call ``x`` in errors.
+        x: Tensor of shape (N, D) or (N, ...).
+        min_samples: The smallest N allowed.
+
+    Returns:
+        Tensor of shape (N, D).
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor.
+        ValueError: If ``x`` is empty or has too few samples.
+    """
     check_float_tensor(name, x)
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(
@@ -126,7 +146,11 @@ def _scaled(name: str, x: Tensor, min_samples: int, eps: float) -> tuple[Tensor,
             f"{name} must have at least {min_samples} samples for this measure "
             f"but has {x.shape[0]}; use a larger batch."
         )
-    x = x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], -1)
+
+
+def _units(name: str, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns a scale that makes the largest magnitude about 1, and the unit that undoes it."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     limits = torch.finfo(dtype)
     with torch.no_grad():
@@ -141,7 +165,7 @@ def _scaled(name: str, x: Tensor, min_samples: int, eps: float) -> tuple[Tensor,
         mantissa, _ = torch.frexp(peak)
         unit = peak / mantissa
         scale = torch.where(constant, torch.zeros_like(peak), mantissa / peak)
-    return x, scale, unit
+    return scale, unit
 
 
 class _CenteredGram(torch.autograd.Function):
@@ -149,12 +173,16 @@ class _CenteredGram(torch.autograd.Function):
 
     Autograd would keep the centred batch and multiply twice for the gradient. Here the batch itself
     is kept and one product suffices, since the matrix is symmetric. The backward is made of
-    differentiable operations, so it can be differentiated in turn.
+    differentiable operations, so it can be differentiated in turn. ``ready`` is the matrix if the
+    kernel has made it, and then the scale is 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, ready: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, scale)
+        ctx.by_kernel = ready is not None
+        if ready is not None:
+            return ready
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             centered = _centered(x, scale)
             return centered @ centered.T
@@ -168,21 +196,24 @@ class _CenteredGram(torch.autograd.Function):
         return matrix.tril() + matrix.tril(-1).T
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, scale = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             weight = grad + grad.T
             # Centred on this side, where it costs n^2; the other side is the centred batch.
             weight = (weight - weight.mean(dim=0)) * scale
             if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
-                return (weight @ _centered(x, scale)).to(x.dtype), None
+                return (weight @ _centered(x, scale)).to(x.dtype), None, None
+            grad_x = _gram_cpu.product_about_mean(weight, x) if ctx.by_kernel else None
+            if grad_x is not None:
+                return grad_x, None, None
             # The same in slices, which are never differentiated.
             grad_x = torch.empty_like(x)
             for part, out in zip(
                 x.split(_SLICE_COLUMNS, dim=1), grad_x.split(_SLICE_COLUMNS, dim=1), strict=True
             ):
                 out.copy_(weight @ _centered(part, scale))
-            return grad_x, None
+            return grad_x, None, None
 
 
 def _centered(x: Tensor, scale: Tensor) -> Tensor:

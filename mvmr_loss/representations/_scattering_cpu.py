@@ -1,21 +1,8 @@
-"""The scattering transform's kernel for CPUs: compiled when first used, done without where it can't be.
-
-The C++ compiler of the machine is asked once for each source, compiler and processor; the library is
-kept in a folder of the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``). ``MVMR_LOSS_NATIVE=0`` in the
-environment forbids it.
-"""
+"""The scattering transform's C++ kernel for CPUs, which is done without where it cannot be compiled."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,62 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mvmr_loss import _native
+
 _SOURCE = Path(__file__).with_name("scattering_cpu.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 _LANES = 8  # as in the source
 
-_logger = logging.getLogger(__name__)
 
-
-@functools.lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL | None:
-    """Returns the compiled kernel.
-
-    Returns:
-        The library, or None if it is forbidden or cannot be compiled here; the log says why.
-    """
-    if os.environ.get("MVMR_LOSS_NATIVE", "1") == "0":
-        return None
-    try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _logger.info("scattering runs without its C++ kernel: %s", error)
-        return None
-    library.scatterer_new.restype = ctypes.c_void_p
-    library.scatterer_delete.argtypes = [ctypes.c_void_p]
+    """Returns the compiled kernel, or None where there is none; see :mod:`mvmr_loss._native`."""
+    library = _native.load_library(_SOURCE)
+    if library is not None:
+        library.scatterer_new.restype = ctypes.c_void_p
+        library.scatterer_delete.argtypes = [ctypes.c_void_p]
     return library
-
-
-def _compiled() -> Path:
-    """Returns the library's path, after compiling it if it is not there."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, names)), None)
-    if compiler is None:
-        raise OSError(f"there is no C++ compiler called {' or '.join(names)}")
-    identity = (_SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _processor())
-    key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "mvmr-loss" / "native"
-    library = folder / f"scattering_{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Several processes may come here at once: each compiles, and the last one's file stays.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / library.name
-            command = [compiler, *_FLAGS, "-shared", "-fPIC", "-pthread"]
-            command += ["-o", str(made), str(_SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            made.replace(library)
-    return library
-
-
-def _processor() -> str:
-    """Returns what tells apart processors with different instructions, where the system says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 class ScatteringKernel:

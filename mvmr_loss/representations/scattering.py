@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mvmr_loss._native import can_read
 from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
@@ -248,14 +249,7 @@ def _build_kernel(
 
 def _kernel_for(images: Tensor, J: int, L: int, max_order: int) -> ScatteringKernel | None:
     """Returns the C++ kernel where it computes what is asked for, else None."""
-    if (
-        torch.compiler.is_compiling()
-        or type(images) is not Tensor
-        or torch._C._are_functorch_transforms_active()
-        or not images.is_cpu
-        or images.dtype != torch.float32
-        or (images.requires_grad and torch.is_grad_enabled())
-    ):
+    if not can_read(images) or (images.requires_grad and torch.is_grad_enabled()):
         return None
     return _build_kernel(*images.shape[-2:], J, L, max_order)
 

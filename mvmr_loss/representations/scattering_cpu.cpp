@@ -4,14 +4,14 @@
 // of one field with vectors for numbers, which needs no shuffling whatever its length. A column goes
 // from its FFT through the modulus to the low-pass without leaving the cache.
 
+#include <omp.h>
+
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -258,21 +258,13 @@ class Scatterer {
         std::vector<std::unique_ptr<Space>> spaces;
         while (Index(spaces.size()) < std::max<Index>(1, std::min<Index>(threads, count)))
             spaces.push_back(take_space());
-        std::atomic<Index> next{0};
-        const auto work = [&](Space* space) {
-            for (Index i; (i = next++) < count;)
-                run_one(spectra + i * 2 * s_.height * s_.width, out + i * paths_ * area(), *space);
-        };
-        std::vector<std::thread> others;
-        others.reserve(spaces.size());
-        try {
-            for (std::size_t i = 1; i < spaces.size(); ++i)
-                others.emplace_back(work, spaces[i].get());
-        } catch (const std::exception&) {
-            // No thread to be had: the present one does the work of those that are missing.
+#pragma omp parallel num_threads(int(spaces.size()))
+        {
+            Space& space = *spaces[omp_get_thread_num()];
+#pragma omp for schedule(dynamic)
+            for (Index i = 0; i < count; ++i)
+                run_one(spectra + i * 2 * s_.height * s_.width, out + i * paths_ * area(), space);
         }
-        work(spaces[0].get());
-        for (std::thread& other : others) other.join();
         const std::lock_guard<std::mutex> lock(mutex_);
         for (auto& space : spaces) idle_.push_back(std::move(space));
     }

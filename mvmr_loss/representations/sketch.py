@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor
+from mvmr_loss._native import can_read, load_library
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations.base import Representation
+
+_KERNEL = Path(__file__).with_name("sketch_cpu.cpp")
 
 
 def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
@@ -138,6 +143,9 @@ class FoldedSignSketch(nn.Module):
             self.signs = random_signs(self.seed, 0, width, x.device)
             self._rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
         signs = self.signs.to(dtype)
+        by_kernel = _by_kernel(x, signs, self._rotations, self.dim)
+        if by_kernel is not None:
+            return by_kernel
         # Slices of x are added in place: no padded copy and no product as large as x is made. The
         # sketch is twice as wide at first, so that a rotated slice is added in one piece.
         unfolded = x.new_zeros((len(x), 2 * self.dim), dtype=dtype)
@@ -145,6 +153,23 @@ class FoldedSignSketch(nn.Module):
             part, sign = x[:, start : start + self.dim], signs[start : min(start + self.dim, width)]
             unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(dtype), sign)
         return unfolded[:, : self.dim] + unfolded[:, self.dim :]
+
+
+def _by_kernel(x: Tensor, signs: Tensor, rotations: tuple[int, ...], dim: int) -> Tensor | None:
+    """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
+    if not can_read(x) or x.stride(1) != 1 or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    library = load_library(_KERNEL)
+    if library is None:
+        return None
+    out = torch.empty(len(x), dim)
+    failed = library.folded_sign_sketch(
+        *(ctypes.c_void_p(x.data_ptr()), *map(ctypes.c_int64, (*x.shape, x.stride(0)))),
+        ctypes.c_void_p(signs.data_ptr()),
+        (ctypes.c_int64 * len(rotations))(*rotations),
+        *(ctypes.c_int64(dim), ctypes.c_void_p(out.data_ptr()), torch.get_num_threads()),
+    )
+    return None if failed else out
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]

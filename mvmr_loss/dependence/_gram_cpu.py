@@ -1,0 +1,106 @@
+"""The C++ kernel of Gram matrices for CPUs, which is done without where it cannot be compiled."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mvmr_loss._native import can_read, load_library
+
+_SOURCE = Path(__file__).with_name("gram_cpu.cpp")
+# Beyond, the sums of a thread no longer stay in its cache.
+_MAX_SAMPLES = 1024
+# A product of fewer multiplications is not worth a thread.
+_WORK_OF_A_THREAD = 2**24
+
+
+def centered_gram(x: Tensor) -> Tensor | None:
+    """Computes the Gram matrix of a batch about its mean.
+
+    Args:
+        x: Tensor of shape (N, D).
+
+    Returns:
+        A tensor of shape (N, N) without a gradient; or None where the kernel cannot do it, as where
+        ``x`` is not finite or of a size whose square is near the limits of the dtype.
+    """
+    library = _library_for(x)
+    if library is None:
+        return None
+    gram, peak = torch.empty(len(x), len(x)), torch.empty(())
+    failed = library.centered_gram(*_pointers(x), *_sizes(x), *_pointers(gram, peak), _threads(x))
+    return None if failed or not _is_sane(peak) else gram
+
+
+def unit_centered_distances(x: Tensor, exponent: float, corrected: bool) -> Tensor | None:
+    """Computes the centred distances of a batch, divided by their norm.
+
+    Args:
+        x: Tensor of shape (N, D), N >= 3 if ``corrected``.
+        exponent: Exponent of the distance.
+        corrected: U-centred if True, doubly centred if False.
+
+    Returns:
+        A tensor of shape (N, N) without a gradient; or None, as for :func:`centered_gram`, and where
+        a gradient is wanted.
+    """
+    library = None if x.requires_grad and torch.is_grad_enabled() else _library_for(x)
+    if library is None:
+        return None
+    distances, peak = torch.empty(len(x), len(x)), torch.empty(())
+    failed = library.unit_centered_distances(
+        *_pointers(x),
+        *_sizes(x),
+        *_pointers(distances, peak),
+        ctypes.c_float(exponent),
+        int(corrected),
+        _threads(x),
+    )
+    return None if failed or not _is_sane(peak) else distances
+
+
+def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
+    """Computes ``weight @ (x - x.mean(dim=0))``.
+
+    Args:
+        weight: Tensor of shape (N, N).
+        x: Tensor of shape (N, D).
+
+    Returns:
+        A tensor of shape (N, D) without a gradient, or None where the kernel cannot do it.
+    """
+    library = _library_for(x)
+    if library is None or not can_read(weight):
+        return None
+    weight, out = weight.contiguous(), torch.empty(x.shape)
+    failed = library.product_about_mean(
+        *_pointers(weight, x), *_sizes(x), *_pointers(out), _threads(x)
+    )
+    return None if failed else out
+
+
+def _library_for(x: Tensor) -> ctypes.CDLL | None:
+    n, d = x.shape
+    if n > _MAX_SAMPLES or not can_read(x) or (d > 1 and x.stride(1) != 1):
+        return None
+    return load_library(_SOURCE)
+
+
+def _is_sane(peak: Tensor) -> bool:
+    return 2.0**-30 < peak.item() < 2.0**30
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def _sizes(x: Tensor) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in (*x.shape, x.stride(0))]
+
+
+def _threads(x: Tensor) -> int:
+    n, d = x.shape
+    return max(1, min(torch.get_num_threads(), n * n * d // _WORK_OF_A_THREAD))

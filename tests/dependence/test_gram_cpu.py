@@ -1,0 +1,131 @@
+"""The C++ kernel of Gram matrices against the plain definitions."""
+
+import sys
+
+import pytest
+import torch
+
+from mvmr_loss import MVMRLoss
+from mvmr_loss.dependence import _gram_cpu, distance_correlation
+from mvmr_loss.dependence.distance_correlation import centered_distances
+from mvmr_loss.dependence.distances import centered_gram, pairwise_distances
+
+SHAPES = [(1, 1), (2, 3), (5, 7), (24, 128), (25, 129), (100, 1000), (257, 513), (1024, 40)]
+# The package exports a function of the module's name.
+MODULE = sys.modules["mvmr_loss.dependence.distance_correlation"]
+
+
+@pytest.fixture(autouse=True)
+def _kernel():
+    if _gram_cpu.load_library(_gram_cpu._SOURCE) is None:
+        pytest.skip("the kernel cannot be compiled here")
+
+
+def make_batch(n, d, offset=3.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(n + d)) + offset
+
+
+def relative_error(actual, expected):
+    assert actual.shape == expected.shape
+    return (actual - expected).norm() / expected.norm().clamp(min=1e-30)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_gram_equals_definition(n, d, threads, monkeypatch):
+    monkeypatch.setattr(_gram_cpu, "_threads", lambda x: threads)
+    x = make_batch(n, d)
+    gram = _gram_cpu.centered_gram(x)
+    centered = x.double() - x.double().mean(dim=0)
+    assert torch.equal(gram, gram.T)
+    # Of a single sample, or the same numbers, only the rounding of the mean is left.
+    assert (gram - centered @ centered.T).norm() <= 1e-6 * centered.square().sum() + 1e-9
+    assert torch.equal(gram, _gram_cpu.centered_gram(x))
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_product_equals_definition(n, d, threads, monkeypatch):
+    monkeypatch.setattr(_gram_cpu, "_threads", lambda x: threads)
+    x, weight = make_batch(n, d), make_batch(n, n, 0.0)
+    product = _gram_cpu.product_about_mean(weight.T, x)
+    expected = weight.T.double() @ (x.double() - x.double().mean(dim=0))
+    assert (product - expected).norm() <= 2e-6 * expected.norm() + 1e-5
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(
+    "x",
+    [
+        make_batch(4, 1),
+        make_batch(64, 300),
+        make_batch(257, 100),
+        make_batch(6, 30).repeat(5, 1),  # duplicates
+        make_batch(30, 4).round(),  # ties
+        torch.ones(20, 5),  # nothing but coincident points
+    ],
+    ids=["narrow", "usual", "large", "duplicates", "ties", "constant"],
+)
+def test_distances_equal_definition(x, exponent, corrected, monkeypatch):
+    options = {"corrected": corrected, "unit": True}
+    actual = centered_distances("x", x, exponent, 0.0, **options)
+    monkeypatch.setattr(MODULE, "unit_centered_distances", lambda *_: None)
+    expected = centered_distances("x", x.double(), exponent, 0.0, **options)
+    assert torch.allclose(actual.double(), expected, rtol=0, atol=3e-6)
+    assert bool(actual.any()) == bool(expected.any())
+
+
+def test_strides():
+    wide = make_batch(20, 90)
+    x = wide[:, 5:60]
+    assert x.stride() == (90, 1)
+    assert torch.equal(_gram_cpu.centered_gram(x), _gram_cpu.centered_gram(x.contiguous()))
+    weight = make_batch(20, 20)
+    assert torch.equal(
+        _gram_cpu.product_about_mean(weight, x),
+        _gram_cpu.product_about_mean(weight, x.contiguous()),
+    )
+    assert _gram_cpu.centered_gram(wide.T) is None
+    torch.testing.assert_close(
+        pairwise_distances(wide.T), pairwise_distances(wide.T.contiguous()), rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-30, 1e30, 0.0])
+@pytest.mark.parametrize("d", [3, 16])
+def test_leaves_what_needs_care_to_the_definition(value, d):
+    x = torch.full((5, d), 0.0 if abs(value) > 1e-30 or value != value else value / 2)
+    x[2, d - 1] = value
+    assert _gram_cpu.centered_gram(x) is None
+    assert _gram_cpu.unit_centered_distances(x, 1.0, False) is None
+
+
+def test_is_used_where_it_can_be(monkeypatch):
+    x = make_batch(8, 16)
+    assert _gram_cpu.centered_gram(x) is not None
+    assert _gram_cpu.centered_gram(x.double()) is None
+    assert _gram_cpu.centered_gram(make_batch(1025, 2)) is None
+    with_gradient = x.clone().requires_grad_()
+    assert _gram_cpu.unit_centered_distances(with_gradient, 1.0, False) is None
+    assert centered_gram("x", with_gradient).matrix.requires_grad
+    calls = []
+    for name in ("centered_gram", "product_about_mean"):
+        kernel = getattr(_gram_cpu, name)
+        monkeypatch.setattr(
+            _gram_cpu, name, lambda *a, kernel=kernel: calls.append(kernel) or kernel(*a)
+        )
+    MVMRLoss()(with_gradient, with_gradient + x, {"y": x}).backward()
+    assert len(calls) == 4  # a matrix and its gradient for each view
+
+
+def test_gradient_equals_definition(monkeypatch):
+    x, y = make_batch(30, 70), make_batch(30, 9)
+
+    def gradient(x):
+        x = x.clone().requires_grad_()
+        distance_correlation(x, y.to(x.dtype)).backward()
+        return x.grad
+
+    actual, expected = gradient(x), gradient(x.double())
+    assert relative_error(actual, expected) <= 2e-5
