@@ -2,24 +2,24 @@
 
     python -m benchmarks.distillation --train CIFAR/train --test CIFAR/test
 
-Three parts, in this order: a teacher is trained on the labels; each method's option is chosen on
-training images held out for that; every method trains a student on all training images, with every
-seed. Each result is a file of its own, written when its run ends, and a run whose file is there is
-not repeated: the same command continues after a stop.
+Four parts, in this order: a teacher is trained on the labels; each method's option is chosen on
+training images held out for that; variants of MV-MR are tried on them; every method trains a student
+on all training images, with every seed. Each result is a file of its own, written when its run ends,
+and a run whose file is there is not repeated: the same command continues after a stop.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.common.results import environment, portable, write_json
-from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods import METHODS, VARIANTS
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import ready_teacher, teacher_embeddings, train_student
 from examples.plain_pytorch import Data, load_data
@@ -33,11 +33,14 @@ INCIDENTAL = {"seed", "seeds", "runs", "output", "work", "device"}
 
 
 class Run(NamedTuple):
-    """A student to train, and the file of its result; ``candidate`` is None in the study itself."""
+    """A student to train, and the file of its result; without options those chosen are taken.
+
+    With options, it is trained without the held-out images, and judged on them.
+    """
 
     path: Path
     method: str
-    candidate: int | None
+    options: Mapping[str, Any] | None
     seed: int
 
 
@@ -45,20 +48,25 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs in order."""
     results = settings.output / "results"
     for method in METHODS:
-        for i in range(len(METHODS[method].candidates)):
-            yield Run(results / "selection" / f"{method}-{i}.json", method, i, 0)
+        for i, options in enumerate(METHODS[method].candidates):
+            yield Run(results / "selection" / f"{method}-{i}.json", method, options, 0)
+    for name, changes in VARIANTS.items():
+        options = {"layers": 0, "teacher": True, **changes}
+        yield Run(results / "variants" / f"{name}.json", "mvmr", options, 0)
     for seed in settings.seeds:
         for method in METHODS:
             yield Run(results / f"{method}-seed{seed}.json", method, None, seed)
 
 
-def chosen(method: str, results: Path) -> int:
+def chosen(method: str, results: Path) -> Mapping[str, Any]:
     """Returns the candidate of the best linear accuracy on held-out training images."""
+    candidates = METHODS[method].candidates
     accuracy = [
         json.loads((results / "selection" / f"{method}-{i}.json").read_text())["accuracy"]
-        for i in range(len(METHODS[method].candidates))
+        for i in range(len(candidates))
     ]
-    return max(range(len(accuracy)), key=lambda i: accuracy[i]["linear"]["top1"])
+    best = max(range(len(candidates)), key=lambda i: accuracy[i]["linear"]["top1"])
+    return candidates[best]
 
 
 def settings_of(settings: argparse.Namespace) -> dict[str, Any]:
@@ -116,9 +124,8 @@ def run_missing(settings: argparse.Namespace) -> bool:
     for run in missing[: settings.runs]:
         print(f"{run.path.stem}: running", flush=True)
         settings.seed = run.seed
-        choosing = run.candidate is not None
-        candidate = run.candidate if choosing else chosen(run.method, results)
-        options = METHODS[run.method].candidates[candidate]
+        choosing = run.options is not None
+        options = chosen(run.method, results) if run.options is None else run.options
         result = train_student(
             run.method,
             options,

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.results import atomic_path
-from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods import METHODS, VARIANTS
 
 PROBES = ("knn", "linear")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> None:
     """
     results = read_results(folder / "results")
     teacher = json.loads((folder / "results" / "teacher.json").read_text())
-    lines = [*_study(results, teacher), *_selection(folder / "results" / "selection")]
+    lines = [*_study(results, teacher), *_selection(folder / "results")]
     page = folder / "RESULTS.md"
     text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end of table -->\n"
     before, mark, rest = text.partition("<!-- table -->\n")
@@ -72,7 +72,7 @@ def _study(results: Results, teacher: Mapping[str, Any]) -> list[str]:
 
 
 def _selection(folder: Path) -> list[str]:
-    """Returns the lines about the choice of options."""
+    """Returns the lines about the choice of options, and about variants."""
     lines = [
         "Options, chosen by linear accuracy on held-out training images:",
         "",
@@ -80,12 +80,20 @@ def _selection(folder: Path) -> list[str]:
         "| --- | --- | --- | --- |",
     ]
     for method in METHODS:
-        for path in sorted(folder.glob(f"{method}-*.json")):
-            run = json.loads(path.read_text())
-            options = ", ".join(f"{name} = {value}" for name, value in run["options"].items())
-            cells = [f"{run['accuracy'][probe]['top1']:.1f}" for probe in PROBES]
-            lines.append(f"| {METHODS[method].label} | {options} | {' | '.join(cells)} |")
+        paths = sorted((folder / "selection").glob(f"{method}-[0-9].json"))
+        lines += [f"| {METHODS[method].label} | {_tried(path)}" for path in paths]
+    paths = [path for name in VARIANTS if (path := folder / "variants" / f"{name}.json").exists()]
+    lines += ["", "Variants of MV-MR on the same images:", ""] if paths else []
+    lines += ["| variant | options | kNN | linear |", "| --- | --- | --- | --- |"] if paths else []
+    lines += [f"| {path.stem.replace('-', ' ')} | {_tried(path)}" for path in paths]
     return lines
+
+
+def _tried(path: Path) -> str:
+    """Returns the end of a table's row: options and accuracies."""
+    run = json.loads(path.read_text())
+    options = ", ".join(f"{name} = {value}" for name, value in run["options"].items())
+    return " | ".join([options, *(f"{run['accuracy'][p]['top1']:.1f}" for p in PROBES)]) + " |"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -100,7 +108,7 @@ def plot(results: Results, teacher: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     for place, (method, runs) in enumerate(results.items()):
         values = [run["accuracy"]["linear"]["top1"] for run in runs]
-        color = "#1f5fa8" if method == "mvmr" else "#b0bccb"
+        color = "#1f5fa8" if method.startswith("mvmr") else "#b0bccb"
         axes.barh(place, statistics.mean(values), 0.7, color=color)
         axes.plot(values, [place] * len(values), "o", color="black", ms=4, mfc="none")
         axes.annotate(

@@ -7,7 +7,14 @@ from torch.nn import functional as F
 
 from benchmarks.distillation import __main__ as command
 from benchmarks.distillation import report
-from benchmarks.distillation.methods import METHODS, Batch, Widths, relative_distances
+from benchmarks.distillation.methods import (
+    METHODS,
+    MVMR,
+    VARIANTS,
+    Batch,
+    Widths,
+    relative_distances,
+)
 from mvmr_loss.dependence import cka, distance_correlation
 
 WIDTHS = Widths(student=6, teacher=9, classes=4)
@@ -92,6 +99,16 @@ def test_distillation_is_the_view_terms_and_the_teachers(batch):
     with_teacher, without = objective("mvmr", 0)(batch), objective("no_teacher", 0)(batch)
     term = 1 - distance_correlation(batch.augmented, batch.teacher)
     torch.testing.assert_close(with_teacher - without, term)
+    strong = objective("mvmr_strong", 0)(batch)
+    both = both_views(batch, lambda h: 1 - distance_correlation(h, batch.teacher))
+    torch.testing.assert_close(strong - without, 100 * both)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_differ_from_the_method(batch, name):
+    options = {"layers": 0, "teacher": True}
+    plain, variant = MVMR(WIDTHS, **options), MVMR(WIDTHS, **options, **VARIANTS[name])
+    assert not torch.equal(plain(batch), variant(batch))
 
 
 def test_only_the_supervised_student_sees_labels(batch):
@@ -126,9 +143,10 @@ def study(tmp_path_factory):
 
 def test_the_command_continues_after_a_stop(study):
     folder, _, after_stop = study
-    assert after_stop == ["mvmr-0.json", "mvmr-1.json", "teacher.json", "teacher_term-0.json"]
+    assert after_stop == ["mvmr-0.json", "mvmr-1.json", "mvmr_strong-0.json", "teacher.json"]
     results = folder / "out" / "results"
     assert len(list((results / "selection").iterdir())) == 2 * len(METHODS)
+    assert {path.stem for path in (results / "variants").iterdir()} == set(VARIANTS)
     assert {path.name for path in results.glob("*-seed*.json")} == {
         f"{method}-seed{seed}.json" for method in METHODS for seed in (0, 1)
     }
@@ -181,7 +199,9 @@ def test_report(study):
         assert page.count(f"| {method.label} |") == 3
     results = report.read_results(folder / "out" / "results")
     mean = sum(run["accuracy"]["linear"]["top1"] for run in results["mvmr"]) / 2
-    assert "| MV-MR distillation | 0, 1 | " in page
+    assert "| MV-MR, published weights | 0, 1 | " in page
+    for name in VARIANTS:
+        assert f"| {name.replace('-', ' ')} | layers = 0, teacher = True" in page
     assert f"{mean:.1f} ± " in page
     assert (folder / "out" / "distillation.png").stat().st_size > 5000
 
