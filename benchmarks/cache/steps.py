@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,16 @@ def normalized(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def store(folder: Path, count: int, size: int, sketch_dim: int | None) -> CachedRepresentations:
-    """Returns the four cacheable representations of ``count`` images with a store in ``folder``."""
+def store(
+    folder: Path,
+    count: int,
+    size: int,
+    sketch_dim: int | None,
+    names: Sequence[str] = CACHEABLE,
+) -> CachedRepresentations:
+    """Returns representations of ``count`` images with a store in ``folder``."""
     return CachedRepresentations(
-        Representations(CACHEABLE, sketch_dim=sketch_dim),
+        Representations(names, sketch_dim=sketch_dim),
         folder,
         num_samples=count,
         image_shape=(3, size, size),
@@ -75,9 +81,11 @@ def step_times(name: str, folder: Path, repeats: int, batch_size: int = 64) -> d
     device = torch.device("cpu")
     images = normalized(photographs(batch_size, size, device))
     augmented = images.flip(-1)
-    cached = store(folder, batch_size, size, SKETCH_DIM)
+    cached = store(folder / "four", batch_size, size, SKETCH_DIM)
+    five = store(folder / "five", batch_size, size, SKETCH_DIM, (*CACHEABLE, "dct"))
     indices = torch.randperm(batch_size)
     cached(images, indices)
+    five(images, indices)
     random = Representations(["augmented_pixels"])
     live = Representations(CACHEABLE)
 
@@ -96,6 +104,7 @@ def step_times(name: str, folder: Path, repeats: int, batch_size: int = 64) -> d
     candidates: dict[str, Callable[[], Any]] = {
         "no representations": step(None),
         "four from the store": step(read),
+        "five from the store (DCT the fifth)": step(lambda: five(images, indices)),
         "four from the store, augmented_pixels live": step(lambda: read() | random(images)),
         "four live": step(lambda: live(images)),
         "reading alone": read,

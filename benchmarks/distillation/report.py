@@ -120,7 +120,13 @@ def plot(results: Results, teacher: Mapping[str, Any]) -> Figure:
         )
     best = teacher["accuracy"]["classifier"]["top1"]
     axes.axvline(best, color="black", lw=0.8, ls=":")
-    axes.annotate(f"teacher {best:.1f}", (best, -0.75), (3, 0), textcoords="offset points")
+    axes.annotate(
+        f"teacher {best:.1f}",
+        (best, 1),
+        (3, -10),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+    )
     axes.set_yticks(range(len(results)), [METHODS[method].label for method in results])
     axes.invert_yaxis()
     axes.set(xlabel="top-1 accuracy of a linear classifier on the student's frozen features (%)")

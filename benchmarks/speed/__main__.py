@@ -15,11 +15,19 @@ from typing import Any
 
 import torch
 
+import mvmr_loss
 from benchmarks.common.results import environment, write_json
 from benchmarks.speed import growth, losses, modes, representations, training_step
 from benchmarks.speed.report import record, write_report
+from mvmr_loss._native import load_library
 
 FOLDER = Path(__file__).parent
+
+
+def has_kernels() -> bool:
+    """Tells whether the C++ kernels for CPUs are used on this machine."""
+    sources = Path(mvmr_loss.__file__).parent.rglob("*_cpu.cpp")
+    return all(load_library(source) is not None for source in sources)
 
 
 def main(command: Sequence[str] | None = None) -> None:
@@ -61,7 +69,7 @@ def main(command: Sequence[str] | None = None) -> None:
     measured = arguments.only or list(parts)
     for name in measured:
         print(f"{name} ...", flush=True)
-        results[name] = {**environment(), "result": parts[name]()}
+        results[name] = {**environment(), "kernels": has_kernels(), "result": parts[name]()}
         write_json(path, results)
     record(arguments.output, device.type, results, measured)
     write_report(arguments.output)

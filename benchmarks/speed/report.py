@@ -185,6 +185,12 @@ def _machine(part: dict[str, Any]) -> str:
     return ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
 
 
+def _kernels(device: str, part: dict[str, Any]) -> str:
+    if device != "cpu" or "kernels" not in part:
+        return ""
+    return f", {'with' if part['kernels'] else 'without'} its C++ kernels"
+
+
 def _section(device: str, results: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     """Returns the table and the figures behind it."""
     part = next(iter(results.values()))
@@ -193,7 +199,7 @@ def _section(device: str, results: dict[str, Any], history: list[dict[str, Any]]
         f"## {device}",
         "",
         f"{_machine(part)}; torch {versions['torch']}, kornia {versions['kornia']}, "
-        f"mvmr-loss {versions['mvmr_loss']}.",
+        f"mvmr-loss {versions['mvmr_loss']}{_kernels(device, part)}.",
         "",
         "| what | against | ratio | goal | met | before |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -171,6 +171,8 @@ def test_one_command(tmp_path, small, monkeypatch):
     page = (tmp_path / "RESULTS.md").read_text()
     for row in rows(found):
         assert f"| {row.what} | {row.against} |" in page
+    kernels = "with" if command.has_kernels() else "without"
+    assert f", {kernels} its C++ kernels." in page
     assert {row.part for row in rows(found)} == set(found) - {"growth"}
     # A part alone leaves the others as they were.
     command.main(["--only", "memory", "--output", str(tmp_path), "--threads", "1"])
