@@ -11,8 +11,8 @@ from torch import Tensor
 from mvmr_loss._native import can_read, load_library
 
 _SOURCE = Path(__file__).with_name("gram_cpu.cpp")
-# Beyond, the sums of a thread no longer stay in its cache.
-_MAX_SAMPLES = 1024
+# Every thread has sums of its own: so many numbers in all, 128 MiB.
+_MAX_SUMS = 2**25
 # A product of fewer multiplications is not worth a thread.
 _WORK_OF_A_THREAD = 2**24
 
@@ -83,8 +83,9 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _library_for(x: Tensor) -> ctypes.CDLL | None:
-    n, d = x.shape
-    if n > _MAX_SAMPLES or not can_read(x) or (d > 1 and x.stride(1) != 1):
+    if not can_read(x) or (x.shape[1] > 1 and x.stride(1) != 1):
+        return None
+    if len(x) ** 2 * _threads(x) > _MAX_SUMS:
         return None
     return load_library(_SOURCE)
 

@@ -15,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -99,9 +100,10 @@ class Worker {
     }
 
     // Writes the result with both of its halves.
-    void write(float* out) const {
+    void write(float* out, int threads) const {
         const float* sums = reinterpret_cast<const float*>(sums_.data());
         constexpr Index block = 16;  // of columns, so that what is read stays in the cache
+#pragma omp parallel for schedule(static) num_threads(threads)
         for (Index first = 0; first < rows_; first += block)
             for (Index i = 0; i < rows_; ++i)
                 for (Index j = first; j < std::min(first + block, rows_); ++j)
@@ -210,6 +212,7 @@ void center(const float* x, Index rows, Index stride, int width, Lanes* out) {
 
 // Workers are kept from call to call: fresh memory would cost a good part of a small product.
 constexpr std::size_t kIdle = 16;
+constexpr Index kIdleRows = 1024;
 std::mutex idle_mutex;
 std::vector<std::unique_ptr<Worker>> idle;
 
@@ -241,21 +244,23 @@ std::int32_t gram(const float* x, Index rows, Index columns, Index stride, float
             workers[share]->add(x + i * kColumns, stride,
                                 int(std::min<Index>(kColumns, columns - i * kColumns)));
     for (Index share = 1; share < shares; ++share) workers[0]->merge(*workers[share]);
-    workers[0]->write(out);
+    workers[0]->write(out, int(shares));
     const std::int32_t peak = workers[0]->peak();
     const std::lock_guard<std::mutex> lock(idle_mutex);
     for (auto& worker : workers)
-        if (idle.size() < kIdle) idle.push_back(std::move(worker));
+        if (idle.size() < kIdle && rows <= kIdleRows) idle.push_back(std::move(worker));
     return peak;
 }
 
 // Turns a Gram matrix into distances to a power, centred, of norm 1 or 0: what centered_distances in
 // distance_correlation.py defines.
-void center_distances(float* a, Index n, float exponent, bool corrected) {
+void center_distances(float* a, Index n, float exponent, bool corrected, int threads) {
     constexpr float rounding = 16 * std::numeric_limits<float>::epsilon();
     std::vector<float> norms(n), means(n);
+    // Of each row: summed up afterwards in order, whatever the threads did first.
+    std::vector<double> sums(n), squares(n), rest(n);
     for (Index i = 0; i < n; ++i) norms[i] = a[i * n + i];
-    double sum = 0, squares = 0;
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (Index i = 0; i < n; ++i) {
         float* row = a + i * n;
         for (Index j = 0; j < n; ++j) {
@@ -268,25 +273,27 @@ void center_distances(float* a, Index n, float exponent, bool corrected) {
             for (Index j = 0; j < n; ++j) row[j] = row[j] > 0 ? std::pow(row[j], exponent / 2) : 0.0f;
         }
         row[i] = 0;
-        double row_sum = 0;
         for (Index j = 0; j < n; ++j) {
-            row_sum += row[j];
-            squares += double(row[j]) * row[j];
+            sums[i] += row[j];
+            squares[i] += double(row[j]) * row[j];
         }
-        sum += row_sum;
-        means[i] = float(row_sum / (corrected ? n - 2 : n));
+        means[i] = float(sums[i] / (corrected ? n - 2 : n));
     }
+    const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
     const float mean = float(corrected ? sum / double((n - 1) * (n - 2)) : sum / double(n * n));
-    double norm = 0;
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (Index i = 0; i < n; ++i) {
         float* row = a + i * n;
         for (Index j = 0; j < n; ++j) row[j] -= means[i] + (means[j] - mean);
         if (corrected) row[i] = 0;
-        for (Index j = 0; j < n; ++j) norm += double(row[j]) * row[j];
+        for (Index j = 0; j < n; ++j) rest[i] += double(row[j]) * row[j];
     }
-    norm = std::sqrt(norm);
-    const float factor = norm <= rounding * std::sqrt(squares) ? 0.0f : float(1 / norm);
-    for (Index i = 0; i < n * n; ++i) a[i] *= factor;
+    const double norm = std::sqrt(std::accumulate(rest.begin(), rest.end(), 0.0));
+    const double before = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
+    const float factor = norm <= rounding * before ? 0.0f : float(1 / norm);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (Index i = 0; i < n; ++i)
+        for (Index j = 0; j < n; ++j) a[i * n + j] *= factor;
 }
 
 }  // namespace
@@ -308,7 +315,7 @@ extern "C" int unit_centered_distances(const float* x, Index rows, Index columns
                                        int corrected, int threads) {
     try {
         *peak = gram(x, rows, columns, stride, out, threads);
-        center_distances(out, rows, exponent, corrected);
+        center_distances(out, rows, exponent, corrected, threads);
         return 0;
     } catch (const std::exception&) {
         return 1;
