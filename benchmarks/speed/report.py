@@ -9,6 +9,20 @@ from typing import Any, NamedTuple
 from benchmarks.common.results import atomic_path
 
 RELEASE = "release's formulation"
+NOTES = """\
+## How to read it
+
+- The goals were set beforehand. Ratios differ by a tenth or so from run to run on a shared
+  machine, more where memory is what is waited for.
+- *Compiled*: torch.compile with `fullgraph=True`. On a CPU, eager mode has the C++ kernels and the
+  compiled graph has not, so compiling pays for the small steps of the loss only.
+- *In blocks*: it saves memory for time. Every distance is computed again for each comparison.
+- Growth with n: the work grows as n^2 d, the distances'. The fitted exponent is above 2 because
+  matrices of 1024 x 1024 and more do not fit into the cache; that with d is below 1 because of the
+  work that is n^2 alone.
+- Growth with the image: the pixels are the size squared. The scattering's FFTs add a logarithm,
+  and 224 has a factor 7.
+"""
 
 
 class Row(NamedTuple):
@@ -177,7 +191,7 @@ def write_report(folder: Path) -> None:
             lines += [f"![Ratios](ratios_{device}.png)", ""]
             _plot_ratios(folder / f"ratios_{device}.png", rows(results))
     with atomic_path(folder / "RESULTS.md") as temporary:
-        temporary.write_text("\n".join(lines))
+        temporary.write_text("\n".join([*lines, NOTES]))
 
 
 def _machine(part: dict[str, Any]) -> str:
