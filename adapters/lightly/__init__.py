@@ -10,7 +10,7 @@ import re
 
 # The first lightly whose KNNClassifier takes features, as its benchmarks' online kNN does, and whose
 # scheduler leaves checkpoints from which Lightning resumes.
-MINIMUM_LIGHTLY = "1.5.25"
+MINIMUM_LIGHTLY = "1.5.26"
 
 
 def _check_lightly() -> None:
