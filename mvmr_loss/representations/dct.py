@@ -8,8 +8,12 @@ import math
 import torch
 from torch import Tensor
 
+from mvmr_loss._native import can_read
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
+
+# Numbers of a slice on a CPU.
+_SLICE_CPU = 2**18
 
 
 def dct(images: Tensor) -> Tensor:
@@ -48,7 +52,16 @@ def dct(images: Tensor) -> Tensor:
 
 def _dct(images: Tensor) -> Tensor:
     rows, columns = (_basis(size, images) for size in images.shape[-2:])
-    return rows @ (images @ columns.T)
+    if not can_read(images) or (images.requires_grad and torch.is_grad_enabled()):
+        return rows @ (images @ columns.T)
+    # The same in slices whose first product stays in the cache.
+    transformed = torch.empty(images.shape)
+    planes = max(1, _SLICE_CPU // math.prod(images.shape[-2:]))
+    for part, out in zip(
+        images.flatten(0, 1).split(planes), transformed.flatten(0, 1).split(planes), strict=True
+    ):
+        torch.matmul(rows, part @ columns.T, out=out)
+    return transformed
 
 
 def _basis(size: int, like: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+import sys
+
 """The cosine transform against scipy's."""
 
 import pytest
@@ -23,6 +25,14 @@ def test_equals_scipy(shape, dtype, tolerance):
     error = torch.linalg.vector_norm(features - expected) / torch.linalg.vector_norm(expected)
     assert error < tolerance
     assert (features - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_slices_equal_the_whole(monkeypatch):
+    images = torch.rand(5, 3, 12, 20).contiguous(memory_format=torch.channels_last)
+    expected = dct(images.double()).float()
+    for numbers in (1, 2 * 12 * 20, 10**9):
+        monkeypatch.setattr(sys.modules["mvmr_loss.representations.dct"], "_SLICE_CPU", numbers)
+        torch.testing.assert_close(dct(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_keeps_distances():
