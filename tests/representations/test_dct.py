@@ -1,6 +1,6 @@
-import sys
-
 """The cosine transform against scipy's."""
+
+import sys
 
 import pytest
 import scipy.fft
