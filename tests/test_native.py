@@ -9,6 +9,7 @@ import torch
 
 import mvmr_loss
 from mvmr_loss import MVMRLoss, Representations, _native
+from mvmr_loss.representations import DCT, folded_sign_sketch
 
 SOURCES = sorted(Path(mvmr_loss.__file__).parent.rglob("*_cpu.cpp"))
 LOAD = _native.load_library.__wrapped__
@@ -91,3 +92,32 @@ def test_loss_is_the_same_without_kernels(monkeypatch):
         monkeypatch.setattr(module, "can_read", lambda x: False)
     for actual, expected in zip(with_kernels, results(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_default_dtype_and_device_change_nothing(device, default_restored):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(12, 40, generator=generator, requires_grad=True)
+    v = torch.randn(12, 40, generator=generator)
+    images = torch.rand(12, 3, 16, 16, generator=generator)
+    ready = Representations(["pixels", "dct"], sketch_dim=64)(images)
+
+    def results():
+        representations = {**ready, "dct": DCT()(images), "y": folded_sign_sketch(images, 64)}
+        loss = MVMRLoss()(z, v, representations)
+        return loss, *torch.autograd.grad(loss, z)
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device(device)
+    for actual, reference in zip(results(), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert actual.device.type == "cpu"
+        assert torch.equal(actual, reference)
+
+
+@pytest.fixture
+def default_restored():
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)

@@ -30,7 +30,7 @@ def centered_gram(x: Tensor) -> Tensor | None:
     library = _library_for(x)
     if library is None:
         return None
-    gram, peak = torch.empty(len(x), len(x)), torch.empty(())
+    gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.centered_gram(*_pointers(x), *_sizes(x), *_pointers(gram, peak), _threads(x))
     return None if failed or not _is_sane(peak) else gram
 
@@ -50,7 +50,7 @@ def unit_centered_distances(x: Tensor, exponent: float, corrected: bool) -> Tens
     library = None if x.requires_grad and torch.is_grad_enabled() else _library_for(x)
     if library is None:
         return None
-    distances, peak = torch.empty(len(x), len(x)), torch.empty(())
+    distances, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.unit_centered_distances(
         *_pointers(x),
         *_sizes(x),
@@ -75,7 +75,7 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
     library = _library_for(x)
     if library is None or not can_read(weight):
         return None
-    weight, out = weight.contiguous(), torch.empty(x.shape)
+    weight, out = weight.contiguous(), x.new_empty(x.shape)
     failed = library.product_about_mean(
         *_pointers(weight, x), *_sizes(x), *_pointers(out), _threads(x)
     )

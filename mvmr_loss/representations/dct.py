@@ -55,7 +55,7 @@ def _dct(images: Tensor) -> Tensor:
     if not can_read(images) or (images.requires_grad and torch.is_grad_enabled()):
         return rows @ (images @ columns.T)
     # The same in slices whose first product stays in the cache.
-    transformed = torch.empty(images.shape)
+    transformed = images.new_empty(images.shape)
     planes = max(1, _SLICE_CPU // math.prod(images.shape[-2:]))
     for part, out in zip(
         images.flatten(0, 1).split(planes), transformed.flatten(0, 1).split(planes), strict=True

@@ -162,7 +162,7 @@ def _by_kernel(x: Tensor, signs: Tensor, rotations: tuple[int, ...], dim: int) -
     library = load_library(_KERNEL)
     if library is None:
         return None
-    out = torch.empty(len(x), dim)
+    out = x.new_empty(len(x), dim)
     failed = library.folded_sign_sketch(
         *(ctypes.c_void_p(x.data_ptr()), *map(ctypes.c_int64, (*x.shape, x.stride(0)))),
         ctypes.c_void_p(signs.data_ptr()),
@@ -175,7 +175,7 @@ def _by_kernel(x: Tensor, signs: Tensor, rotations: tuple[int, ...], dim: int) -
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _rotations(seed: int, dim: int, count: int) -> tuple[int, ...]:
     """Returns the rotation of each slice, drawn at positions that no sign is drawn at."""
-    return tuple((random_bits(seed, 2**62, count) % dim).tolist())
+    return tuple((random_bits(seed, 2**62, count, "cpu") % dim).tolist())
 
 
 class Sketched(Representation):
