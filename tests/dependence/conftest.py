@@ -1,4 +1,0 @@
-import numba
-
-# dcor, an oracle, as plain Python: compiling it takes every test process seconds, and aborted one.
-numba.config.DISABLE_JIT = True
