@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ def pretrain(
     Returns:
         The terms of the loss, one entry a step, and whether the training was interrupted.
     """
-    size, jitter, device = images.shape[-1], settings.color_jitter, settings.device
+    device = settings.device
 
     # (1) The loss, a projection head, and the fixed features that embeddings shall depend on.
     criterion = MVMRLoss(
@@ -60,19 +60,10 @@ def pretrain(
         Representations(settings.representations) if settings.representations else None
     )
 
-    augment = K.AugmentationSequential(
-        K.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
-        K.RandomHorizontalFlip(),
-        K.ColorJitter(jitter, jitter, jitter, jitter / 4, p=0.8),
-        K.RandomGrayscale(p=jitter / 4),
-    )
+    augment = augmentation(images.shape[-1], settings.color_jitter)
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=1e-6)
-    steps_per_epoch = len(images) // settings.batch_size
-    steps = settings.epochs * steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, steps, pct_start=0.1, cycle_momentum=False
-    )
+    steps = settings.epochs * (len(images) // settings.batch_size)
+    optimizer, scheduler = adam_in_one_cycle(parameters, settings.learning_rate, steps)
     history: list[dict[str, float]] = []
     encoder.train()
     try:
@@ -99,6 +90,26 @@ def pretrain(
         print("Interrupted: what was trained so far is saved and evaluated.")
         return history, True
     return history, False
+
+
+def augmentation(size: int, jitter: float) -> nn.Module:
+    """Builds what makes the augmented view of images in [0, 1]: crops, flips and colours."""
+    return K.AugmentationSequential(
+        K.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(jitter, jitter, jitter, jitter / 4, p=0.8),
+        K.RandomGrayscale(p=jitter / 4),
+    )
+
+
+def adam_in_one_cycle(
+    parameters: Sequence[nn.Parameter], learning_rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Builds Adam and a schedule that warms up in a tenth of the steps and falls to about 0."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=1e-6)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, steps, pct_start=0.1, cycle_momentum=False
+    )
 
 
 def random_batches(size: int, settings: argparse.Namespace) -> Iterator[Tensor]:
@@ -312,17 +323,31 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     settings = parser.parse_args(arguments)
     if settings.representations == ["none"]:
         settings.representations = []
+    check_training(parser, settings, {"image_size": 8, "epochs": 1, "batch_size": 4})
+    return settings
+
+
+def check_training(
+    parser: argparse.ArgumentParser, settings: argparse.Namespace, minima: Mapping[str, int]
+) -> None:
+    """Ends the command with one sentence if a setting of the images or the training is wrong.
+
+    Args:
+        parser: What read the settings.
+        settings: The settings.
+        minima: The smallest value of each setting that has one.
+    """
     if (settings.train is None) != (settings.test is None):
         parser.error("--train and --test must be given together.")
-    for name, minimum in {"image_size": 8, "epochs": 1, "batch_size": 4}.items():
-        if getattr(settings, name) < minimum:
+    for name, minimum in minima.items():
+        value = getattr(settings, name)
+        if value is not None and value < minimum:
             option = "--" + name.replace("_", "-")
-            parser.error(f"{option} must be at least {minimum} but is {getattr(settings, name)}.")
+            parser.error(f"{option} must be at least {minimum} but is {value}.")
     if settings.learning_rate <= 0:
         parser.error(f"--learning-rate must be above 0 but is {settings.learning_rate}.")
     if not 0 <= settings.color_jitter <= 1:
         parser.error(f"--color-jitter must be in [0, 1] but is {settings.color_jitter}.")
-    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

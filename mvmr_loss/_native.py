@@ -61,6 +61,21 @@ def can_read(x: Tensor) -> bool:
     )
 
 
+def can_compute(x: Tensor) -> bool:
+    """Tells whether a kernel can stand in for torch: it can read ``x``, and no gradient is wanted."""
+    return can_read(x) and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    """Returns where the values of tensors begin, as arguments of a kernel."""
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def sizes(x: Tensor) -> list[ctypes.c_int64]:
+    """Returns both sizes of a matrix and the stride of its rows, as arguments of a kernel."""
+    return [ctypes.c_int64(size) for size in (*x.shape, x.stride(0))]
+
+
 def _compiled(source: Path) -> Path:
     """Returns the library's path, after compiling it if it is not there."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]

@@ -369,14 +369,14 @@ def transformers_case(
 
 
 def checkpoint_case(folder: Path) -> Case:
-    network = SmallResNet((8, 12))
+    network = SmallResNet((8, 16))
     torch.save(
         {"model": {"backbone." + k: v for k, v in network.state_dict().items()}}, folder / "w.pt"
     )
     named = {
         "source": "checkpoint",
         "model": "benchmarks.common.encoder:SmallResNet",
-        "model_options": {"widths": (8, 12)},
+        "model_options": {"widths": (8, 16)},
     }
     return Case(
         {},

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.common.results import environment, portable, write_json
+from examples.plain_pytorch import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss.representations.cache import fill
 
@@ -119,19 +119,11 @@ def _pretrain(
     learning_rate: float,
 ) -> dict[str, float]:
     """Trains in place; returns the mean of each representation term in the last epoch."""
-    augment = K.AugmentationSequential(
-        K.RandomResizedCrop((SIZE, SIZE), scale=(0.2, 1.0)),
-        K.RandomHorizontalFlip(),
-        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        K.RandomGrayscale(p=0.1),
-    )
+    augment = augmentation(SIZE, 0.4)
     criterion = MVMRLoss()
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=1e-6)
     steps = len(images) // BATCH_SIZE
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, epochs * steps, pct_start=0.1, cycle_momentum=False
-    )
+    optimizer, scheduler = adam_in_one_cycle(parameters, learning_rate, epochs * steps)
     encoder.train()
     last: list[dict[str, Tensor]] = []
     for _ in range(epochs):

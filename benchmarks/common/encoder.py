@@ -28,13 +28,24 @@ class _Block(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
+def check_widths(name: str, widths: Sequence[int]) -> None:
+    """Raises a ValueError if widths are none that :class:`SmallResNet` can be trained with."""
+    # With other numbers of channels, the backward pass of torch 2.14's convolutions on a CPU writes
+    # beyond its memory when channels come last.
+    if not widths or any(width < 8 or width % 8 for width in widths):
+        raise ValueError(f"{name} must be positive multiples of 8 but are {list(widths)}.")
+
+
 class SmallResNet(nn.Module):
     """A residual network with one block a stage, made for images of about 32 x 32 pixels.
 
     A stride-2 3 x 3 stem, then stages of which each after the first halves the size.
 
     Args:
-        widths: Number of channels of each stage.
+        widths: Number of channels of each stage, positive multiples of 8.
+
+    Raises:
+        ValueError: If a width is none.
 
     Attributes:
         output_dim: Width of the features.
@@ -48,6 +59,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (48, 96, 192)) -> None:
         super().__init__()
+        check_widths("widths", widths)
         self.widths = tuple(widths)
         self.output_dim = self.widths[-1]
         self.stem = nn.Sequential(

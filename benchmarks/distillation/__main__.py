@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.common.encoder import check_widths
 from benchmarks.common.results import environment, portable, write_json
 from benchmarks.distillation.methods import METHODS, VARIANTS
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import ready_teacher, teacher_embeddings, train_student
-from examples.plain_pytorch import Data, load_data
+from examples.plain_pytorch import Data, check_training, load_data
 
 FOLDER = Path(__file__).parent
 EPOCHS = 6
@@ -185,26 +186,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--work", type=Path, default=Path("runs/distillation"), help="where the teacher is")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     settings = parser.parse_args(arguments)
-    if (settings.train is None) != (settings.test is None):
-        parser.error("--train and --test must be given together.")
     minima = {"image_size": 8, "epochs": 1, "selection_epochs": 1, "teacher_epochs": 1}
     minima |= {"batch_size": 4, "limit": 20, "runs": 1}
-    for name, minimum in minima.items():
-        value = getattr(settings, name)
-        if value is not None and value < minimum:
-            option = "--" + name.replace("_", "-")
-            parser.error(f"{option} must be at least {minimum} but is {value}.")
-    for option in ("student_widths", "teacher_widths"):
-        widths = getattr(settings, option)
-        # With other numbers of channels, the backward pass of torch 2.14's convolutions on a CPU
-        # writes beyond its memory when channels come last.
-        if any(width < 8 or width % 8 for width in widths):
-            name = "--" + option.replace("_", "-")
-            parser.error(f"{name} must be positive multiples of 8 but are {widths}.")
-    if settings.learning_rate <= 0:
-        parser.error(f"--learning-rate must be above 0 but is {settings.learning_rate}.")
-    if not 0 <= settings.color_jitter <= 1:
-        parser.error(f"--color-jitter must be in [0, 1] but is {settings.color_jitter}.")
+    check_training(parser, settings, minima)
+    try:
+        check_widths("--student-widths", settings.student_widths)
+        check_widths("--teacher-widths", settings.teacher_widths)
+    except ValueError as error:
+        parser.error(str(error))
     return settings
 
 

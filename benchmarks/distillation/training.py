@@ -18,7 +18,15 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
 from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.methods import METHODS, Batch, Widths
-from examples.plain_pytorch import Data, epoch_means, evaluate, normalize, random_batches
+from examples.plain_pytorch import (
+    Data,
+    adam_in_one_cycle,
+    augmentation,
+    epoch_means,
+    evaluate,
+    normalize,
+    random_batches,
+)
 from mvmr_loss import Representations
 from mvmr_loss.representations.cache import CachedRepresentations, fill
 
@@ -165,24 +173,16 @@ def train_student(
         Accuracies, the loss by epoch, and what it cost.
     """
     torch.manual_seed(settings.seed)
-    size, jitter, device = data.train_images.shape[-1], settings.color_jitter, settings.device
+    device = settings.device
     encoder = SmallResNet(settings.student_widths).to(device, memory_format=torch.channels_last)
     widths = Widths(encoder.output_dim, embeddings.shape[1], len(data.classes))
     objective = METHODS[method].build(widths, **options).to(device)
-    augment = K.AugmentationSequential(
-        K.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
-        K.RandomHorizontalFlip(),
-        K.ColorJitter(jitter, jitter, jitter, jitter / 4, p=0.8),
-        K.RandomGrayscale(p=jitter / 4),
-    )
-    parameters = [*encoder.parameters(), *objective.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=1e-6)
+    augment = augmentation(data.train_images.shape[-1], settings.color_jitter)
     recipe = argparse.Namespace(epochs=epochs, batch_size=settings.batch_size)
     steps_per_epoch = len(data.train_images) // recipe.batch_size
     steps = epochs * steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, steps, pct_start=0.1, cycle_momentum=False
-    )
+    parameters = [*encoder.parameters(), *objective.parameters()]
+    optimizer, scheduler = adam_in_one_cycle(parameters, settings.learning_rate, steps)
     # Methods draw different numbers of random weights; order and augmentation are equal again.
     torch.manual_seed(settings.seed)
     history: list[dict[str, float]] = []

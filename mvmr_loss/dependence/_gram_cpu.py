@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_read, load_library
+from mvmr_loss._native import can_compute, can_read, load_library, pointers, sizes
 
 _SOURCE = Path(__file__).with_name("gram_cpu.cpp")
 # Every thread has sums of its own: so many numbers in all, 128 MiB.
@@ -31,7 +31,7 @@ def centered_gram(x: Tensor) -> Tensor | None:
     if library is None:
         return None
     gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
-    failed = library.centered_gram(*_pointers(x), *_sizes(x), *_pointers(gram, peak), _threads(x))
+    failed = library.centered_gram(*pointers(x), *sizes(x), *pointers(gram, peak), _threads(x))
     return None if failed or not _is_sane(peak) else gram
 
 
@@ -47,14 +47,14 @@ def unit_centered_distances(x: Tensor, exponent: float, corrected: bool) -> Tens
         A tensor of shape (N, N) without a gradient; or None, as for :func:`centered_gram`, and where
         a gradient is wanted.
     """
-    library = None if x.requires_grad and torch.is_grad_enabled() else _library_for(x)
+    library = _library_for(x) if can_compute(x) else None
     if library is None:
         return None
     distances, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.unit_centered_distances(
-        *_pointers(x),
-        *_sizes(x),
-        *_pointers(distances, peak),
+        *pointers(x),
+        *sizes(x),
+        *pointers(distances, peak),
         ctypes.c_float(exponent),
         int(corrected),
         _threads(x),
@@ -77,7 +77,7 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
         return None
     weight, out = weight.contiguous(), x.new_empty(x.shape)
     failed = library.product_about_mean(
-        *_pointers(weight, x), *_sizes(x), *_pointers(out), _threads(x)
+        *pointers(weight, x), *sizes(x), *pointers(out), _threads(x)
     )
     return None if failed else out
 
@@ -92,14 +92,6 @@ def _library_for(x: Tensor) -> ctypes.CDLL | None:
 
 def _is_sane(peak: Tensor) -> bool:
     return 2.0**-30 < peak.item() < 2.0**30
-
-
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-
-
-def _sizes(x: Tensor) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in (*x.shape, x.stride(0))]
 
 
 def _threads(x: Tensor) -> int:

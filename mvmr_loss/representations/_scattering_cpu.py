@@ -92,8 +92,7 @@ class ScatteringKernel:
         spectra = spectra.contiguous()
         failed = self._run(
             self._scatterer,
-            ctypes.c_void_p(spectra.data_ptr()),
-            ctypes.c_void_p(out.data_ptr()),
+            *_native.pointers(spectra, out),
             ctypes.c_int64(len(spectra)),
             torch.get_num_threads(),
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_read
+from mvmr_loss._native import can_compute
 from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
@@ -249,7 +249,7 @@ def _build_kernel(
 
 def _kernel_for(images: Tensor, J: int, L: int, max_order: int) -> ScatteringKernel | None:
     """Returns the C++ kernel where it computes what is asked for, else None."""
-    if not can_read(images) or (images.requires_grad and torch.is_grad_enabled()):
+    if not can_compute(images):
         return None
     return _build_kernel(*images.shape[-2:], J, L, max_order)
 

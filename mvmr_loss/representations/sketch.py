@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor
-from mvmr_loss._native import can_read, load_library
+from mvmr_loss._native import can_compute, load_library, pointers, sizes
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations.base import Representation
 
@@ -157,17 +157,20 @@ class FoldedSignSketch(nn.Module):
 
 def _by_kernel(x: Tensor, signs: Tensor, rotations: tuple[int, ...], dim: int) -> Tensor | None:
     """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
-    if not can_read(x) or x.stride(1) != 1 or (x.requires_grad and torch.is_grad_enabled()):
+    if not can_compute(x) or x.stride(1) != 1:
         return None
     library = load_library(_KERNEL)
     if library is None:
         return None
     out = x.new_empty(len(x), dim)
     failed = library.folded_sign_sketch(
-        *(ctypes.c_void_p(x.data_ptr()), *map(ctypes.c_int64, (*x.shape, x.stride(0)))),
-        ctypes.c_void_p(signs.data_ptr()),
+        *pointers(x),
+        *sizes(x),
+        *pointers(signs),
         (ctypes.c_int64 * len(rotations))(*rotations),
-        *(ctypes.c_int64(dim), ctypes.c_void_p(out.data_ptr()), torch.get_num_threads()),
+        ctypes.c_int64(dim),
+        *pointers(out),
+        torch.get_num_threads(),
     )
     return None if failed else out
 

@@ -55,7 +55,7 @@ def test_difference_of_the_loss_is_the_sketch_and_rounding(tmp_path):
 def test_one_command(tmp_path, data, monkeypatch):
     small = {
         "tiny": lambda: (
-            torch.nn.Sequential(SmallResNet((4, 8)), torch.nn.Linear(8, 8)),
+            torch.nn.Sequential(SmallResNet((8, 16)), torch.nn.Linear(16, 8)),
             32,
         )
     }
