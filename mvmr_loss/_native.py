@@ -63,7 +63,21 @@ def can_read(x: Tensor) -> bool:
 
 def can_compute(x: Tensor) -> bool:
     """Tells whether a kernel can stand in for torch: it can read ``x``, and no gradient is wanted."""
-    return can_read(x) and not (x.requires_grad and torch.is_grad_enabled())
+    return can_read(x) and not wants_gradient(x)
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Tells whether autograd records what is computed of a tensor."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def is_compiled_for_cpu(x: Tensor) -> bool:
+    """Tells whether ``torch.compile`` is at work on a computation on a CPU.
+
+    There, what runs in a kernel, or faster in eager mode, is a custom op, which the compiler leaves
+    as it is.
+    """
+    return torch.compiler.is_compiling() and x.is_cpu
 
 
 def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

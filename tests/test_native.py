@@ -93,6 +93,67 @@ def test_loss_is_the_same_without_kernels(monkeypatch):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
 
+OPS = {
+    "centered_gram": lambda x: (x, 0.0),
+    "product_about_mean": lambda x: (torch.rand(len(x), len(x)), x, torch.ones(())),
+    "scattering": lambda x: (x.reshape(4, 1, 8, 8), 2, 4, 2),
+    "hog": lambda x: (x.reshape(4, 1, 8, 8), 4, 4, 2, "L2", "central", "none"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OPS)
+def test_ops_tell_a_compiler_the_truth(name, dtype):
+    """Shapes, dtypes and strides without values are those with values; no input is written to."""
+    arguments = OPS[name](torch.rand(64, 4).T.to(dtype).contiguous())
+    arguments = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments]
+    torch.library.opcheck(getattr(torch.ops.mvmr_loss, name).default, tuple(arguments))
+    if name == "product_about_mean":  # of which the layout may be any
+        weight, x, scale = arguments
+        torch.library.opcheck(
+            torch.ops.mvmr_loss.product_about_mean.default, (weight, x, scale / 2)
+        )
+        columns = x.T.contiguous().T
+        torch.library.opcheck(
+            torch.ops.mvmr_loss.product_about_mean.default, (weight, columns, scale)
+        )
+
+
+def test_compiled_for_a_cpu_it_runs_what_eager_mode_runs():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    images = torch.rand(12, 3, 16, 16)
+    representations = Representations(["scattering", "hog"])
+    z, v = torch.randn(2, 12, 40)
+
+    def loss(images, z, v):
+        return MVMRLoss()(z, v, representations(images))
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(images, z, v), loss(images, z, v))
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    for name, times in {"centered_gram": 4, "scattering": 1, "hog": 1}.items():
+        assert sum(f"mvmr_loss.{name}" in target for target in called) == times
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_compiled_loss_has_the_gradient_of_eager_mode(scale):
+    generator = torch.Generator().manual_seed(0)
+    z, v, y = (torch.randn(12, 40, generator=generator) for _ in range(3))
+
+    def gradient(loss):
+        x = (z * scale).requires_grad_()
+        return torch.autograd.grad(loss(x, v * scale, {"y": y}), x)[0].double()
+
+    compiled = torch.compile(MVMRLoss(), fullgraph=True, backend="aot_eager")
+    expected = gradient(MVMRLoss())
+    assert (gradient(compiled) - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_default_dtype_and_device_change_nothing(device, default_restored):
     generator = torch.Generator().manual_seed(0)

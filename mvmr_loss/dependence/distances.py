@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_finite, check_float_tensor
+from mvmr_loss._native import is_compiled_for_cpu
 from mvmr_loss.dependence import _gram_cpu
 
 # On a CPU the columns are read in slices that stay in the cache, so a wide batch is never copied
@@ -89,11 +90,15 @@ def centered_gram(name: str, x: Tensor, *, min_samples: int = 1, eps: float = 0.
         ValueError: If ``x`` is empty, has too few samples or, on a CPU, is not finite.
     """
     x = check_batch(name, x, min_samples)
-    ready = _gram_cpu.centered_gram(x) if eps < 1 else None
-    if ready is not None:  # of a sane size, in the units of the batch
-        scale = unit = ready.new_ones(())
+    ready: Tensor | None
+    if is_compiled_for_cpu(x):
+        ready, scale, unit = _opaque_gram(x.detach(), eps)
     else:
-        scale, unit = _units(name, x, eps)
+        ready = _gram_cpu.centered_gram(x) if eps < 1 else None
+        if ready is not None:  # of a sane size, in the units of the batch
+            scale = unit = ready.new_ones(())
+        else:
+            scale, unit = _units(x, eps, name)
     with torch.autocast(x.device.type, enabled=False):
         matrix: Tensor = _CenteredGram.apply(x, scale, ready)
     return CenteredGram(matrix, scale, unit)
@@ -115,7 +120,7 @@ def about_mean(name: str, x: Tensor, *, min_samples: int = 1) -> Tensor:
         ValueError: As :func:`centered_gram`.
     """
     x = check_batch(name, x, min_samples)
-    scale, _ = _units(name, x, eps=0.0)
+    scale, _ = _units(x, 0.0, name)
     with torch.autocast(x.device.type, enabled=False):
         return _centered(x, scale)
 
@@ -149,14 +154,18 @@ def check_batch(name: str, x: Tensor, min_samples: int) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
-def _units(name: str, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns a scale that makes the largest magnitude about 1, and the unit that undoes it."""
+def _units(x: Tensor, eps: float, name: str | None) -> tuple[Tensor, Tensor]:
+    """Returns a scale that makes the largest magnitude about 1, and the unit that undoes it.
+
+    Raises if a value is not finite, unless there is no name to call ``x`` by.
+    """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     limits = torch.finfo(dtype)
     with torch.no_grad():
         low, high = torch.aminmax(x)
         peak = torch.maximum(high, -low).to(dtype)
-        check_finite(name, peak)
+        if name is not None:
+            check_finite(name, peak)
         peak = peak.clamp(min=math.sqrt(eps))
         # The margin below keeps gradients, of the order of 1 / peak, within the range.
         constant = peak < 65536 * limits.tiny
@@ -183,17 +192,10 @@ class _CenteredGram(torch.autograd.Function):
         ctx.by_kernel = ready is not None
         if ready is not None:
             return ready
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
-            centered = _centered(x, scale)
-            return centered @ centered.T
-        n = x.shape[0]
-        matrix = scale.new_zeros(n, n)
-        for part in x.split(_SLICE_COLUMNS, dim=1):
-            centered = _centered(part, scale)
-            for start in range(0, n, _BLOCK_ROWS):
-                end = min(start + _BLOCK_ROWS, n)
-                matrix[start:end, :end].addmm_(centered[start:end], centered[:end].T)
-        return matrix.tril() + matrix.tril(-1).T
+        if x.is_cpu:
+            return _gram_in_slices(x, scale)
+        centered = _centered(x, scale)
+        return centered @ centered.T
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -202,18 +204,66 @@ class _CenteredGram(torch.autograd.Function):
             weight = grad + grad.T
             # Centred on this side, where it costs n^2; the other side is the centred batch.
             weight = (weight - weight.mean(dim=0)) * scale
-            if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+            if is_compiled_for_cpu(x):
+                return _opaque_product(weight, x, scale), None, None
+            if torch.is_grad_enabled() or not x.is_cpu:
                 return (weight @ _centered(x, scale)).to(x.dtype), None, None
             grad_x = _gram_cpu.product_about_mean(weight, x) if ctx.by_kernel else None
-            if grad_x is not None:
-                return grad_x, None, None
-            # The same in slices, which are never differentiated.
-            grad_x = torch.empty_like(x)
-            for part, out in zip(
-                x.split(_SLICE_COLUMNS, dim=1), grad_x.split(_SLICE_COLUMNS, dim=1), strict=True
-            ):
-                out.copy_(weight @ _centered(part, scale))
-            return grad_x, None, None
+            return _product_in_slices(weight, x, scale) if grad_x is None else grad_x, None, None
+
+
+def _gram_in_slices(x: Tensor, scale: Tensor) -> Tensor:
+    n = x.shape[0]
+    matrix = scale.new_zeros(n, n)
+    for part in x.split(_SLICE_COLUMNS, dim=1):
+        centered = _centered(part, scale)
+        for start in range(0, n, _BLOCK_ROWS):
+            end = min(start + _BLOCK_ROWS, n)
+            matrix[start:end, :end].addmm_(centered[start:end], centered[:end].T)
+    return matrix.tril() + matrix.tril(-1).T
+
+
+def _product_in_slices(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Computes ``weight @ _centered(x, scale)`` in the dtype of ``x``; never differentiated."""
+    product = x.new_empty(x.shape)
+    for part, out in zip(
+        x.split(_SLICE_COLUMNS, dim=1), product.split(_SLICE_COLUMNS, dim=1), strict=True
+    ):
+        out.copy_(weight @ _centered(part, scale))
+    return product
+
+
+@torch.library.custom_op("mvmr_loss::centered_gram", mutates_args=())
+def _opaque_gram(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes what :func:`centered_gram` does in eager mode: the matrix, the scale and the unit."""
+    ready = _gram_cpu.centered_gram(x) if eps < 1 else None
+    if ready is not None:
+        return ready, ready.new_ones(()), ready.new_ones(())
+    scale, unit = _units(x, eps, name=None)
+    with torch.autocast("cpu", enabled=False):
+        return _gram_in_slices(x, scale), scale, unit
+
+
+@_opaque_gram.register_fake
+def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n = x.shape[0]
+    scale, unit = x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
+    return x.new_empty((n, n), dtype=dtype), scale, unit
+
+
+@torch.library.custom_op("mvmr_loss::product_about_mean", mutates_args=())
+def _opaque_product(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Computes what the gradient of :func:`centered_gram` takes in eager mode."""
+    # With another scale than 1, sizes are beyond what the kernel takes.
+    product = _gram_cpu.product_about_mean(weight, x) if scale == 1 else None
+    with torch.autocast("cpu", enabled=False):
+        return _product_in_slices(weight, x, scale) if product is None else product
+
+
+@_opaque_product.register_fake
+def _(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _centered(x: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_compute
+from mvmr_loss._native import can_compute, is_compiled_for_cpu, wants_gradient
 from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
@@ -371,6 +371,13 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     """
     check_scattering_options(J, L, max_order)
     images = check_images(images, 2**J)
+    if is_compiled_for_cpu(images) and not wants_gradient(images):
+        coefficients: Tensor = _opaque_scattering(images, J, L, max_order)
+        return coefficients
+    return _scattering(images, J, L, max_order)
+
+
+def _scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
     count, channels, *size = images.shape
     # The filters are made for one size: a compiler that lets it vary must know.
     height, width = (operator.index(length) for length in size)
@@ -394,6 +401,17 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
         scattered = torch.cat(parts)
     coefficients: Tensor = scattered.unflatten(0, (count, channels))
     return coefficients
+
+
+@torch.library.custom_op("mvmr_loss::scattering", mutates_args=())
+def _opaque_scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
+    return _scattering(images, J, L, max_order)
+
+
+@_opaque_scattering.register_fake
+def _(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
+    count, channels, height, width = images.shape
+    return images.new_empty(count, channels, *scattering_shape(height, width, J, L, max_order))
 
 
 def scattering_shape(
