@@ -97,6 +97,7 @@ OPS = {
     "centered_gram": lambda x: (x, 0.0),
     "product_about_mean": lambda x: (torch.rand(len(x), len(x)), x, torch.ones(())),
     "scattering": lambda x: (x.reshape(4, 1, 8, 8), 2, 4, 2),
+    "folded_sign_sketch": lambda x: (x, x[0].sign(), [1, 0, 2], 24),
     "hog": lambda x: (x.reshape(4, 1, 8, 8), 4, 4, 2, "L2", "central", "none"),
 }
 
@@ -127,7 +128,7 @@ def test_compiled_for_a_cpu_it_runs_what_eager_mode_runs():
         return graph.forward
 
     images = torch.rand(12, 3, 16, 16)
-    representations = Representations(["scattering", "hog"])
+    representations = Representations(["scattering", "hog"], sketch_dim=16)
     z, v = torch.randn(2, 12, 40)
 
     def loss(images, z, v):
@@ -136,7 +137,12 @@ def test_compiled_for_a_cpu_it_runs_what_eager_mode_runs():
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(images, z, v), loss(images, z, v))
     called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-    for name, times in {"centered_gram": 4, "scattering": 1, "hog": 1}.items():
+    for name, times in {
+        "centered_gram": 4,
+        "scattering": 1,
+        "hog": 1,
+        "folded_sign_sketch": 2,
+    }.items():
         assert sum(f"mvmr_loss.{name}" in target for target in called) == times
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor
-from mvmr_loss._native import can_compute, load_library, pointers, sizes
+from mvmr_loss._native import (
+    can_compute,
+    is_compiled_for_cpu,
+    load_library,
+    pointers,
+    sizes,
+    wants_gradient,
+)
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations.base import Representation
 
@@ -143,19 +151,38 @@ class FoldedSignSketch(nn.Module):
             self.signs = random_signs(self.seed, 0, width, x.device)
             self._rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
         signs = self.signs.to(dtype)
-        by_kernel = _by_kernel(x, signs, self._rotations, self.dim)
-        if by_kernel is not None:
-            return by_kernel
-        # Slices of x are added in place: no padded copy and no product as large as x is made. The
-        # sketch is twice as wide at first, so that a rotated slice is added in one piece.
-        unfolded = x.new_zeros((len(x), 2 * self.dim), dtype=dtype)
-        for start, rotation in zip(range(0, width, self.dim), self._rotations, strict=False):
-            part, sign = x[:, start : start + self.dim], signs[start : min(start + self.dim, width)]
-            unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(dtype), sign)
-        return unfolded[:, : self.dim] + unfolded[:, self.dim :]
+        if is_compiled_for_cpu(x) and not wants_gradient(x):
+            sketch: Tensor = _opaque_fold(x, signs, self._rotations, self.dim)
+            return sketch
+        return _fold(x, signs, self._rotations, self.dim)
 
 
-def _by_kernel(x: Tensor, signs: Tensor, rotations: tuple[int, ...], dim: int) -> Tensor | None:
+def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
+    """Adds signed and rotated slices of ``x``, in the dtype of the signs."""
+    by_kernel = _by_kernel(x, signs, rotations, dim)
+    if by_kernel is not None:
+        return by_kernel
+    # Slices of x are added in place: no padded copy and no product as large as x is made. The
+    # sketch is twice as wide at first, so that a rotated slice is added in one piece.
+    width = x.shape[1]
+    unfolded = signs.new_zeros(len(x), 2 * dim)
+    for start, rotation in zip(range(0, width, dim), rotations, strict=False):
+        part, sign = x[:, start : start + dim], signs[start : min(start + dim, width)]
+        unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(sign.dtype), sign)
+    return unfolded[:, :dim] + unfolded[:, dim:]
+
+
+@torch.library.custom_op("mvmr_loss::folded_sign_sketch", mutates_args=())
+def _opaque_fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
+    return _fold(x, signs, rotations, dim)
+
+
+@_opaque_fold.register_fake
+def _(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
+    return signs.new_empty(x.shape[0], dim)
+
+
+def _by_kernel(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor | None:
     """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
     if not can_compute(x) or x.stride(1) != 1:
         return None
