@@ -30,7 +30,7 @@ EPOCHS = 6
 # While options are chosen, one in five training images is held out.
 HELD_OUT = 5
 # What does not change the result of a run.
-INCIDENTAL = {"seed", "seeds", "runs", "output", "work", "device"}
+INCIDENTAL = {"seed", "seeds", "methods", "runs", "output", "work", "device"}
 
 
 class Run(NamedTuple):
@@ -48,14 +48,15 @@ class Run(NamedTuple):
 def planned(settings: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs in order."""
     results = settings.output / "results"
-    for method in METHODS:
+    for method in settings.methods:
         for i, options in enumerate(METHODS[method].candidates):
             yield Run(results / "selection" / f"{method}-{i}.json", method, options, 0)
-    for name, changes in VARIANTS.items():
-        options = {"layers": 0, "teacher": True, **changes}
-        yield Run(results / "variants" / f"{name}.json", "mvmr", options, 0)
+    if "mvmr" in settings.methods:
+        for name, changes in VARIANTS.items():
+            options = {"layers": 0, "teacher": True, **changes}
+            yield Run(results / "variants" / f"{name}.json", "mvmr", options, 0)
     for seed in settings.seeds:
-        for method in METHODS:
+        for method in settings.methods:
             yield Run(results / f"{method}-seed{seed}.json", method, None, seed)
 
 
@@ -181,6 +182,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--teacher-widths", type=int, nargs="+", default=[64, 128, 256], help="of SmallResNet")
     add("--teacher-epochs", type=int, default=12, help="of the teacher's own training")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a student of each method for each")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help="these only; the variants belong to mvmr",
+    )
     add("--runs", type=int, help="stop after this many students; None is all")
     add("--output", type=Path, default=FOLDER, help="where results, table and plot are")
     add("--work", type=Path, default=Path("runs/distillation"), help="where the teacher is")

@@ -130,6 +130,8 @@ def _hog(
     gradient: str,
     interpolation: str,
 ) -> Tensor:
+    # Shifted views of channels-last images are slower to add than a copy is to make.
+    images = images.contiguous()
     dx, dy = _sobel(images) if gradient == "sobel" else _central_differences(images)
     height, width = (size // pixels_per_cell for size in images.shape[-2:])
     inside = (..., slice(height * pixels_per_cell), slice(width * pixels_per_cell))

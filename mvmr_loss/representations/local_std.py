@@ -51,7 +51,8 @@ def local_std(images: Tensor, window_size: int = 3) -> Tensor:
 
 
 def _local_std(images: Tensor, window_size: int) -> Tensor:
-    padded = F.pad(images, (window_size // 2,) * 4, mode="reflect")
+    # Shifted views of channels-last images are slower to add than a copy is to make.
+    padded = F.pad(images.contiguous(), (window_size // 2,) * 4, mode="reflect")
     column_means, column_squares = _sliding_moments(padded, window_size, dim=-2)
     _, between = _sliding_moments(column_means, window_size, dim=-1)
     within = _sum(_shifts(column_squares, window_size, dim=-1))

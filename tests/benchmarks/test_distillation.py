@@ -152,6 +152,14 @@ def test_the_command_continues_after_a_stop(study):
     }
 
 
+def test_some_methods_only():
+    settings = command.parse_arguments(["--methods", "cka", "supervised", "--seeds", "4"])
+    planned = list(command.planned(settings))
+    assert {run.method for run in planned} == {"cka", "supervised"}
+    assert len(planned) == 2 * (2 + 1)
+    assert "methods" not in command.settings_of(settings)
+
+
 def test_budgets_are_equal_and_results_complete(study):
     folder, _, _ = study
     runs = [json.loads(path.read_text()) for path in (folder / "out/results").glob("*-seed*.json")]
