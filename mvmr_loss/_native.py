@@ -63,12 +63,7 @@ def can_read(x: Tensor) -> bool:
 
 def can_compute(x: Tensor) -> bool:
     """Tells whether a kernel can stand in for torch: it can read ``x``, and no gradient is wanted."""
-    return can_read(x) and not wants_gradient(x)
-
-
-def wants_gradient(x: Tensor) -> bool:
-    """Tells whether autograd records what is computed of a tensor."""
-    return x.requires_grad and torch.is_grad_enabled()
+    return can_read(x) and not _wants_gradient(x)
 
 
 def is_compiled_for_cpu(x: Tensor) -> bool:
@@ -80,6 +75,11 @@ def is_compiled_for_cpu(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.is_cpu
 
 
+def can_be_op(x: Tensor) -> bool:
+    """Tells whether a compiled computation can be such an op: no gradient of it is wanted."""
+    return is_compiled_for_cpu(x) and not _wants_gradient(x)
+
+
 def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
     """Returns where the values of tensors begin, as arguments of a kernel."""
     return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
@@ -88,6 +88,10 @@ def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
 def sizes(x: Tensor) -> list[ctypes.c_int64]:
     """Returns both sizes of a matrix and the stride of its rows, as arguments of a kernel."""
     return [ctypes.c_int64(size) for size in (*x.shape, x.stride(0))]
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _compiled(source: Path) -> Path:

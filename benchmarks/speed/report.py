@@ -16,8 +16,6 @@ NOTES = """\
   machine, more where memory is what is waited for.
 - *Compiled*: torch.compile with `fullgraph=True`. On a CPU, Gram matrices, scattering, HOG and
   sketches are custom ops in the graph, so compiling pays for the small steps of the loss and the DCT.
-  Compiled from plain torch instead, the exact loss took 0.68 of the release's time, scattering 3.1
-  and HOG 2.0 times eager mode's.
 - *In blocks*: it saves memory for time. Every distance is computed again for each comparison.
 - Growth with n: the work grows as n^2 d, the distances'. The fitted exponent is above 2 because
   matrices of 1024 x 1024 and more do not fit into the cache; that with d is below 1 because of the

@@ -90,15 +90,13 @@ def centered_gram(name: str, x: Tensor, *, min_samples: int = 1, eps: float = 0.
         ValueError: If ``x`` is empty, has too few samples or, on a CPU, is not finite.
     """
     x = check_batch(name, x, min_samples)
-    ready: Tensor | None
+    ready: Tensor | None = None
     if is_compiled_for_cpu(x):
         ready, scale, unit = _opaque_gram(x.detach(), eps)
+    elif x.is_cpu:
+        ready, scale, unit = _gram_on_cpu(x.detach(), eps, name)
     else:
-        ready = _gram_cpu.centered_gram(x) if eps < 1 else None
-        if ready is not None:  # of a sane size, in the units of the batch
-            scale = unit = ready.new_ones(())
-        else:
-            scale, unit = _units(x, eps, name)
+        scale, unit = _units(x, eps, name)
     with torch.autocast(x.device.type, enabled=False):
         matrix: Tensor = _CenteredGram.apply(x, scale, ready)
     return CenteredGram(matrix, scale, unit)
@@ -182,18 +180,15 @@ class _CenteredGram(torch.autograd.Function):
 
     Autograd would keep the centred batch and multiply twice for the gradient. Here the batch itself
     is kept and one product suffices, since the matrix is symmetric. The backward is made of
-    differentiable operations, so it can be differentiated in turn. ``ready`` is the matrix if the
-    kernel has made it, and then the scale is 1.
+    differentiable operations, so it can be differentiated in turn. ``ready`` is the matrix where it
+    has been made already, as on a CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, ready: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.by_kernel = ready is not None
         if ready is not None:
             return ready
-        if x.is_cpu:
-            return _gram_in_slices(x, scale)
         centered = _centered(x, scale)
         return centered @ centered.T
 
@@ -208,8 +203,25 @@ class _CenteredGram(torch.autograd.Function):
                 return _opaque_product(weight, x, scale), None, None
             if torch.is_grad_enabled() or not x.is_cpu:
                 return (weight @ _centered(x, scale)).to(x.dtype), None, None
-            grad_x = _gram_cpu.product_about_mean(weight, x) if ctx.by_kernel else None
-            return _product_in_slices(weight, x, scale) if grad_x is None else grad_x, None, None
+            return _product_on_cpu(weight, x, scale), None, None
+
+
+def _gram_on_cpu(x: Tensor, eps: float, name: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the matrix, the scale and the unit of a :class:`CenteredGram`, without a gradient."""
+    matrix = _gram_cpu.centered_gram(x) if eps < 1 else None
+    if matrix is not None:  # of a sane size, in the units of the batch
+        return matrix, matrix.new_ones(()), matrix.new_ones(())
+    scale, unit = _units(x, eps, name)
+    with torch.autocast("cpu", enabled=False):
+        return _gram_in_slices(x, scale), scale, unit
+
+
+def _product_on_cpu(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Computes ``weight @ _centered(x, scale)`` in the dtype of ``x``; never differentiated."""
+    # With another scale than 1, sizes are beyond what the kernel takes.
+    product = _gram_cpu.product_about_mean(weight, x) if scale == 1 else None
+    with torch.autocast("cpu", enabled=False):
+        return _product_in_slices(weight, x, scale) if product is None else product
 
 
 def _gram_in_slices(x: Tensor, scale: Tensor) -> Tensor:
@@ -224,7 +236,6 @@ def _gram_in_slices(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _product_in_slices(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Computes ``weight @ _centered(x, scale)`` in the dtype of ``x``; never differentiated."""
     product = x.new_empty(x.shape)
     for part, out in zip(
         x.split(_SLICE_COLUMNS, dim=1), product.split(_SLICE_COLUMNS, dim=1), strict=True
@@ -235,13 +246,7 @@ def _product_in_slices(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
 
 @torch.library.custom_op("mvmr_loss::centered_gram", mutates_args=())
 def _opaque_gram(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes what :func:`centered_gram` does in eager mode: the matrix, the scale and the unit."""
-    ready = _gram_cpu.centered_gram(x) if eps < 1 else None
-    if ready is not None:
-        return ready, ready.new_ones(()), ready.new_ones(())
-    scale, unit = _units(x, eps, name=None)
-    with torch.autocast("cpu", enabled=False):
-        return _gram_in_slices(x, scale), scale, unit
+    return _gram_on_cpu(x, eps, name=None)
 
 
 @_opaque_gram.register_fake
@@ -254,11 +259,7 @@ def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("mvmr_loss::product_about_mean", mutates_args=())
 def _opaque_product(weight: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Computes what the gradient of :func:`centered_gram` takes in eager mode."""
-    # With another scale than 1, sizes are beyond what the kernel takes.
-    product = _gram_cpu.product_about_mean(weight, x) if scale == 1 else None
-    with torch.autocast("cpu", enabled=False):
-        return _product_in_slices(weight, x, scale) if product is None else product
+    return _product_on_cpu(weight, x, scale)
 
 
 @_opaque_product.register_fake

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvmr_loss._native import is_compiled_for_cpu, wants_gradient
+from mvmr_loss._native import can_be_op
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
 
@@ -105,20 +105,10 @@ def hog(
     )
 
 
-def _extract(
-    images: Tensor,
-    orientations: int,
-    pixels_per_cell: int,
-    cells_per_block: int,
-    block_norm: BlockNorm | None,
-    gradient: Gradient,
-    interpolation: Interpolation,
-) -> Tensor:
-    options = (orientations, pixels_per_cell, cells_per_block, block_norm, gradient, interpolation)
-    if is_compiled_for_cpu(images) and not wants_gradient(images):
-        histograms: Tensor = _opaque_hog(images, *options)
-        return histograms
-    return _hog(images, *options)
+def _extract(images: Tensor, *options: Any) -> Tensor:
+    """Calls :func:`_hog`, as an op where that is faster."""
+    histograms: Tensor = (_opaque_hog if can_be_op(images) else _hog)(images, *options)
+    return histograms
 
 
 def _hog(

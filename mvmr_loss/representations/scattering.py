@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_compute, is_compiled_for_cpu, wants_gradient
+from mvmr_loss._native import can_be_op, can_compute
 from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
@@ -371,7 +371,7 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     """
     check_scattering_options(J, L, max_order)
     images = check_images(images, 2**J)
-    if is_compiled_for_cpu(images) and not wants_gradient(images):
+    if can_be_op(images):
         coefficients: Tensor = _opaque_scattering(images, J, L, max_order)
         return coefficients
     return _scattering(images, J, L, max_order)

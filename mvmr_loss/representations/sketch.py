@@ -11,14 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor
-from mvmr_loss._native import (
-    can_compute,
-    is_compiled_for_cpu,
-    load_library,
-    pointers,
-    sizes,
-    wants_gradient,
-)
+from mvmr_loss._native import can_be_op, can_compute, load_library, pointers, sizes
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations.base import Representation
 
@@ -151,7 +144,7 @@ class FoldedSignSketch(nn.Module):
             self.signs = random_signs(self.seed, 0, width, x.device)
             self._rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
         signs = self.signs.to(dtype)
-        if is_compiled_for_cpu(x) and not wants_gradient(x):
+        if can_be_op(x):
             sketch: Tensor = _opaque_fold(x, signs, self._rotations, self.dim)
             return sketch
         return _fold(x, signs, self._rotations, self.dim)
