@@ -3,9 +3,134 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Returns ``value`` as an int if it is an integer, numpy's included, in a range.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The value to check; a bool is no number here.
+        minimum: The smallest value allowed.
+        maximum: The largest value allowed.
+
+    Returns:
+        ``value`` as a plain int.
+
+    Raises:
+        TypeError: If ``value`` is not an integer.
+        ValueError: If it is out of range.
+
+    Examples:
+        >>> check_int("dim", 8, minimum=1)
+        8
+    """
+    try:
+        # A tensor's value would be waited for, and a compiler could not know it.
+        number = None if isinstance(value, (bool, Tensor)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or type(value).__name__ in ("bool", "bool_"):
+        raise TypeError(f"{name} must be an int but is a {type(value).__name__}.")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} must be at least {minimum} but is {number}.")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum} but is {number}.")
+    return number
+
+
+def check_number(
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Returns ``value`` as a float if it is a finite number, numpy's included, in a range.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The value to check; a bool is no number here.
+        minimum: The smallest value allowed.
+        maximum: The largest value allowed.
+        above: What it must be greater than.
+        below: What it must be less than.
+
+    Returns:
+        ``value`` as a plain float.
+
+    Raises:
+        TypeError: If ``value`` is not a real number.
+        ValueError: If it is not finite or out of range.
+
+    Examples:
+        >>> check_number("exponent", 1, above=0, below=2)
+        1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number but is a {type(value).__name__}.")
+    number = float(value)
+    bounds = [
+        (minimum, "at least", operator.ge),
+        (maximum, "at most", operator.le),
+        (above, "above", operator.gt),
+        (below, "below", operator.lt),
+    ]
+    given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+    if not math.isfinite(number) or not all(holds(number, bound) for bound, _, holds in given):
+        needed = " and ".join(["finite", *(f"{words} {bound:g}" for bound, words, _ in given)])
+        raise ValueError(f"{name} must be {needed} but is {value}.")
+    return number
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """Returns ``value`` if it is one of a few.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The value to check.
+        allowed: What it may be.
+
+    Returns:
+        ``value``, unchanged.
+
+    Raises:
+        ValueError: If it is none of them.
+
+    Examples:
+        >>> check_choice("kernel", "linear", ("linear", "gaussian"))
+        'linear'
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}.")
+    return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Returns ``value`` if it is a bool.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The value to check.
+
+    Returns:
+        ``value``, unchanged.
+
+    Raises:
+        TypeError: If it is anything else: any string would count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False but is {value!r}.")
+    return value
 
 
 def check_float_tensor(name: str, x: object) -> Tensor:
