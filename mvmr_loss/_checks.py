@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -156,6 +157,20 @@ def check_float_tensor(name: str, x: object) -> Tensor:
     return x
 
 
+def has_values(x: Tensor) -> bool:
+    """Tells whether the values of ``x`` are there to be looked at, without waiting for a device.
+
+    They are not on an accelerator, under ``torch.compile``, in a transform of ``torch.func``, and where
+    tensors are only shapes (the meta device, fake tensors).
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def check_finite(name: str, x: Tensor) -> None:
     """Raises if ``x`` holds a NaN or an infinity, where that is seen without synchronisation.
 
@@ -170,7 +185,7 @@ def check_finite(name: str, x: Tensor) -> None:
     Raises:
         ValueError: If a value is not finite and ``x`` is on the CPU in eager mode.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not has_values(x):
         return
     # A sum is finite only if all terms are (an overflow is looked at again): one pass, no mask.
     if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):
@@ -190,3 +205,10 @@ def low_precision_to_float32(x: Tensor) -> Tensor:
         ``x`` in float32 or float64.
     """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which the device of ``x`` computes in the types that it is given."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
