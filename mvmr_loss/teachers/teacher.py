@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss.representations.base import Representation
 from mvmr_loss.representations.registry import register_representation
 from mvmr_loss.teachers.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     TeacherPreprocessing,
+    check_statistics,
+    is_complete,
     merge,
 )
 from mvmr_loss.teachers.sources import SOURCES
@@ -121,36 +123,37 @@ class Teacher(Representation):
         self.source, self.model = source, model
         self.weights = None if weights is None else str(weights)
         self.model_options = dict(model_options or {})
-        self.prefix, self.layer, self.l2_normalize = prefix, layer, l2_normalize
-        self.mean, self.std = _check_statistics("mean", mean), _check_statistics("std", std)
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ValueError(
-                "mean and std must be of the same length, and std positive, "
-                f"but are {mean} and {std}."
-            )
-        if token is not None and (isinstance(token, bool) or not isinstance(token, (int, str))):
-            raise TypeError(f"token must be an int or a str but is a {type(token).__name__}.")
-        if isinstance(token, str) and token not in ("cls", "mean"):
-            raise ValueError(f'token must be an index, "cls" or "mean" but is {token!r}.')
-        self.token = token
+        self.prefix, self.layer = prefix, layer
+        self.l2_normalize = check_bool("l2_normalize", l2_normalize)
+        self.mean, self.std = check_statistics("mean", mean, "std", std)
+        self.token = _check_token(token)
         self.dtype = _check_dtype(dtype)
         self.device = None if device is None else torch.device(device)
         own: TeacherPreprocessing | None = None
         if source is not None:
             if source not in SOURCES:
                 raise ValueError(f"source must be one of {', '.join(SOURCES)} but is {source!r}.")
-            module, own = SOURCES[source](
+            module, librarys = SOURCES[source](
                 Request(model, self.weights, self.model_options, prefix, keeps_head(layer))
             )
+            own = None if is_complete(preprocessing) else librarys()
         if not callable(module):
             raise TypeError(
                 f"module must be a torch.nn.Module or a callable but is a {type(module).__name__}."
             )
         self.preprocessing = merge(own, preprocessing)
+        if self.preprocessing is not None:
+            channels = len(self.preprocessing.mean)
+            if len(self.mean) not in (1, channels):
+                raise ValueError(
+                    f"mean and std must have 1 or {channels} numbers, as the teacher's "
+                    f"preprocessing has, but have {len(self.mean)}."
+                )
         if isinstance(module, nn.Module):
-            module.requires_grad_(False).eval()
-            if self.dtype is not None:
-                module.to(self.dtype)
+            _cast(module.requires_grad_(False).eval(), torch.float32)
+            if source is not None:
+                self._check_runs(module)
+            _cast(module, self.dtype)
             if layer is not None and layer not in dict(module.named_modules()):
                 top = ", ".join(name for name, _ in module.named_children())
                 raise ValueError(
@@ -161,7 +164,10 @@ class Teacher(Representation):
             raise ValueError("layer must be None for a callable that is no torch.nn.Module.")
         # In a tuple, torch does not see it: no submodule, it is not trained, saved or moved.
         self._held = (module,)
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._output = _Output()
+        if isinstance(module, nn.Module) and layer is not None:
+            # Hooked once, here: a compiler cannot trace the hooking.
+            module.get_submodule(layer).register_forward_hook(self._output)
 
     @property
     def module(self) -> Callable[..., Any]:
@@ -243,38 +249,52 @@ class Teacher(Representation):
         Returns:
             The shape without the batch dimension.
         """
-        key = (channels, height, width)
-        if key not in self._shapes:
-            device = self.device or next(_tensors(self.module), torch.empty(0)).device
-            black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
-            if self.preprocessing is None:
-                black = torch.zeros(channels)
-            images = black[None, :, None, None].expand(1, -1, height, width).to(device)
-            self._shapes[key] = tuple(self(images).shape[1:])
-        return self._shapes[key]
+        device = self.device or next(_tensors(self.module), torch.empty(0)).device
+        black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+        if self.preprocessing is None:
+            black = torch.zeros(channels)
+        images = black[None, :, None, None].expand(1, -1, height, width).to(device)
+        return tuple(self(images).shape[1:])
+
+    def _check_runs(self, network: nn.Module) -> None:
+        """Raises if the network does not take images of the preprocessing's size."""
+        if self.preprocessing is None:
+            return
+        wanted = self.preprocessing.crop or self.preprocessing.resize
+        if wanted is None:
+            return
+        side = (wanted, wanted) if isinstance(wanted, int) else wanted
+        shape = (1, len(self.preprocessing.mean), *side)
+        device = next(_tensors(network), torch.empty(0)).device
+        try:
+            with torch.no_grad():
+                network(torch.zeros(shape, device=device, dtype=torch.float32))
+        except Exception as error:  # Whatever the network raises, AssertionError too.
+            raise ValueError(
+                f"{self.source}: {self.model or self.weights} must take the images of shape {shape} "
+                f"that its preprocessing gives, but fails ({error or type(error).__name__}); check "
+                "model_options, or give preprocessing."
+            ) from error
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Runs the network and chooses layer and token."""
-        network, captured = self.module, []
-        if self.dtype is not None:
-            pixels = pixels.to(self.dtype)
+        network, pixels = self.module, pixels.to(self.dtype)
         if isinstance(network, nn.Module):
             if any(submodule.training for submodule in network.modules()):
                 network.eval()
             if next(_tensors(network), pixels).device != pixels.device:
                 network.to(pixels.device)
-        if isinstance(network, nn.Module) and self.layer is not None:
-            chosen = network.get_submodule(self.layer)
-            handle = chosen.register_forward_hook(lambda *arguments: captured.append(arguments[2]))
+        if self.layer is None:
+            output = network(pixels)
+        else:
+            self._output.begin()
             try:
                 network(pixels)
             finally:
-                handle.remove()
-            if not captured:
+                outputs = self._output.end()
+            if not outputs:
                 raise ValueError(f"layer must be used by the network but {self.layer!r} is not.")
-            output = captured[-1]
-        else:
-            output = network(pixels)
+            output = outputs[-1]
         features = _as_tensor(output)
         if self.token is not None:
             if features.ndim != 3:
@@ -311,21 +331,51 @@ def _as_tensor(output: Any) -> Tensor:
     return output
 
 
-def _check_statistics(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Returns a mean or standard deviation per channel after checking it."""
-    if isinstance(values, (str, int, float)) or not values:
-        raise ValueError(f"{name} must be a list of a number per channel but is {values!r}.")
-    checked = tuple(float(value) for value in values)
-    if not all(math.isfinite(value) for value in checked):
-        raise ValueError(f"{name} must be finite but is {values}.")
-    return checked
+class _Output:
+    """A forward hook that keeps its layer's outputs, during a teacher's call alone."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.kept: list[Any] = []
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.wanted:
+            self.kept.append(output)
+
+    def begin(self) -> None:
+        """Begins to keep outputs."""
+        self.wanted = True
+
+    def end(self) -> list[Any]:
+        """Ends that and returns them."""
+        self.wanted, outputs = False, list(self.kept)
+        self.kept.clear()
+        return outputs
 
 
-def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Returns a floating-point type, also given by name."""
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Converts parameters and buffers of other floating-point types; complex ones stay."""
+    if any(t.is_floating_point() and t.dtype != dtype for t in _tensors(module)):
+        module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def _check_token(token: Any) -> int | str | None:
+    """Returns which token to take after checking it."""
+    if isinstance(token, str):
+        if token not in ("cls", "mean"):
+            raise ValueError(f'token must be an index, "cls" or "mean" but is {token!r}.')
+        return token
+    try:
+        return None if token is None else check_int("token", token)
+    except TypeError:
+        raise TypeError(f"token must be an int or a str but is a {type(token).__name__}.") from None
+
+
+def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """Returns a floating-point type, also given by name; float32 by default."""
     if dtype is None:
-        return None
+        return torch.float32
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type such as bfloat16 but is {dtype!r}.")
     return chosen

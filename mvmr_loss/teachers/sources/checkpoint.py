@@ -38,4 +38,4 @@ def from_checkpoint(request: Request) -> Loaded:
             f"{type(network).__name__}."
         )
     load_checkpoint(network, path, request.prefix)
-    return network, None
+    return network, lambda: None

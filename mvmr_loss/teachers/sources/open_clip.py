@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
-from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_interpolation, pair
+from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
@@ -26,16 +26,20 @@ def from_open_clip(request: Request) -> Loaded:
     network = open_clip.create_model(name, pretrained=tag, **request.options).visual
     if file is not None:
         load_checkpoint(network, file, request.prefix)
-    wanted = network.preprocess_cfg
-    crop, mode = pair(wanted["size"]), wanted["resize_mode"]
-    if mode not in ("shortest", "squash"):
-        raise ValueError(
-            f"preprocessing must be given for {name}: its resize mode {mode!r} is unknown."
+
+    def preprocessing() -> TeacherPreprocessing:
+        wanted = dict(network.preprocess_cfg)
+        crop = pair("crop", wanted["size"])
+        shortest = wanted["resize_mode"] == "shortest" and crop[0] == crop[1]
+        own = TeacherPreprocessing(
+            resize=crop[0] if shortest else crop,
+            crop=crop,
+            mean=tuple(wanted["mean"]),
+            std=tuple(wanted["std"]),
+            interpolation=wanted["interpolation"],
         )
-    return network, TeacherPreprocessing(
-        resize=crop[0] if mode == "shortest" and crop[0] == crop[1] else crop,
-        crop=crop,
-        mean=tuple(wanted["mean"]),
-        std=tuple(wanted["std"]),
-        interpolation=check_interpolation(wanted["interpolation"]),
-    )
+        transform = import_library("open_clip.transform", "open_clip_torch")
+        librarys = transform.image_transform_v2(transform.PreprocessCfg(**wanted), is_train=False)
+        return check_same(f"open_clip's {name}", own, librarys)
+
+    return network, preprocessing

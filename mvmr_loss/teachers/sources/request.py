@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from mvmr_loss.backbones import HEADS
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing
 
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
@@ -51,9 +53,10 @@ class Request(NamedTuple):
             )
 
 
-Loaded = tuple[nn.Module, TeacherPreprocessing | None]
+# The network, and how to learn the library's preprocessing, which is asked only where it matters.
+Loaded = tuple[nn.Module, Callable[[], TeacherPreprocessing | None]]
 
 
 def keeps_head(layer: str | None) -> bool:
     """Tells whether a layer is (in) a classifier, by the names that libraries use."""
-    return layer is not None and layer.split(".")[0] in ("fc", "head", "heads", "classifier")
+    return layer is not None and layer.split(".")[0] in HEADS

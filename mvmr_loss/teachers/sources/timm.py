@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
-from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_interpolation
+from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair, refusal
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
@@ -26,18 +27,32 @@ def from_timm(request: Request) -> Loaded:
         raise ValueError(f"model and weights must be a network of timm: {error}") from error
     if file is not None:
         load_checkpoint(network, file, request.prefix)
-    data = timm.data.resolve_model_data_config(network)
-    crop = tuple(data["input_size"][-2:])
-    if data["crop_mode"] not in ("center", "squash"):
-        raise ValueError(
-            f"preprocessing must be given for {name}: crop mode {data['crop_mode']!r} is unknown."
+
+    def preprocessing() -> TeacherPreprocessing:
+        asked: dict[str, Any] = {}
+        if options.get("img_size") is not None or options.get("in_chans") is not None:
+            usual = timm.data.resolve_model_data_config(network)["input_size"]
+            channels = options.get("in_chans") or usual[0]
+            asked["input_size"] = (
+                channels,
+                *pair("img_size", options.get("img_size") or usual[1:]),
+            )
+        data = timm.data.resolve_model_data_config(network, args=asked)
+        channels, *crop = data["input_size"]
+        if channels != len(data["mean"]):
+            raise refusal(
+                f"timm's {name}",
+                f"it takes {channels} channels but timm's mean and std are of {len(data['mean'])}",
+            )
+        scaled = tuple(math.floor(side / data["crop_pct"]) for side in crop)
+        square = data["crop_mode"] == "center" and crop[0] == crop[1]
+        own = TeacherPreprocessing(
+            resize=scaled[0] if square else pair("resize", scaled),
+            crop=pair("crop", crop),
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            interpolation=data["interpolation"],
         )
-    scaled = tuple(math.floor(side / data["crop_pct"]) for side in crop)
-    square = data["crop_mode"] == "center" and crop[0] == crop[1]
-    return network, TeacherPreprocessing(
-        resize=scaled[0] if square else scaled,
-        crop=crop,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=check_interpolation(data["interpolation"]),
-    )
+        return check_same(f"timm's {name}", own, timm.data.create_transform(**data))
+
+    return network, preprocessing

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from mvmr_loss.backbones import without_head
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
-from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_interpolation, pair, size
-from mvmr_loss.teachers.sources.request import Loaded, Request, keeps_head
+from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair, refusal, size
+from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
 def from_torchvision(request: Request) -> Loaded:
@@ -27,18 +26,25 @@ def from_torchvision(request: Request) -> Loaded:
         ) from None
     network = models.get_model(name, weights=chosen, **request.options)
     if not request.keep_head:
-        linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-        if linear and keeps_head(linear[-1]):
-            parent, _, attribute = linear[-1].rpartition(".")
-            setattr(network.get_submodule(parent), attribute, nn.Identity())
+        network, _ = without_head(network)
     if file is not None:
         load_checkpoint(network, file, request.prefix)
-    # Weights of one's own are taken to be trained like the library's.
-    transform = (known.DEFAULT if chosen is None else chosen).transforms()
-    return network, TeacherPreprocessing(
-        resize=size(transform.resize_size),
-        crop=pair(transform.crop_size),
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
-        interpolation=check_interpolation(transform.interpolation.value),
-    )
+
+    def preprocessing() -> TeacherPreprocessing:
+        # Weights of one's own are taken to be trained like the library's.
+        transform = (known.DEFAULT if chosen is None else chosen).transforms()
+        try:
+            own = TeacherPreprocessing(
+                resize=size("resize", transform.resize_size),
+                crop=pair("crop", transform.crop_size),
+                mean=tuple(transform.mean),
+                std=tuple(transform.std),
+                interpolation=transform.interpolation.value,
+            )
+        except (AttributeError, TypeError) as error:
+            raise refusal(
+                f"torchvision's {name}", f"its {type(transform).__name__} is unknown"
+            ) from error
+        return check_same(f"torchvision's {name}", own, transform)
+
+    return network, preprocessing

@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, some
-from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_interpolation
+from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, as_pil, check_same, refusal
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
 def from_transformers(request: Request) -> Loaded:
     """Builds a vision network of transformers."""
     transformers = import_library("transformers", "transformers")
-    file = request.file()
+    file, name = request.file(), request.model
     request.warn_if_random("transformers")
+    of_hub = request.weights is not None and file is None
     try:
-        if request.weights is not None and file is None:
-            network = _pretrained(transformers, request.weights, request.options)
-            processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
+        if of_hub:
+            network = _pretrained(transformers, str(request.weights), request.options)
         else:
-            name = request.name("transformers")
-            if name not in transformers.CONFIG_MAPPING:
-                raise ValueError(
-                    f"model must be a type of network of transformers, such as dinov2, but is {name!r}."
-                )
-            config = transformers.AutoConfig.for_model(name, **request.options)
-            network = transformers.AutoModel.from_config(config)
-            mapping = transformers.IMAGE_PROCESSOR_MAPPING
-            # Given by the backend in newer versions, as a pair of slow and fast in older ones.
-            classes = mapping[type(config)]
-            classes = classes.values() if isinstance(classes, Mapping) else classes
-            by_name = {c.__name__: c for c in classes if c is not None}
-            fast = [c for n, c in by_name.items() if not n.endswith("Pil")]
-            processor = (fast or list(by_name.values()))[0]()
+            network = transformers.AutoModel.from_config(_config(transformers, request))
     except (OSError, KeyError) as error:
-        raise ValueError(
-            "weights must be a folder or name on the hub, or model a type of network, "
-            f"of transformers' vision models: {error}"
-        ) from error
+        raise _unknown(error) from error
     if file is not None:
         load_checkpoint(network, file, request.prefix)
-    return _TransformersVision(network), _of_processor(processor)
+    config = network.config
+
+    def preprocessing() -> TeacherPreprocessing:
+        try:
+            if of_hub:
+                processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
+            else:
+                processor = _default_processor(transformers, config)
+        except (OSError, KeyError) as error:
+            raise _unknown(error) from error
+        return _of_processor(f"transformers' {name or request.weights}", processor)
+
+    return _TransformersVision(network), preprocessing
+
+
+def _unknown(error: Exception) -> ValueError:
+    """Returns the error of weights or a model that transformers does not have."""
+    return ValueError(
+        "weights must be a folder or name on the hub, or model a type of network, "
+        f"of transformers' vision models: {error}; without a network, give a folder that "
+        "save_pretrained wrote as weights, or a file and the type of network as model."
+    )
+
+
+def _config(transformers: Any, request: Request) -> Any:
+    """Returns the configuration of a type of network."""
+    name = request.name("transformers")
+    if name not in transformers.CONFIG_MAPPING:
+        raise ValueError(
+            f"model must be a type of network of transformers, such as dinov2, but is {name!r}; "
+            "the name of a network on the hub, such as facebook/dinov2-small, belongs in weights."
+        )
+    return transformers.AutoConfig.for_model(name, **request.options)
+
+
+def _default_processor(transformers: Any, config: Any) -> Any:
+    """Returns the image processor of a type of network."""
+    # Given by the backend in newer versions, as a pair of slow and fast in older ones.
+    classes = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]
+    classes = classes.values() if isinstance(classes, Mapping) else classes
+    by_name = {c.__name__: c for c in classes if c is not None}
+    fast = [c for n, c in by_name.items() if not n.endswith("Pil")]
+    return (fast or list(by_name.values()))[0]()
 
 
 def _pretrained(transformers: Any, weights: str, options: Mapping[str, Any]) -> nn.Module:
@@ -78,8 +105,12 @@ class _TransformersVision(nn.Module):
         return self.network(pixel_values=pixels)
 
 
-def _of_processor(processor: Any) -> TeacherPreprocessing:
-    """Returns what an image processor of transformers does."""
+def _of_processor(teacher: str, processor: Any) -> TeacherPreprocessing:
+    """Returns what an image processor of transformers does: sizes as it says, colours as it does."""
+
+    def run(image: Any) -> Any:
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        return pixels[0] if len(pixels) == 1 else pixels
 
     def option(name: str, default: Any = None) -> Any:
         value = getattr(processor, name, default)
@@ -88,32 +119,59 @@ def _of_processor(processor: Any) -> TeacherPreprocessing:
     names = {0: "nearest", 2: "bilinear", 3: "bicubic"}
     resize: int | tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
-    size = dict(option("size", {}))
+    wanted = dict(option("size", {}))
     if option("do_resize", False):
-        if size.get("shortest_edge"):
-            resize = int(size["shortest_edge"])
+        if wanted.get("shortest_edge"):
+            resize = int(wanted["shortest_edge"])
             # ConvNeXT's: small sizes are resized larger and cropped, large ones squeezed.
             percentage = option("crop_pct")
             if percentage and resize < 384:
                 resize, crop = int(resize / percentage), (resize, resize)
             elif percentage:
                 resize = (resize, resize)
-        elif size.get("height") and size.get("width"):
-            resize = (int(size["height"]), int(size["width"]))
+        elif wanted.get("height") and wanted.get("width"):
+            resize = (int(wanted["height"]), int(wanted["width"]))
         else:
-            raise ValueError(
-                f"preprocessing must be given: the image processor's size {size} is unknown."
-            )
+            raise refusal(teacher, f"the image processor's size {wanted} is unknown")
     if option("do_center_crop", False):
-        wanted = dict(option("crop_size", {}))
-        crop = (int(wanted["height"]), int(wanted["width"]))
-    plain = not option("do_normalize", False)
+        cropped = dict(option("crop_size", {}))
+        if not (cropped.get("height") and cropped.get("width")):
+            raise refusal(teacher, f"the image processor's crop_size {cropped} is unknown")
+        crop = (int(cropped["height"]), int(cropped["width"]))
+    mean, std, flip = _colors(teacher, run)
     number = option("resample", 2)
-    return TeacherPreprocessing(
+    own = TeacherPreprocessing(
         resize=resize,
         crop=crop,
-        mean=(0.0, 0.0, 0.0) if plain else tuple(option("image_mean")),
-        std=(1.0, 1.0, 1.0) if plain else tuple(option("image_std")),
-        interpolation=check_interpolation(names.get(int(number), str(number))),
+        mean=mean,
+        std=std,
+        interpolation=names.get(int(number), str(number)),
         floor_crop=True,
+        flip_channels=flip,
     )
+    return check_same(teacher, own, run)
+
+
+def _colors(
+    teacher: str, run: Callable[[Any], Any]
+) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Returns mean, standard deviation and whether channels are flipped, by plain images."""
+    plain = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)  # Black, red, green, blue.
+    for channel in range(3):
+        plain[1 + channel, channel] = 255
+    try:
+        results = [run(as_pil(image)) for image in plain]
+        values = torch.stack([r[:, r.shape[1] // 2, r.shape[2] // 2] for r in results]).double()
+        black, slopes = values[0], values[1:] - values[0]
+    except Exception as error:  # Whatever the library raises.
+        raise refusal(teacher, f"the image processor cannot be run here ({error})") from error
+    flip = bool(slopes[0, 0] == 0) and tuple(slopes.shape) == (3, 3)
+    scale = (slopes.flip(0) if flip else slopes).diagonal()
+    if tuple(slopes.shape) != (3, 3) or not bool((scale > 0).all()):
+        raise refusal(teacher, "the image processor does not give the image's three channels")
+    # Float32's noise is rounded off.
+    std = tuple(float(f"{1 / s:.7g}") for s in scale.tolist())
+    mean = tuple(
+        round(-b / s, 7) + 0.0 for b, s in zip(black.tolist(), scale.tolist(), strict=True)
+    )
+    return mean, std, flip
