@@ -168,7 +168,8 @@ def size(name: str, side: int | Sequence[int]) -> int | tuple[int, int]:
 def refusal(name: str, reason: str) -> ValueError:
     """Returns the error of a library's preprocessing that cannot be followed."""
     return ValueError(
-        f"preprocessing must be given for {name}, with {', '.join(COMPLETE)}: {reason}."
+        f"preprocessing must be given for {name}, with {', '.join(COMPLETE)}: "
+        f"{' '.join(reason.split())}."
     )
 
 

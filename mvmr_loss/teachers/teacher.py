@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from mvmr_loss._checks import check_bool, check_int
@@ -204,7 +205,8 @@ class Teacher(Representation):
             for v in (self.mean, self.std)
         )
         pixels = images * std + mean
-        if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Where values can be read without waiting: on a CPU, of plain tensors.
+        if pixels.device.type == "cpu" and type(pixels) is Tensor and not is_compiling():
             low, high = pixels.detach().aminmax()
             # Room for what resizing with bicubic interpolation overshoots.
             if low < -0.2 or high > 1.2:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair, refusal
+from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
@@ -22,7 +24,8 @@ def from_timm(request: Request) -> Loaded:
     if not request.keep_head:
         options["num_classes"] = 0
     try:
-        network = timm.create_model(name, pretrained=pretrained, **options)
+        with downloading(f"weights {request.weights} of {name}") if pretrained else nullcontext():
+            network = timm.create_model(name, pretrained=pretrained, **options)
     except RuntimeError as error:
         raise ValueError(f"model and weights must be a network of timm: {error}") from error
     if file is not None:

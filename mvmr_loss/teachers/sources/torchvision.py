@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from mvmr_loss.backbones import without_head
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair, refusal, size
+from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
@@ -24,7 +27,8 @@ def from_torchvision(request: Request) -> Loaded:
             f"weights of {name} must be a file or one of {', '.join(known.__members__)} "
             f"but is {request.weights!r}."
         ) from None
-    network = models.get_model(name, weights=chosen, **request.options)
+    with nullcontext() if chosen is None else downloading(f"weights {request.weights} of {name}"):
+        network = models.get_model(name, weights=chosen, **request.options)
     if not request.keep_head:
         network, _ = without_head(network)
     if file is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, some
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, as_pil, check_same, refusal
+from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
@@ -21,7 +24,9 @@ def from_transformers(request: Request) -> Loaded:
     of_hub = request.weights is not None and file is None
     try:
         if of_hub:
-            network = _pretrained(transformers, str(request.weights), request.options)
+            local = Path(str(request.weights)).expanduser().is_dir()
+            with nullcontext() if local else downloading(f"weights {request.weights}"):
+                network = _pretrained(transformers, str(request.weights), request.options)
         else:
             network = transformers.AutoModel.from_config(_config(transformers, request))
     except (OSError, KeyError) as error:
@@ -47,8 +52,7 @@ def _unknown(error: Exception) -> ValueError:
     """Returns the error of weights or a model that transformers does not have."""
     return ValueError(
         "weights must be a folder or name on the hub, or model a type of network, "
-        f"of transformers' vision models: {error}; without a network, give a folder that "
-        "save_pretrained wrote as weights, or a file and the type of network as model."
+        f"of transformers' vision models: {error}"
     )
 
 
@@ -163,12 +167,14 @@ def _colors(
         results = [run(as_pil(image)) for image in plain]
         values = torch.stack([r[:, r.shape[1] // 2, r.shape[2] // 2] for r in results]).double()
         black, slopes = values[0], values[1:] - values[0]
+        if tuple(slopes.shape) != (3, 3):
+            raise ValueError(f"it gives {tuple(results[0].shape)} of an image of 64 x 64 pixels")
     except Exception as error:  # Whatever the library raises.
         raise refusal(teacher, f"the image processor cannot be run here ({error})") from error
-    flip = bool(slopes[0, 0] == 0) and tuple(slopes.shape) == (3, 3)
+    flip = bool(slopes[0, 0] == 0)
     scale = (slopes.flip(0) if flip else slopes).diagonal()
-    if tuple(slopes.shape) != (3, 3) or not bool((scale > 0).all()):
-        raise refusal(teacher, "the image processor does not give the image's three channels")
+    if not bool((scale > 0).all()):
+        raise refusal(teacher, "the image processor mixes the channels")
     # Float32's noise is rounded off.
     std = tuple(float(f"{1 / s:.7g}") for s in scale.tolist())
     mean = tuple(

@@ -239,9 +239,13 @@ def test_gradient_flows_through_the_preprocessing(images):
 
 def test_layer(images):
     network = Own().eval()
-    features = Teacher(network, layer="stem.0")(images)
+    teacher = Teacher(network, layer="stem.0")
+    features = teacher(images)
     assert torch.equal(features, network.stem[0](images))
-    assert not network.stem[0]._forward_hooks
+    network(images)
+    assert teacher._output.kept == []
+    assert torch.equal(copy.deepcopy(teacher)(images), features)
+    assert torch.equal(teacher(images), features)
 
 
 @pytest.mark.parametrize("token", [None, 0, 3, -1, "cls", "mean"])
@@ -749,7 +753,7 @@ def test_checkpoint_that_does_not_fit(tmp_path, content, message):
         (
             {"module": len, "preprocessing": {"interpolation": "lanczos"}},
             ValueError,
-            "interpolation must be among .* but is 'lanczos'",
+            "interpolation must be one of .* but is 'lanczos'",
         ),
     ],
 )
