@@ -173,8 +173,8 @@ def refusal(name: str, reason: str) -> ValueError:
     )
 
 
-# Wide and tall, small and large, and of sides that leave odd margins around a crop.
-_SHAPES = ((97, 141), (96, 131), (531, 402))
+# Wide, wider and tall, small and large, of sides that leave odd margins around a crop.
+_SHAPES = ((97, 141), (61, 223), (531, 402))
 
 
 def check_same(

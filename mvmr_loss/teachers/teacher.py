@@ -35,24 +35,22 @@ class Teacher(Representation):
     - ``source="torchvision"``: ``model`` such as ``resnet50``; ``weights`` a file or a name such as
       ``IMAGENET1K_V2`` or ``DEFAULT``.
     - ``source="timm"``: ``model`` such as ``vit_small_patch16_224``; ``weights`` a file, a tag such
-      as
-      ``augreg_in21k``, or ``default``.
+      as ``augreg_in21k``, or ``default``.
     - ``source="open_clip"``: the image tower of a ``model`` such as ``ViT-B-16``; ``weights`` a
-      file or
-      a tag such as ``laion400m_e32``.
+      file or a tag such as ``laion400m_e32``.
     - ``source="transformers"``: ``weights`` a folder or a name of the hub; or a file, with the type
-      of
-      network as ``model``, such as ``dinov2``.
+      of network as ``model``, such as ``dinov2``.
     - ``source="checkpoint"``: ``weights`` a file, and as ``model`` the function that builds the
-      network,
-      as ``package.module:function``.
+      network, as ``package.module:function``.
 
     Without ``weights``, all but the last have random ones, with a warning.
 
     Networks with a ``source`` lose their classifier and get their library's own preprocessing: the
     student's normalisation is undone, then images are resized, cropped and normalised for the
     teacher. With resizing, the pixels equal those of the library up to the rounding to 8 bits (see
-    :class:`TeacherPreprocessing`); without, exactly. A network of one's own gets the images as the
+    :class:`TeacherPreprocessing`); without, exactly. This is tried on a few images when the teacher
+    is built: where a library does more, ``preprocessing`` must be given, with all of ``resize``,
+    ``crop``, ``mean``, ``std`` and ``interpolation``. A network of one's own gets the images as the
     student does, unless it is given a ``preprocessing``.
 
     The network is frozen and in eval mode whatever its owner does, and is no part of the owner:
@@ -75,15 +73,17 @@ class Teacher(Representation):
         layer: Name of the submodule whose output is taken; None: the network's output.
         token: Of features (N, T, D), the token to take: an index, "cls" (0) or "mean".
         l2_normalize: Scale each image's features to length 1.
-        dtype: Type to compute in, such as "bfloat16"; None: float32. A callable gets its input in
-            it.
+        dtype: Type to compute in, such as "bfloat16"; None: float32. A module is converted to it,
+            a callable gets its input in it.
         device: Where to compute; None: the images' device.
         differentiable: If True, the gradient flows through to the images.
 
     Raises:
         TypeError: If the module is not callable or an option is of a wrong type.
-        ValueError: If the source, model, layer or weights are unknown or do not fit.
+        ValueError: If the source, model, layer or weights are unknown or do not fit, or the
+            library's preprocessing is not to be had here.
         FileNotFoundError: If there is no such file.
+        ConnectionError: If weights cannot be downloaded.
         ImportError: If the source's library is missing.
 
     Examples:
