@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ def downloading(what: str) -> Iterator[None]:
         ConnectionError: If it is not in the cache and cannot be downloaded.
     """
     try:
-        constants: Any = __import__("huggingface_hub.constants").constants
+        constants: Any = importlib.import_module("huggingface_hub.constants")
     except ImportError:
         constants = None
     # The hub retries for a minute; offline, it looks into its cache alone.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ def from_transformers(request: Request) -> Loaded:
     of_hub = request.weights is not None and file is None
     try:
         if of_hub:
-            local = Path(str(request.weights)).expanduser().is_dir()
-            with nullcontext() if local else downloading(f"weights {request.weights}"):
+            with _from_hub(request.weights):
                 network = _pretrained(transformers, str(request.weights), request.options)
         else:
             network = transformers.AutoModel.from_config(_config(transformers, request))
@@ -38,7 +37,8 @@ def from_transformers(request: Request) -> Loaded:
     def preprocessing() -> TeacherPreprocessing:
         try:
             if of_hub:
-                processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
+                with _from_hub(request.weights):
+                    processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
             else:
                 processor = _default_processor(transformers, config)
         except (OSError, KeyError) as error:
@@ -46,6 +46,12 @@ def from_transformers(request: Request) -> Loaded:
         return _of_processor(f"transformers' {name or request.weights}", processor)
 
     return _TransformersVision(network), preprocessing
+
+
+def _from_hub(weights: str | None) -> AbstractContextManager[None]:
+    """Returns the context to load a folder, or a name of the hub, in."""
+    local = Path(str(weights)).expanduser().is_dir()
+    return nullcontext() if local else downloading(f"weights {weights}")
 
 
 def _unknown(error: Exception) -> ValueError:
