@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 install: $(VENV)/.installed
 
 run: install
-	$(BIN)/python -m examples.plain_pytorch
+	$(BIN)/python -m benchmarks.plain_pytorch
 
 # One process a core, and one thread in each; the tests of a file stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
