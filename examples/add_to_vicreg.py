@@ -41,8 +41,8 @@ class Photographs(Dataset):
 def main():
     """Trains, and prints the loss."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
     settings = parser.parse_args()
     torch.manual_seed(0)
 
