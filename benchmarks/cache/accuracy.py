@@ -19,7 +19,7 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.common.results import environment, portable, write_json
-from examples.plain_pytorch import adam_in_one_cycle, augmentation
+from benchmarks.plain_pytorch.training import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss.representations.cache import fill
 
