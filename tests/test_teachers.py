@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.photographs import Photographs
 from mvmr_loss import Representations, Teacher, TeacherPreprocessing
-from mvmr_loss.representations.cache import CachedRepresentations
+from mvmr_loss.cache import CachedRepresentations
 from mvmr_loss.teachers import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint
 
 CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.261)
