@@ -30,18 +30,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         checksum = content.pop("checksum")
         version = content["format"]
+        computed = json_checksum(content)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             errno.ENOENT, f"there is no store at {path}; create and fill it first", str(path)
         ) from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        checksum = version = content = None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        content = None
+        checksum = computed = version = 0
     if content is not None and version != FORMAT:
         raise ValueError(
             f"the store at {path} must be of format {FORMAT} but is of format {version}, of "
             "another version of mvmr_loss; fill a new one."
         )
-    if content is None or checksum != json_checksum(content):
+    if content is None or checksum != computed or not _is_metadata(content):
         raise CorruptCacheError(f"{file} is damaged; delete the folder {path} and fill it again.")
     if content["byteorder"] != sys.byteorder:
         raise ValueError(
@@ -50,6 +52,31 @@ def read_metadata(path: Path) -> dict[str, Any]:
         )
     metadata: dict[str, Any] = content
     return metadata
+
+
+def _is_metadata(content: dict[str, Any]) -> bool:
+    """Tells whether metadata has every entry, each of its type, whatever its checksum."""
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and value >= 1
+
+    settings = content.get("settings")
+    if not isinstance(settings, dict):
+        return False
+    widths, shape = content.get("widths"), settings.get("image_shape")
+    return (
+        is_count(content.get("num_samples"))
+        and isinstance(widths, dict)
+        and len(widths) > 0
+        and all(map(is_count, widths.values()))
+        and content.get("dtype") in ("float16", "bfloat16", "float32")
+        and isinstance(content.get("made_by"), str)
+        and isinstance(content.get("byteorder"), str)
+        and (
+            shape is None
+            or (isinstance(shape, list) and len(shape) == 3 and all(map(is_count, shape)))
+        )
+    )
 
 
 def write_metadata(path: Path, content: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ class CachedRepresentations(nn.Module):
         dtype: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.num_samples, self.fingerprint, self.dtype = num_samples, fingerprint, dtype
         self.normalization = None if normalization is None else [list(v) for v in normalization]
         self.cache: RepresentationCache | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import mmap
 import os
 import sys
 import zlib
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_float_tensor
+from mvmr_loss._checks import check_float_tensor, check_int
 from mvmr_loss.cache.files import (
     FILES,
     CorruptCacheError,
@@ -34,8 +33,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 class RepresentationCache:
     """A store of fixed features on disk: a row per sample, a block of columns per representation.
 
-    This opens an existing store; :meth:`create` makes one. Reading maps the files into memory,
-    which all processes share, so a store may be larger than memory. The object may be pickled and
+    This opens an existing store; :meth:`create` makes one. Rows are read from the files when
+    they are asked for, so a store may be larger than memory. The object may be pickled and
     forked, as loader workers do: what travels is the path.
 
     Any number of processes may read and write one store at once. A row that is there is never
@@ -69,16 +68,17 @@ class RepresentationCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        metadata = read_metadata(self.path)
+        metadata = read_metadata(Path(path))
+        # A relative path stays the same folder when the working directory changes.
+        self.path = Path(path).absolute()
         self.num_samples: int = metadata["num_samples"]
         self.widths: dict[str, int] = metadata["widths"]
         self.dtype = DTYPES[metadata["dtype"]]
         self.settings: dict[str, Any] = metadata["settings"]
         self.made_by: str = metadata["made_by"]
         self._row_bytes = sum(self.widths.values()) * self.dtype.itemsize
-        self._rows, self._rows_file, self.writable = self._open("rows.bin", self._row_bytes)
-        self._index, self._index_file, writable = self._open("index.bin", 8)
+        self._rows_file, self.writable = self._open("rows.bin", self._row_bytes)
+        self._index_file, writable = self._open("index.bin", 8)
         self.writable &= writable and os.access(self.path / "lock", os.W_OK)
 
     @classmethod
@@ -110,18 +110,16 @@ class RepresentationCache:
                 store there was created with other arguments.
             OSError: If the disk is too full or the folder may not be written.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         if dtype not in DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)} but is {dtype}.")
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be an int of at least 1 but is {num_samples!r}.")
-        if not widths or min(widths.values()) < 1:
-            raise ValueError(
-                f"widths must name representations of at least 1 number each but is {widths}."
-            )
+        num_samples = check_int("num_samples", num_samples, minimum=1)
+        if not widths:
+            raise ValueError("widths must name at least one representation but is empty.")
+        widths = {name: check_int(f"widths[{name!r}]", w, minimum=1) for name, w in widths.items()}
         content = {
             "num_samples": num_samples,
-            "widths": dict(widths),
+            "widths": widths,
             "dtype": str(dtype).removeprefix("torch."),
             # As it reads back from the file: tuples as lists, keys as strings.
             "settings": json.loads(json.dumps(dict(settings or {}))),
@@ -166,8 +164,8 @@ class RepresentationCache:
             )
         return cache
 
-    def _open(self, name: str, row_bytes: int) -> tuple[mmap.mmap, int, bool]:
-        """Maps one file after checking its size; returns map, descriptor and if it is writable."""
+    def _open(self, name: str, row_bytes: int) -> tuple[int, bool]:
+        """Opens one file and checks its size; returns its descriptor and if it is writable."""
         file, writable = self.path / name, True
         try:
             try:
@@ -184,13 +182,13 @@ class RepresentationCache:
             ) from None
         try:
             self._check_size(name, descriptor, row_bytes)
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), descriptor, writable
+            return descriptor, writable
         except BaseException:
             os.close(descriptor)
             raise
 
     def _check_size(self, name: str, descriptor: int, row_bytes: int) -> None:
-        """Raises if a file has not its size: reading a map beyond its file kills the process."""
+        """Raises if a file has not its size."""
         size, expected = os.fstat(descriptor).st_size, row_bytes * (self.num_samples + 1)
         if size != expected:
             raise CorruptCacheError(
@@ -229,7 +227,8 @@ class RepresentationCache:
         """
         self._check_size("index.bin", self._index_file, 8)
         if indices is None:
-            entries = bytearray(self._index[: 8 * self.num_samples])
+            entries = bytearray(8 * self.num_samples)
+            self._read_into("index.bin", self._index_file, memoryview(entries), 0)
             return torch.frombuffer(entries, dtype=torch.int64) != 0
         return torch.tensor([self._entry(i) != 0 for i in self._checked(indices)], dtype=torch.bool)
 
@@ -328,9 +327,10 @@ class RepresentationCache:
                 raise ValueError(f"indices must have shape (N,) but have {tuple(indices.shape)}.")
             listed = indices.tolist()
         else:
-            listed = list(indices)
-            if any(isinstance(i, bool) or not isinstance(i, int) for i in listed):
-                raise TypeError("indices must be integers but are not all.")
+            try:
+                listed = [check_int("indices", i) for i in indices]
+            except TypeError as error:
+                raise TypeError(f"indices must be integers of shape (N,): {error}") from None
         if not listed:
             raise ValueError("indices must not be empty.")
         if min(listed) < 0 or max(listed) >= self.num_samples:
@@ -343,7 +343,20 @@ class RepresentationCache:
 
     def _entry(self, i: int) -> int:
         """Returns a row's entry in the index."""
-        return int.from_bytes(self._index[8 * i : 8 * i + 8], sys.byteorder)
+        entry = bytearray(8)
+        self._read_into("index.bin", self._index_file, memoryview(entry), 8 * i)
+        return int.from_bytes(entry, sys.byteorder)
+
+    def _read_into(self, name: str, descriptor: int, target: memoryview, offset: int) -> None:
+        """Reads a piece of a file; a memory map that is cut short would kill the process."""
+        while len(target):
+            count = os.preadv(descriptor, [target], offset)
+            if count == 0:
+                raise CorruptCacheError(
+                    f"{self.path / name} ends at byte {offset}: the store is truncated or damaged; "
+                    "delete the folder and fill it again."
+                )
+            target, offset = target[count:], offset + count
 
     def _read_rows(self, indices: Sequence[int]) -> Tensor:
         """Returns rows in the stored type, shape (N, D of all), after comparing the checksums."""
@@ -352,7 +365,7 @@ class RepresentationCache:
         size = self._row_bytes
         data = bytearray(len(indices) * size)
         # Each row is copied once, and the checksum is that of the copy.
-        copies, rows = memoryview(data), memoryview(self._rows)
+        copies = memoryview(data)
         for k, i in enumerate(indices):
             entry = self._entry(i)
             if entry == 0:
@@ -363,7 +376,7 @@ class RepresentationCache:
                     "fill the store first."
                 )
             row = copies[k * size : (k + 1) * size]
-            row[:] = rows[i * size : (i + 1) * size]
+            self._read_into("rows.bin", self._rows_file, row, i * size)
             if entry != _MARK | zlib.crc32(row, i & 0xFFFFFFFF):
                 raise CorruptCacheError(
                     f"row {i} of the store at {self.path} does not match its checksum: the file is "

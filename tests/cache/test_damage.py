@@ -6,7 +6,9 @@ import os
 import pytest
 import torch
 
+from mvmr_loss import Representations
 from mvmr_loss.cache import (
+    CachedRepresentations,
     CorruptCacheError,
     RepresentationCache,
 )
@@ -114,3 +116,60 @@ def test_half_created_store_is_created_anew(tmp_path):
     (tmp_path / "metadata.json").rename(tmp_path / "metadata.json.new")
     store = RepresentationCache.create(tmp_path, {"a": 5}, 6)
     assert not store.is_valid().any()
+
+
+@pytest.mark.parametrize("file", ["rows.bin", "index.bin"])
+@pytest.mark.parametrize("use", ["read", "is_valid", "one_valid", "verify", "write", "module"])
+def test_exception_truncated_under_an_open_store(tmp_path, file, use):
+    images = torch.randn(2000, 3, 2, 2)
+    module = CachedRepresentations(Representations(["pixels"]), tmp_path, num_samples=2000)
+    module(images[:1990], range(1990))
+    store = module.cache
+    os.truncate(tmp_path / file, 0)
+    if file == "rows.bin" and use in ("is_valid", "one_valid"):
+        assert store.is_valid([1900])  # It needs the index alone.
+        return
+    calls = {
+        "read": lambda: store.read([1900]),
+        "is_valid": lambda: store.is_valid(),
+        "one_valid": lambda: store.is_valid([1900]),
+        "verify": lambda: store.verify(),
+        "write": lambda: store.write([1999], {"pixels": torch.zeros(1, 12)}),
+        "module": lambda: module(images[:2], [1900, 1901]),
+    }
+    with pytest.raises(CorruptCacheError, match="truncated"):
+        calls[use]()
+
+
+@pytest.mark.parametrize(
+    "key", ["num_samples", "widths", "dtype", "settings", "made_by", "byteorder"]
+)
+def test_exception_metadata_of_wrong_types(tmp_path, key):
+    folder = damaged_store(tmp_path)
+    content = json.loads((folder / "metadata.json").read_text())
+    del content["checksum"]
+    shapes = [{"image_shape": shape} for shape in (5, "abc", [3, 8], [3, 8, "8"], [3, 8, 0], {})]
+    wrong = [
+        None,
+        -1,
+        1.5,
+        True,
+        "x",
+        [],
+        {},
+        {"a": "5"},
+        [[]],
+        *(shapes if key == "settings" else []),
+    ]
+    allowed = {"settings": [{}, {"a": "5"}], "made_by": ["x"]}
+    changed = [{**content, key: v} for v in wrong if v not in allowed.get(key, [])]
+    for metadata in (*changed, {k: v for k, v in content.items() if k != key}):
+        if metadata.get(key) == "x" and key == "byteorder":
+            continue  # Another machine's: an error of its own.
+        checksum = files_module.json_checksum(metadata)
+        (folder / "metadata.json").write_text(json.dumps({**metadata, "checksum": checksum}))
+        with pytest.raises(CorruptCacheError, match=r"metadata\.json is damaged"):
+            RepresentationCache(folder)
+    (folder / "metadata.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptCacheError, match=r"metadata\.json is damaged"):
+        RepresentationCache(folder)

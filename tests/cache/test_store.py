@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -105,7 +106,7 @@ def test_exception_arguments(tmp_path):
         ({"a": 1}, 0, torch.float16),
         ({"a": 1}, 4, torch.int8),
     ):
-        with pytest.raises(ValueError, match=r"widths must|num_samples must|dtype must"):
+        with pytest.raises(ValueError, match=r"widths.* must|num_samples must|dtype must"):
             RepresentationCache.create(tmp_path / "n", widths, num_samples, dtype=dtype)
     with pytest.raises(FileNotFoundError, match="there is no store at"):
         RepresentationCache(tmp_path / "none")
@@ -133,3 +134,24 @@ def test_pickle_copy_and_loader_workers(tmp_path):
 
     batch = next(iter(DataLoader(Rows(), 6, num_workers=2)))
     assert torch.equal(batch, features(range(6))["a"])
+
+
+def test_numpy_numbers(tmp_path):
+    store = RepresentationCache.create(tmp_path, {"a": np.int64(5)}, np.int64(6))
+    store.write(np.arange(6), features(range(6)))
+    for indices in (np.array([2, 4]), np.array([2, 4], np.uint8), [np.int32(2), 4], (2, 4)):
+        assert torch.equal(store.read(indices)["a"], features([2, 4])["a"])
+    with pytest.raises(TypeError, match="indices must be integers"):
+        store.read(np.array([2.0]))
+    with pytest.raises(TypeError, match="indices must be integers"):
+        store.read(np.array([True]))
+
+
+def test_relative_path_in_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = RepresentationCache.create("s", {"a": 5}, 6)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    store.write([1], features([1]))
+    assert store.verify(repair=True) == []
+    assert torch.equal(pickle.loads(pickle.dumps(store)).read([1])["a"], features([1])["a"])
