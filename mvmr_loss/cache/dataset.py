@@ -56,9 +56,11 @@ def dataset_fingerprint(dataset: Any) -> str:
     """Computes a short text that tells data sets apart, without running their transforms.
 
     It covers the length and, of what is there, the relative names of the files (torchvision's
-    folders, ``LightlyDataset``, solo-learn's), the sizes of 64 of them, and 64 evenly spaced items
-    of ``data`` (torchvision's CIFAR, STL10, MNIST, ...). Wrappers and subsets are looked into. Of a
-    data set with none of these it covers the length alone: pass a text of one's own then.
+    folders, ``LightlyDataset``, solo-learn's; lists and arrays of names), the sizes of 64 of them,
+    and 64 evenly spaced items of arrays, tensors and lists (torchvision's CIFAR, STL10, MNIST,
+    ``TensorDataset``, a class of one's own). Wrappers, with the order they keep, concatenations and
+    subsets are looked into. The working directory plays no part. What a data set computes in its
+    methods, such as an order, is not seen: the spot checks of training see that.
 
     Args:
         dataset: A data set with a length.
@@ -70,9 +72,9 @@ def dataset_fingerprint(dataset: Any) -> str:
         TypeError: If the data set has no length.
 
     Examples:
-        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint(IndexedDataset([4, 5, 6]))
+        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint(IndexedDataset([1, 2, 3]))
         True
-        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint([1, 2])
+        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint([1, 3, 2])
         False
     """
     if not hasattr(dataset, "__len__"):
@@ -146,32 +148,79 @@ def fill(
 
 def _add_identity(digest: Any, dataset: Any) -> None:
     """Adds to a hash what tells a data set apart."""
+    parts = getattr(dataset, "datasets", None)
     inner = getattr(dataset, "dataset", None)
-    indices = getattr(dataset, "indices", None)
-    if inner is not None and hasattr(inner, "__len__"):
-        if indices is not None:
-            digest.update(" ".join(str(int(i)) for i in indices).encode())
+    if isinstance(parts, (list, tuple)) and parts and all(hasattr(p, "__len__") for p in parts):
+        for part in parts:
+            _add_identity(digest, part)
+    elif inner is not None and hasattr(inner, "__len__"):
+        # What a wrapper selects or reorders by: Subset's indices, an order, a permutation.
+        for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
+            if name != "dataset" and _is_sequence(value):
+                _add_values(digest, value)
         _add_identity(digest, inner)
+    else:
+        digest.update(f"length {len(dataset)}\n".encode())
+        for name in ("samples", "images", "data", "tensors"):
+            value = getattr(dataset, name, None)
+            if value is not None and _is_sequence(value) and len(value):
+                _add_values(digest, value, getattr(dataset, "root", None))
+                return
+        if _is_sequence(dataset):
+            _add_values(digest, dataset)
+        for _, value in sorted(getattr(dataset, "__dict__", {}).items()):
+            if _is_sequence(value):
+                _add_values(digest, value, getattr(dataset, "root", None))
+
+
+def _is_sequence(value: Any) -> bool:
+    """Tells whether a value holds items: a list, tuple, range, array or tensor."""
+    array = hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
+    return array or isinstance(value, (list, tuple, range))
+
+
+def _add_values(digest: Any, values: Any, root: Any = None) -> None:
+    """Adds names and integers, all of them, or evenly spaced items of what is larger."""
+    kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
+    if kind.startswith(("<U", ">U", "object", "str")):
+        values = values.tolist()
+    elif kind and (len(values.shape) > 1 or not kind.startswith(("int", "uint"))):
+        digest.update(f"{tuple(values.shape)} {kind}\n".encode())
+        for item in _spread(values):
+            data = torch.as_tensor(item).detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(bytes(data.tolist()))
         return
-    digest.update(f"length {len(dataset)}\n".encode())
-    for attribute in ("samples", "images"):
-        files = getattr(dataset, attribute, None)
-        if not isinstance(files, (list, tuple)):
-            continue
-        names = [f[0] if isinstance(f, (list, tuple)) else f for f in files]
-        if names and all(isinstance(name, (str, os.PathLike)) for name in names):
-            root = Path(getattr(dataset, "root", "."))
-            for name in names:
-                digest.update(os.path.relpath(root / name, root).encode() + b"\n")
-            for name in _spread(names):
-                digest.update(f"{os.path.getsize(root / name)}\n".encode())
-            return
-    data = getattr(dataset, "data", None)
-    if data is not None and hasattr(data, "shape") and hasattr(data, "dtype"):
-        dtype = str(data.dtype).removeprefix("torch.")
-        digest.update(f"{tuple(data.shape)} {dtype}\n".encode())
-        for item in _spread(data):
-            digest.update(bytes(torch.as_tensor(item).flatten().view(torch.uint8).tolist()))
+    elif kind:
+        values = values.tolist()
+    names = [v[0] if isinstance(v, (list, tuple)) and v else v for v in values]
+    if names and all(isinstance(name, (str, os.PathLike)) for name in names):
+        _add_names(digest, [os.fspath(name) for name in names], root)
+    elif all(isinstance(v, int) for v in values):
+        digest.update(" ".join(map(str, values)).encode() + b"\n")
+    else:
+        for item in values if isinstance(values, tuple) else _spread(values):
+            if _is_sequence(item):
+                _add_values(digest, item, root)
+            elif isinstance(item, (str, bytes, int, float)):
+                digest.update(f"{item!r}\n".encode())
+
+
+def _add_names(digest: Any, names: list[str], root: Any) -> None:
+    """Adds names relative to their folder, whatever the working directory, and 64 files' sizes."""
+    if not isinstance(root, (str, os.PathLike)):
+        try:
+            root = os.path.commonpath([os.path.dirname(name) for name in names])
+        except ValueError:  # Absolute and relative ones are mixed.
+            root = ""
+    for name in names:
+        # torchvision's names begin with the root, solo-learn's are below it.
+        inside = Path(name).is_relative_to(root) or os.path.isabs(name)
+        digest.update((os.path.relpath(name, root or ".") if inside else name).encode() + b"\n")
+    for name in _spread(names):
+        for file in (Path(name), Path(root) / name):
+            if file.is_file():
+                digest.update(f"{file.stat().st_size}\n".encode())
+                break
 
 
 def _spread(items: Any) -> list[Any]:

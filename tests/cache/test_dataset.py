@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
+import os
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, TensorDataset
 
 from mvmr_loss.cache import (
     IndexedDataset,
@@ -120,3 +124,57 @@ def test_fingerprint_of_data_in_memory():
     assert dataset_fingerprint(dataset) == dataset_fingerprint(other)
     with pytest.raises(TypeError, match="must have a length"):
         dataset_fingerprint(iter([]))
+
+
+def test_fingerprint_does_not_depend_on_the_working_directory(image_folder, tmp_path, monkeypatch):
+    from lightly.data import LightlyDataset
+    from torchvision.datasets import ImageFolder
+
+    class WithoutRoot(list):
+        pass
+
+    def fingerprints(folder):
+        labelled = ImageFolder(folder)
+        without_root = WithoutRoot(range(12))
+        without_root.samples = labelled.samples
+        below_root = WithoutRoot(range(12))
+        below_root.root = folder
+        below_root.images = [os.path.relpath(file, folder) for file, _ in labelled.samples]
+        names = PlainDataset(np.array([file for file, _ in labelled.samples]))
+        sets = (labelled, LightlyDataset(str(folder)), without_root, below_root, names)
+        return [dataset_fingerprint(dataset) for dataset in sets]
+
+    expected = fingerprints(image_folder)
+    for directory, folder in (
+        (tmp_path, "images"),
+        (image_folder, "."),
+        (image_folder, "../images"),
+    ):
+        monkeypatch.chdir(directory)
+        assert fingerprints(folder) == expected
+
+
+def test_fingerprints_see_content_and_order():
+    class Reordered(PlainDataset):
+        def __init__(self, dataset, order):
+            self.dataset, self.order = dataset, order
+
+        def __len__(self):
+            return len(self.order)
+
+    x = torch.rand(6, 3)
+    y = x.flip(0)
+    several = [
+        (TensorDataset(x), TensorDataset(y)),
+        (
+            ConcatDataset([TensorDataset(x), TensorDataset(y)]),
+            ConcatDataset([TensorDataset(y), TensorDataset(x)]),
+        ),
+        (PlainDataset(np.array(["a", "b"])), PlainDataset(np.array(["b", "a"]))),
+        (PlainDataset(x), PlainDataset(y)),
+        (Reordered(x, np.arange(6)), Reordered(x, np.arange(6)[::-1])),
+        (Reordered(x, [0, 1, 2]), Reordered(x, [0, 2, 1])),
+    ]
+    for a, b in several:
+        assert dataset_fingerprint(a) == dataset_fingerprint(copy.deepcopy(a))
+        assert dataset_fingerprint(a) != dataset_fingerprint(b)
