@@ -6,13 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mvmr_loss.cache.representations import CachedRepresentations
 from mvmr_loss.representations.base import check_images
+
+if TYPE_CHECKING:
+    from mvmr_loss.cache.representations import CachedRepresentations
 
 
 class IndexedDataset(Dataset[tuple[Any, ...]]):
@@ -116,6 +118,7 @@ def fill(
     Examples:
         >>> import tempfile
         >>> from mvmr_loss import Representations
+    >>> from mvmr_loss.cache import CachedRepresentations
         >>> images = torch.rand(10, 3, 16, 16)
         >>> representations = Representations(["pixels"])
         >>> cached = CachedRepresentations(representations, tempfile.mkdtemp(), num_samples=10)

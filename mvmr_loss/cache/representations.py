@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._version import __version__
+from mvmr_loss.cache.dataset import dataset_fingerprint
 from mvmr_loss.cache.store import RepresentationCache
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import Representations
@@ -31,15 +33,18 @@ class CachedRepresentations(nn.Module):
 
     Two checks guard against features of other images or settings. The store holds the
     representations of a fixed test image, which must be what ``representations`` computes now:
-    other options, weights or versions are found out. And the first row read in each process is
-    compared with a live one: so are another normalisation, another data set, or a view that is not
-    the same in every epoch.
+    other options, weights or versions are found out. And one drawn row of every batch with
+    images is compared with a live one: so are another normalisation, other images, or a view that
+    is not the same in every epoch.
 
     Args:
         representations: What to compute and store. None reads what is in the store at ``path``,
             without any network or computation.
         path: Folder of the store; created at the first call if there is none.
-        num_samples: Number of samples of the data set. Needed unless ``representations`` is None.
+        dataset: The data set, for its length and :func:`dataset_fingerprint` where ``num_samples``
+            and ``fingerprint`` are not given.
+        num_samples: Number of samples of the data set. Needed unless ``representations`` is None
+            or the data set is given.
         image_shape: Channels, height and width of the images. None means the first batch's.
         fingerprint: Of the data set, see :func:`dataset_fingerprint`; any string will do. A store
             of another fingerprint is refused.
@@ -74,6 +79,7 @@ class CachedRepresentations(nn.Module):
         representations: Representations | None,
         path: str | os.PathLike[str],
         *,
+        dataset: Any = None,
         num_samples: int | None = None,
         image_shape: Sequence[int] | None = None,
         fingerprint: str | None = None,
@@ -82,12 +88,16 @@ class CachedRepresentations(nn.Module):
     ) -> None:
         super().__init__()
         self.path = Path(path).absolute()
+        if dataset is not None:
+            fingerprint = dataset_fingerprint(dataset) if fingerprint is None else fingerprint
+            num_samples = len(dataset) if num_samples is None else num_samples
         self.num_samples, self.fingerprint, self.dtype = num_samples, fingerprint, dtype
         self.normalization = None if normalization is None else [list(v) for v in normalization]
         self.cache: RepresentationCache | None = None
         self.stored: Representations | None = None
         self.live: Representations | None = None
-        self._compared = False
+        # A generator of its own: the training's random numbers stay what they are.
+        self._draw = random.Random()
         if representations is None:
             self.cache = RepresentationCache(self.path)
             self._names = list(self.cache.widths)
@@ -99,7 +109,7 @@ class CachedRepresentations(nn.Module):
                 f"but is a {type(representations).__name__}."
             )
         if num_samples is None:
-            raise ValueError("num_samples must be given: the number of samples of the data set.")
+            raise ValueError("dataset or num_samples, its length, must be given.")
         self._names = list(representations.by_name)
         self.stored = _part(representations, cacheable=True)
         self.live = _part(representations, cacheable=False)
@@ -169,7 +179,7 @@ class CachedRepresentations(nn.Module):
             device = indices.device if isinstance(indices, Tensor) else torch.device("cpu")
         features = cache.read(listed, device=device)
         if images is not None and self.stored is not None:
-            self._compare_once(images, listed, features, missing)
+            self._spot_check(images, listed, features, missing)
         if self.live is not None:
             assert images is not None
             features |= self.live(images)
@@ -246,17 +256,18 @@ class CachedRepresentations(nn.Module):
                     f"{here} here; use the same data and settings, or another folder."
                 )
 
-    def _compare_once(
+    def _spot_check(
         self,
         images: Tensor,
         indices: Sequence[int],
         features: Mapping[str, Tensor],
         computed: Mapping[int, int],
     ) -> None:
-        """Compares the first row that was read, not computed, in this process with a live one."""
-        k = next((k for k, i in enumerate(indices) if i not in computed), None)
-        if self._compared or k is None:
+        """Compares one drawn row that was read, not computed, with a live one."""
+        read = [k for k, i in enumerate(indices) if i not in computed]
+        if not read:
             return
+        k = self._draw.choice(read)
         assert self.stored is not None
         with torch.no_grad():
             live = self.stored(images[k : k + 1])
@@ -268,7 +279,6 @@ class CachedRepresentations(nn.Module):
                     f"differs by {error:.0%}; the images must be the same in every epoch (not "
                     "augmented), of the same data set, in the same order and normalised alike."
                 )
-        self._compared = True
 
 
 def _part(representations: Representations, *, cacheable: bool) -> Representations | None:

@@ -24,10 +24,10 @@ def test_second_epoch_computes_nothing(tmp_path, images):
     first = module(images, torch.arange(20))
     assert Counting.count == 21  # 20 images and the test image
     second = module(images, torch.arange(20))
-    assert Counting.count == 22  # the comparison of one row with a live one
+    assert Counting.count == 22  # one drawn row a batch is compared with a live one
     third = module(images, torch.arange(20))
     without_images = module(None, torch.arange(20))
-    assert Counting.count == 22
+    assert Counting.count == 23  # Without images, nothing is computed.
     for name in first:
         assert torch.equal(first[name], images.flatten(1).half().float())
         for other in (second, third, without_images):
@@ -149,7 +149,7 @@ def test_exception_other_computation_of_the_same_name(tmp_path, images, monkeypa
 )
 def test_exception_other_images(tmp_path, images, change):
     cached(tmp_path)(images, range(20))
-    with pytest.raises(ValueError, match=r"row 0 of the store at .* is not of this image"):
+    with pytest.raises(ValueError, match=r"row \d+ of the store at .* is not of this image"):
         cached(tmp_path)(change(images), range(20))
 
 
@@ -170,7 +170,7 @@ def test_exception_calls(tmp_path, images):
         module(torch.full((1, 3, 8, 8), torch.nan), [9])
     with pytest.raises(TypeError, match="representations must be"):
         CachedRepresentations(NAMES, tmp_path, num_samples=20)
-    with pytest.raises(ValueError, match="num_samples must be given"):
+    with pytest.raises(ValueError, match="num_samples, its length, must be given"):
         CachedRepresentations(Representations(NAMES), tmp_path)
 
 
@@ -202,3 +202,29 @@ def test_compiled_caller(tmp_path, images):
     expected = module(images, range(20))["pixels"].sum(1)
     compiled = torch.compile(lambda x, i: module(x, i)["pixels"].sum(1), backend="eager")
     torch.testing.assert_close(compiled(images, torch.arange(20)), expected)
+
+
+def test_exception_some_images_replaced(tmp_path):
+    images = torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    module = cached(tmp_path, num_samples=400)
+    module(images, range(400))
+    replaced = images.clone()
+    replaced[::10] = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    reader = cached(tmp_path, num_samples=400)
+    reader._draw.seed(0)
+
+    def epoch():
+        for start in range(0, 400, 4):
+            reader(replaced[start : start + 4], range(start, start + 4))
+
+    with pytest.raises(ValueError, match=r"row \d*0 of the store"):
+        epoch()
+
+
+def test_fingerprint_by_the_data_set(tmp_path, images):
+    representations = Representations(NAMES)
+    module = CachedRepresentations(representations, tmp_path, dataset=images)
+    module(images, range(20))
+    CachedRepresentations(representations, tmp_path, dataset=images.clone())
+    with pytest.raises(ValueError, match="fingerprint is"):
+        CachedRepresentations(representations, tmp_path, dataset=images.flip(0))
