@@ -185,10 +185,18 @@ def _fill_command(settings: argparse.Namespace) -> None:
         )
 
 
+_shown = 0.0
+
+
 def _show(done: int, total: int, text: str) -> None:
-    """Shows a progress bar."""
-    bar = "#" * (30 * done // total)
-    print(f"\r{bar:-<30} {done}/{total} {text:<16}", end="", file=sys.stderr, flush=True)
+    """Shows a progress bar, or in a file a line every half minute and at the end."""
+    global _shown
+    if sys.stderr.isatty():
+        bar = "#" * (30 * done // total)
+        print(f"\r{bar:-<30} {done}/{total} {text:<16}", end="", file=sys.stderr, flush=True)
+    elif done == total or time.monotonic() > _shown + 30:
+        _shown = time.monotonic()
+        print(f"{done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _info(cache: RepresentationCache) -> str:

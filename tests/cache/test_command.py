@@ -33,13 +33,16 @@ def test_command(image_folder, tmp_path, capsys):
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
+    data = os.path.relpath(image_folder, ROOT)  # The command's working directory is ROOT.
     arguments = [
-        *("fill", tmp_path / "s", "--data", image_folder, "--image-size", 32, "--sketch-dim", 512),
+        *("fill", tmp_path / "s", "--data", data, "--image-size", 32, "--sketch-dim", 512),
         *("--representations", "pixels", '{"name": "local_std", "window_size": 5}'),
     ]
     done = command(*arguments, "--processes", 2)
     assert done.returncode == 0, done.stderr
     assert "12/12" in done.stderr
+    assert "\r" not in done.stderr  # A file has few lines instead of a bar.
+    assert len(done.stderr.splitlines()) <= 4
     assert "Traceback" not in done.stderr
     # What a training of one's own reads there.
     dataset = ImageFolder(
