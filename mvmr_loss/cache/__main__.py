@@ -56,6 +56,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="images a batch")
     add("--processes", type=int, default=1, help="processes that compute")
     add("--workers", type=int, default=0, help="worker processes of each that load images")
+    add("--skip-broken", action="store_true", help="name images that cannot be read and go on")
     add("--device", default="cpu", help="where to compute")
     command = commands.add_parser("verify", help="compare every row with its checksum")
     command.add_argument("store", type=Path, help="folder of the store")
@@ -141,11 +142,17 @@ def _fill_share(settings: argparse.Namespace, rank: int) -> None:
             num_workers=settings.workers,
             device=settings.device,
             share=(rank, settings.processes),
+            on_broken=_tell if settings.skip_broken else None,
         )
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"Error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(1) from None
+
+
+def _tell(sentence: str) -> None:
+    """Says what was skipped."""
+    print(f"Skipped: {sentence}", file=sys.stderr, flush=True)
 
 
 def _fill_command(settings: argparse.Namespace) -> None:
@@ -178,7 +185,9 @@ def _fill_command(settings: argparse.Namespace) -> None:
                 process.join()
     done = int(cache.is_valid().sum())
     _show(done, total, "\n")
-    if done < total:
+    if done < total and settings.skip_broken and not any(p.exitcode for p in processes):
+        print(f"{total - done} of {total} rows are missing: skipped.", file=sys.stderr)
+    elif done < total:
         raise OSError(
             f"{total - done} of {total} rows are still missing because a process stopped (see "
             "above); the same command goes on where it stopped."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mvmr_loss.representations.base import check_images
 
@@ -95,6 +95,7 @@ def fill(
     device: torch.device | str = "cpu",
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
+    on_broken: Callable[[str], None] | None = None,
 ) -> int:
     """Computes and stores the rows that are missing.
 
@@ -107,6 +108,8 @@ def fill(
         device: Where to compute.
         share: ``(k, n)``: this process is the k-th of n, counted from 0, and fills every n-th row.
         progress: Called with the number of rows done and to do, after each batch.
+        on_broken: Called with one sentence for each image that cannot be read, which is skipped.
+            None raises instead, at the first of them.
 
     Returns:
         How many rows were filled.
@@ -138,15 +141,39 @@ def fill(
     valid = cached.cache.is_valid().tolist()
     missing = [i for i in rows if not valid[i]]
     loader = DataLoader(
-        IndexedDataset(dataset), batch_size, sampler=missing, num_workers=num_workers
+        _Readable(dataset),
+        batch_size,
+        sampler=missing,
+        num_workers=num_workers,
+        collate_fn=list,
     )
     done = 0
-    for indices, images, *_ in loader:
-        cached(images.to(device), indices)
-        done += len(indices)
+    for samples in loader:
+        whole = [(i, image) for i, image in samples if not isinstance(image, str)]
+        for _, image in samples:
+            if isinstance(image, str) and on_broken is None:
+                raise ValueError(image)
+            if isinstance(image, str) and on_broken is not None:
+                on_broken(image)
+        if whole:
+            indices, images = default_collate(whole)
+            cached(images.to(device), indices)
+        done += len(whole)
         if progress is not None:
             progress(done, len(missing))
     return done
+
+
+class _Readable(IndexedDataset):
+    """Gives index and image, or index and a sentence where the image cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        try:
+            return super().__getitem__(index)[:2]
+        except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises.
+            samples = getattr(self.dataset, "samples", None)
+            name = f" ({samples[index][0]})" if isinstance(samples, list) else ""
+            return index, f"image {index}{name} cannot be read: {error}"
 
 
 def _add_identity(digest: Any, dataset: Any) -> None:

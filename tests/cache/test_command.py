@@ -10,6 +10,7 @@ import torch
 from mvmr_loss import Representations
 from mvmr_loss.cache import (
     CachedRepresentations,
+    RepresentationCache,
     dataset_fingerprint,
 )
 from mvmr_loss.cache.__main__ import main
@@ -107,3 +108,17 @@ def test_exception_command_representations(image_folder, tmp_path):
         main([*arguments, "--representations", "pixel"])
     with pytest.raises(SystemExit, match="must be names or JSON"):
         main([*arguments, "--representations", "{pixel"])
+
+
+def test_broken_image_is_named_and_skipped(image_folder, tmp_path):
+    broken = sorted(image_folder.rglob("*.png"))[3]
+    broken.write_bytes(b"")
+    arguments = ["fill", tmp_path / "s", "--data", image_folder, "--image-size", 32]
+    arguments += ["--sketch-dim", 0, "--representations", "pixels"]
+    stopped = command(*arguments)
+    assert stopped.returncode == 1
+    assert broken.name in stopped.stderr
+    done = command(*arguments, "--skip-broken")
+    assert done.returncode == 0, done.stderr
+    assert f"{broken.name}) cannot be read" in done.stderr
+    assert int(RepresentationCache(tmp_path / "s").is_valid().sum()) == 11
