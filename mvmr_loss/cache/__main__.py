@@ -194,7 +194,7 @@ def _fill_command(settings: argparse.Namespace) -> None:
         )
 
 
-_shown = 0.0
+_shown = (-1, 0.0)  # How far, and when.
 
 
 def _show(done: int, total: int, text: str) -> None:
@@ -203,8 +203,8 @@ def _show(done: int, total: int, text: str) -> None:
     if sys.stderr.isatty():
         bar = "#" * (30 * done // total)
         print(f"\r{bar:-<30} {done}/{total} {text:<16}", end="", file=sys.stderr, flush=True)
-    elif done == total or time.monotonic() > _shown + 30:
-        _shown = time.monotonic()
+    elif done != _shown[0] and (done == total or time.monotonic() > _shown[1] + 30):
+        _shown = (done, time.monotonic())
         print(f"{done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
