@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.representations.cache import CachedRepresentations, dataset_fingerprint
+from mvmr_loss.cache import CachedRepresentations, dataset_fingerprint
 
 # The five that the authors' release trains with.
 REPRESENTATIONS = ("pixels", "augmented_pixels", "scattering", "hog", "local_std")

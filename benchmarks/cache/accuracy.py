@@ -21,7 +21,7 @@ from benchmarks.common.photographs import Photographs
 from benchmarks.common.results import environment, portable, write_json
 from benchmarks.plain_pytorch.training import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.representations.cache import fill
+from mvmr_loss.cache import fill
 
 SIZE, BATCH_SIZE = 32, 128
 # Configuration -> width of the sketches in the store; None computes exact ones live.

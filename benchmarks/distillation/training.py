@@ -28,7 +28,7 @@ from benchmarks.plain_pytorch.training import (
     random_batches,
 )
 from mvmr_loss import Representations
-from mvmr_loss.representations.cache import CachedRepresentations, fill
+from mvmr_loss.cache import CachedRepresentations, fill
 
 # The settings that make a teacher.
 TEACHER_SETTINGS = (

@@ -35,8 +35,8 @@ from mvmr_loss import (
     MVMRProjectionHead,
     Representations,
 )
+from mvmr_loss.cache import CachedRepresentations
 from mvmr_loss.representations import augmented_pixels
-from mvmr_loss.representations.cache import CachedRepresentations
 
 # Each process and each use of random numbers has its own seed: seed * _SEEDS + one of them.
 _SEEDS = 1_000_003

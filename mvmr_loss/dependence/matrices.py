@@ -95,7 +95,7 @@ class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         start, stop, _, *batches = inputs
-        ctx.rows, ctx.dtype = slice(start, stop), output[0].dtype
+        ctx.rows = slice(start, stop)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*batches, output[1])
         ctx.save_for_forward(*batches, output[1])
@@ -114,6 +114,11 @@ class _WithTransforms(_SquaredDistances):
     """The same with forward derivatives and vmap, at which ``torch.compile`` would stop."""
 
     generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _SquaredDistances.setup_context(ctx, inputs, output)
+        ctx.dtype = output[0].dtype
 
     @staticmethod
     def jvp(

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.common.encoder import SmallResNet
 from mvmr_loss import Representations, Teacher
-from mvmr_loss.representations.cache import CachedRepresentations
+from mvmr_loss.cache import CachedRepresentations
 from tests.teachers.networks import CIFAR_MEAN, CIFAR_STD, IMAGES, as_student_sees
 
 TINY_CLIP = {
