@@ -72,9 +72,12 @@ def squared_distances(
         of times, forward and backward. Units, powers of two, a tensor of shape (K,): what the root
         of a value is to be multiplied by.
     """
-    function = _SquaredDistances if torch.compiler.is_compiling() else _WithTransforms
     raised = [low_precision_to_float32(x) for x in batches]
-    squared, units = function.apply(rows.start, rows.stop, wide, *raised)
+    function: Any = _WithTransforms.apply
+    if torch.compiler.is_compiling():
+        differentiated = any(x.requires_grad for x in raised)
+        function = _SquaredDistances.apply if differentiated else _SquaredDistances.forward
+    squared, units = function(rows.start, rows.stop, wide, *raised)
     return squared, units
 
 
