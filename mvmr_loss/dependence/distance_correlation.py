@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_number, without_autocast
-from mvmr_loss.dependence.matrices import check_batch, squared_distances
+from mvmr_loss.dependence.matrices import check_batch, result_dtype, squared_distances
 from mvmr_loss.dependence.measures import (
     Distance,
     Estimator,
@@ -310,6 +310,6 @@ def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) ->
     with without_autocast(x):
         squared, units = squared_distances([batch])
         distances = matrix.matrices(squared, units, ALL_ROWS)[0]
-        limit = torch.finfo(distances.dtype).max
+        dtype = result_dtype([batch])
         scaled = distances * units.pow(exponent)
-        return scaled.clamp(max=limit).to(distances.dtype)
+        return scaled.clamp(max=torch.finfo(dtype).max).to(dtype)

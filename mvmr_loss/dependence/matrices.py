@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_finite, check_float_tensor, low_precision_to_float32
+from mvmr_loss._checks import check_finite, check_float_tensor, has_values, low_precision_to_float32
 from mvmr_loss.dependence import _gram_cpu
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
@@ -51,33 +51,29 @@ def check_batch(name: str, x: Tensor, min_samples: int = 1) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
-def squared_distances(
-    batches: Sequence[Tensor], rows: Rows = ALL_ROWS, *, wide: bool = False
-) -> tuple[Tensor, Tensor]:
+def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple[Tensor, Tensor]:
     """Computes the squared Euclidean distances of several batches, each in units of its own.
 
-    Off a CPU the sums are in float64, so that neither points close to each other nor far outliers nor
-    the user's precision of matrix products spoil them. On a CPU they are in float32 as long as no
-    distance suffers, else in float64 too. Coinciding points have a distance of exactly 0. A batch
-    whose norms are below ``65536 finfo.tiny`` counts as constant.
+    They are float64, so that neither points close to each other, nor far outliers, nor the user's
+    precision of matrix products spoil what follows. On a CPU they are float32 as long as none of them
+    has lost digits. Coinciding points have a distance of exactly 0. A batch whose norms are below
+    ``65536 finfo.tiny`` counts as constant.
 
     Args:
         batches: Tensors of shape (N, D_k), at least one.
         rows: Which rows of the matrices to compute: all, or this process's.
-        wide: Whether the result shall be in float64 even if no batch is.
 
     Returns:
-        Tensor of shape (K, rows, N), float64 if a batch is, else float32; values from 0 to 1, or of
-        the batch's own size where that is far from the limits of the type; differentiable any number
-        of times, forward and backward. Units, powers of two, a tensor of shape (K,): what the root
-        of a value is to be multiplied by.
+        Tensor of shape (K, rows, N), values from 0 to 1 in float64, or of the batches' own size in
+        float32; differentiable any number of times, forward and backward. Units, powers of two, a
+        tensor of shape (K,): what the root of a value is to be multiplied by.
     """
     raised = [low_precision_to_float32(x) for x in batches]
     function: Any = _WithTransforms.apply
     if torch.compiler.is_compiling():
         differentiated = any(x.requires_grad for x in raised)
         function = _SquaredDistances.apply if differentiated else _SquaredDistances.forward
-    squared, units = function(rows.start, rows.stop, wide, *raised)
+    squared, units = function(rows.start, rows.stop, *raised)
     return squared, units
 
 
@@ -85,19 +81,22 @@ class _SquaredDistances(torch.autograd.Function):
     """The gradient is one matrix product a batch, and is itself made of differentiable operations."""
 
     @staticmethod
-    def forward(
-        start: int, stop: int | None, wide: bool, *batches: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        dtype = _wide_dtype(batches[0]) if wide else _result_dtype(batches)
+    def forward(start: int, stop: int | None, *batches: Tensor) -> tuple[Tensor, Tensor]:
         if stop is None and all(_is_for_kernel(x) for x in batches):
-            found = [_distances_on_cpu(x) for x in batches]
-            squared = torch.stack([matrix for matrix, _ in found]).to(dtype)
-            return squared, torch.stack([unit for _, unit in found])
-        return _wide_distances(start, stop, batches, dtype)
+            if all(has_values(x) for x in batches):
+                found = [_float32_distances(x) for x in batches]
+                exact = [squared for squared in found if squared is not None]
+                if len(exact) == len(batches):
+                    squared = torch.stack(exact)
+                    return squared, squared.new_ones(len(batches), dtype=torch.float64)
+            else:
+                pairs = [_distances_on_cpu(x) for x in batches]
+                return torch.stack([s for s, _ in pairs]), torch.stack([u for _, u in pairs])
+        return _wide_distances(start, stop, batches)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        start, stop, _, *batches = inputs
+        start, stop, *batches = inputs
         ctx.rows = slice(start, stop)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*batches, output[1])
@@ -107,10 +106,10 @@ class _SquaredDistances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _units: Tensor) -> tuple[Tensor | None, ...]:
         *batches, units = ctx.saved_tensors
         gradients = [
-            _gradient(grad[k], x, units[k], ctx.rows) if ctx.needs_input_grad[3 + k] else None
+            _gradient(grad[k], x, units[k], ctx.rows) if ctx.needs_input_grad[2 + k] else None
             for k, x in enumerate(batches)
         ]
-        return None, None, None, *gradients
+        return None, None, *gradients
 
 
 class _WithTransforms(_SquaredDistances):
@@ -124,9 +123,7 @@ class _WithTransforms(_SquaredDistances):
         ctx.dtype = output[0].dtype
 
     @staticmethod
-    def jvp(
-        ctx: Any, _start: None, _stop: None, _wide: None, *tangents: Tensor | None
-    ) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, _start: None, _stop: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
         *batches, units = ctx.saved_tensors
         changes = []
         for x, tangent, unit in zip(batches, tangents, units, strict=True):
@@ -169,7 +166,8 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def _result_dtype(batches: Sequence[Tensor]) -> torch.dtype:
+def result_dtype(batches: Sequence[Tensor]) -> torch.dtype:
+    """Returns the type of a result: float64 if a batch is, else float32."""
     return torch.float64 if any(x.dtype == torch.float64 for x in batches) else torch.float32
 
 
@@ -184,7 +182,7 @@ def _about_mean(x: Tensor, unit: Tensor) -> Tensor:
 
 
 def _wide_distances(
-    start: int, stop: int | None, batches: Sequence[Tensor], dtype: torch.dtype
+    start: int, stop: int | None, batches: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Computes rows of the squared distances of a stack in the wide type, on any device."""
     grams, norms, scales = [], [], []
@@ -221,12 +219,12 @@ def _wide_distances(
         scale = None
     # Gradients are of the order of 1 / peak: the margin keeps them within the range.
     true_peak = peak if scale is None else peak * scale
-    constant = true_peak < 65536 * torch.finfo(_result_dtype(batches)).tiny
+    constant = true_peak < 65536 * torch.finfo(result_dtype(batches)).tiny
     unit = torch.where(constant, torch.ones_like(peak), 2 * _power_of_two(peak))
     squared = squared / (unit * unit)[:, None, None]
     squared = torch.where(nothing | constant[:, None, None], 0.0, squared)
     unit = unit if scale is None else torch.where(constant, unit, unit * scale)
-    return squared.to(dtype), unit
+    return squared, unit
 
 
 def _power_of_two(x: Tensor) -> Tensor:
@@ -243,23 +241,30 @@ def diagonal(matrices: Tensor, start: int) -> Tensor:
     return column[start : start + rows, None] == column
 
 
+def _float32_distances(x: Tensor) -> Tensor | None:
+    """Computes squared distances in float32; None where too many of them would lose digits."""
+    gram = _gram_cpu.centered_gram(x.resolve_neg())
+    if gram is None:
+        return None
+    norms = gram.diagonal()
+    total = norms[:, None] + norms
+    squared = torch.sub(total, gram, alpha=2)
+    close = squared <= _CLOSE * total
+    count = int(close.count_nonzero()) - len(x)  # but for the diagonal
+    if count > 8 * len(x):
+        return None
+    if count > 0:
+        _correct(squared, total, x, close)
+    return squared.fill_diagonal_(0)
+
+
 @torch.library.custom_op("mvmr_loss::squared_distances", mutates_args=())
 def _distances_on_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.resolve_neg()
-    gram = _gram_cpu.centered_gram(x)
-    if gram is not None:
-        norms = gram.diagonal()
-        total = norms[:, None] + norms
-        squared = torch.sub(total, gram, alpha=2)
-        close = squared <= _CLOSE * total
-        # The diagonal is among them.
-        count = int(close.count_nonzero()) - len(x)
-        if count <= 8 * len(x):
-            if count:
-                _correct(squared, total, x, close)
-            return squared.fill_diagonal_(0), x.new_ones((), dtype=torch.float64)
-    squared, units = _wide_distances(0, None, [x], x.dtype)
-    return squared[0], units[0]
+    squared = _float32_distances(x)
+    if squared is not None:
+        return squared, x.new_ones((), dtype=torch.float64)
+    squared, units = _wide_distances(0, None, [x])
+    return squared[0].to(x.dtype), units[0]
 
 
 @_distances_on_cpu.register_fake

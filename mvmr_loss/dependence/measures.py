@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvmr_loss._checks import check_int, without_autocast
-from mvmr_loss.dependence.matrices import check_batch, diagonal, squared_distances
+from mvmr_loss.dependence.matrices import check_batch, diagonal, result_dtype, squared_distances
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
 # More numbers in a stack of matrices, and they are made one batch at a time.
-_STACK_NUMBERS = 2**27
+_STACK_NUMBERS = 2**25
 _ROUNDINGS = 16
 
 Pairs = Sequence[tuple[int, int]]
@@ -136,21 +136,21 @@ def dependence(
     else:
         products, squares, rounding, units = _whole(estimator, batches, pairs, rows)
     n = len(batches[0])
+    dtype = result_dtype(batches)
     if estimator.normalized:
         vanishes = squares <= rounding
         norms = torch.where(vanishes, 1.0, squares).sqrt()
         gone = torch.stack([vanishes[i] | vanishes[j] for i, j in pairs])
         divisor = torch.stack([norms[i] * norms[j] for i, j in pairs])
         values = torch.where(gone, 0.0, products / divisor)
-        return _root(values) if estimator.rooted else values
+        return (_root(values) if estimator.rooted else values).to(dtype)
     count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
     values = products / count
     scale = torch.stack([units[i] * units[j] for i, j in pairs])
     power = estimator.matrix.exponent
     if estimator.rooted:
         values, power = _root(values), power / 2
-    dtype = torch.promote_types(batches[0].dtype, batches[-1].dtype)
-    return _in_range(values, scale.pow(power), torch.promote_types(dtype, torch.float32))
+    return _in_range(values, scale.pow(power), dtype)
 
 
 def _in_range(values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,7 +191,7 @@ def _center(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> _Cen
 
 def _matrices(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> tuple[Tensor, Tensor]:
     """Returns the matrices before they are centred, and their units."""
-    squared, units = squared_distances(batches, rows, wide=not estimator.normalized)
+    squared, units = squared_distances(batches, rows)
     raw = estimator.matrix.matrices(squared, units, rows)
     return raw.masked_fill(diagonal(raw, rows.start), 0.0) if estimator.corrected else raw, units
 
