@@ -186,7 +186,7 @@ def _add_identity(digest: Any, dataset: Any) -> None:
     elif inner is not None and hasattr(inner, "__len__"):
         # What a wrapper selects or reorders by: Subset's indices, an order, a permutation.
         for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
-            if name != "dataset" and _is_sequence(value):
+            if name != "dataset" and _is_sequence(value) and len(value) == len(dataset):
                 _add_values(digest, value)
         _add_identity(digest, inner)
     else:
@@ -199,7 +199,8 @@ def _add_identity(digest: Any, dataset: Any) -> None:
         if _is_sequence(dataset):
             _add_values(digest, dataset)
         for _, value in sorted(getattr(dataset, "__dict__", {}).items()):
-            if _is_sequence(value):
+            # Not the settings of a transform: they are no part of what the data set holds.
+            if _is_sequence(value) and len(value) == len(dataset):
                 _add_values(digest, value, getattr(dataset, "root", None))
 
 
