@@ -558,5 +558,6 @@ def _gather(
     named = dict(zip(labels, views, strict=True))
     named |= {f"representations[{name!r}]": y for name, y in features.items()}
     gathered, rows = gatherer(named)
-    whole = {name: gathered[f"representations[{name!r}]"] for name in features}
+    # In one order everywhere: sums of all terms are exchanged together.
+    whole = {name: gathered[f"representations[{name!r}]"] for name in sorted(features)}
     return [gathered[label] for label in labels], whole, rows
