@@ -115,7 +115,8 @@ class _VarianceInSlices(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return 2 * ((z - z.mean(dim=0)) * tangent).sum(dim=0) / (len(z) - 1)
+        change: Tensor = ((z - z.mean(dim=0)) * tangent).sum(dim=0)
+        return 2 * change / (len(z) - 1)
 
 
 class LossComponents(NamedTuple):
@@ -395,7 +396,8 @@ class MVMRLoss(nn.Module):
         }
         augmented = range(1, len(views))
         meeting = range(len(views)) if self.representation_views == "both" else augmented
-        met = {"dependence": [(0, i) for i in augmented], **_meetings(features, meeting)}
+        met: _Meetings = {"dependence": [(0, i) for i in augmented]}
+        met |= _meetings(features, meeting)
         with without_autocast(z):
             z, *others = views = [low_precision_to_float32(view) for view in views]
             spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]

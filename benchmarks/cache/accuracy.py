@@ -142,7 +142,13 @@ def _pretrain(
             terms.total.backward()
             optimizer.step()
             scheduler.step()
-            last.append({name: term.detach() for name, term in terms.representations.items()})
+            last.append(
+                {
+                    name.removeprefix("representations/"): term.detach()
+                    for name, term in terms.terms.items()
+                    if name.startswith("representations/")
+                }
+            )
     return {name: torch.stack([t[name] for t in last]).mean().item() for name in last[0]}
 
 

@@ -83,8 +83,9 @@ def pretrain(
             optimizer.step()
             scheduler.step()
 
-            named = {"invariance": terms.invariance, "variance": terms.variance}
-            named |= {"views": terms.dependence, **terms.representations}
+            named = {n.removeprefix("representations/"): t for n, t in terms.as_dict().items()}
+            named["views"] = named.pop("dependence")
+            del named["loss"]
             history.append({name: term.item() for name, term in named.items()})
     except KeyboardInterrupt:
         print("Interrupted: what was trained so far is saved and evaluated.")

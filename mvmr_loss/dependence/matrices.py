@@ -142,7 +142,8 @@ def _gradient(grad: Tensor, x: Tensor, unit: Tensor, rows: slice) -> Tensor:
         # Rows that sum to 0: what they are multiplied with may be moved at will.
         weight = weight - torch.diag(weight.sum(dim=1))
         if _is_for_kernel(x) and not torch.is_grad_enabled():
-            return _product_on_cpu(weight, x, unit)
+            product: Tensor = _product_on_cpu(weight, x, unit)
+            return product
         return ((weight.to(_wide_dtype(x)) @ _about_mean(x, unit)) / unit).to(x.dtype)
     weight = -2 * grad.to(_wide_dtype(x))
     wide = _about_mean(x, unit)

@@ -56,8 +56,7 @@ class Gaussian(NamedTuple):
     """
 
     bandwidth: float | None = None
-
-    exponent = 0.0
+    exponent: float = 0.0
 
     def matrices(self, squared: Tensor, units: Tensor, rows: Rows) -> Tensor:
         """Returns the kernel matrices, which have no unit."""
@@ -358,6 +357,8 @@ class MatrixMeasure(DependenceMeasure):
     def extra_repr(self) -> str:
         """Returns the name and the options, for printing."""
         options = {**self.estimator.matrix._asdict(), "block_size": self.block_size}
+        if not isinstance(self.estimator.matrix, Distance):
+            del options["exponent"]
         said = [f"{name}={value!r}" for name, value in options.items() if value is not None]
         return ", ".join([self.name, *said])
 

@@ -155,11 +155,8 @@ _REGISTRY |= {
     }.items()
 }
 _REGISTRY |= {
-    name: _kernel_measure(name, kernel, corrected=corrected, normalized=normalized)
-    for name, (kernel, corrected, normalized) in {
-        "hsic": ("gaussian", False, False),
-        "unbiased_hsic": ("gaussian", True, False),
-        "cka": ("linear", False, True),
-        "debiased_cka": ("linear", True, True),
-    }.items()
+    "hsic": _kernel_measure("hsic", "gaussian", corrected=False, normalized=False),
+    "unbiased_hsic": _kernel_measure("unbiased_hsic", "gaussian", corrected=True, normalized=False),
+    "cka": _kernel_measure("cka", "linear", corrected=False, normalized=True),
+    "debiased_cka": _kernel_measure("debiased_cka", "linear", corrected=True, normalized=True),
 }

@@ -93,10 +93,12 @@ def test_training_step_is_the_loss_of_the_views(views, logged):
     representations = Representations(["pixels", "local_std"])(batch[0][0])
     terms = criterion.forward_components(z, z_augmented, representations)
     torch.testing.assert_close(logged["train_loss"], terms.total)
-    torch.testing.assert_close(logged["train_dependence"], terms.dependence)
+    torch.testing.assert_close(logged["train_dependence"], terms.terms["dependence"])
+    weighted = terms.as_dict()
     torch.testing.assert_close(
-        logged["train_representations/local_std"], terms.representations["local_std"]
+        logged["train_representations/local_std"], weighted["representations/local_std"]
     )
+    torch.testing.assert_close(logged["train_variance"], weighted["variance"])
     torch.testing.assert_close(total, terms.total + logged["train_online_cls_loss"])
     assert "train_online_cls_top5" in logged
 
@@ -145,7 +147,7 @@ def test_a_teacher_by_configuration(teacher, logged, tmp_path):
     terms = MVMRLoss().forward_components(z, z_augmented, {"teacher": embedding})
     torch.testing.assert_close(
         logged["train_representations/teacher"],
-        terms.representations["teacher"],
+        terms.terms["representations/teacher"],
         rtol=1e-3,
         atol=1e-3,
     )
