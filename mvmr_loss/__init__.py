@@ -3,7 +3,12 @@
 from mvmr_loss._version import __version__
 from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.loss import MultiRepresentationRegularizer, MVMRLoss, MVMRLossComponents
-from mvmr_loss.representations import Representations, register_representation
+from mvmr_loss.normalization import Normalization
+from mvmr_loss.representations import (
+    Representations,
+    list_representations,
+    register_representation,
+)
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
@@ -11,9 +16,11 @@ __all__ = [
     "MVMRLossComponents",
     "MVMRProjectionHead",
     "MultiRepresentationRegularizer",
+    "Normalization",
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
     "__version__",
+    "list_representations",
     "register_representation",
 ]
