@@ -4,7 +4,12 @@ from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
 from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.loss import LossComponents, MultiRepresentationRegularizer, MVMRLoss
-from mvmr_loss.representations import Representations, register_representation
+from mvmr_loss.normalization import Normalization
+from mvmr_loss.representations import (
+    Representations,
+    list_representations,
+    register_representation,
+)
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
@@ -12,11 +17,13 @@ __all__ = [
     "MVMRLoss",
     "MVMRProjectionHead",
     "MultiRepresentationRegularizer",
+    "Normalization",
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
     "__version__",
     "list_dependence_measures",
+    "list_representations",
     "register_dependence_measure",
     "register_representation",
 ]

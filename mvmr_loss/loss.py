@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvmr_loss._checks import (
+    can_be_seen,
     check_bool,
     check_choice,
     check_finite,
     check_float_tensor,
     check_number,
-    has_values,
     low_precision_to_float32,
     without_autocast,
 )
@@ -85,7 +85,7 @@ def batch_variance(z: Tensor) -> Tensor:
         Tensor of shape (D,).
     """
     # Wide batches on a CPU: torch strides through memory, in up to four times the time.
-    if has_values(z) and z.numel() >= _SLICED_FROM:
+    if can_be_seen(z) and z.numel() >= _SLICED_FROM:
         variance: Tensor = _VarianceInSlices.apply(z)
         return variance
     return z.var(dim=0)

@@ -71,8 +71,7 @@ class Method(LightningModule):
         )
         mean, std = MEAN_STD[settings.normalization]
         self.augmentation: dict[str, Any] = {
-            "mean": mean,
-            "std": std,
+            "normalization": (mean, std),
             "crop_scale": (settings.crop_scale_min, 1.0),
             "color_jitter": tuple(settings.color_jitter),
             "color_jitter_probability": settings.color_jitter_probability,

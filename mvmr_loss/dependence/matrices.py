@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_finite, check_float_tensor, has_values, low_precision_to_float32
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_finite,
+    check_float_tensor,
+    low_precision_to_float32,
+)
 from mvmr_loss.dependence import _gram_cpu
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
@@ -83,7 +88,7 @@ class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     def forward(start: int, stop: int | None, *batches: Tensor) -> tuple[Tensor, Tensor]:
         if stop is None and all(_is_for_kernel(x) for x in batches):
-            if all(has_values(x) for x in batches):
+            if all(can_be_seen(x) for x in batches):
                 found = [_float32_distances(x) for x in batches]
                 exact = [squared for squared in found if squared is not None]
                 if len(exact) == len(batches):
