@@ -203,11 +203,11 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     assert sum(seen) == 3 * 12
     seen.clear()
     kept = losses(representation_cache=str(tmp_path / "store"))
-    # Besides, single images by which the store is laid out and checked.
-    assert 12 < sum(seen) < 12 + 4
+    # Besides, single images by which the store is laid out, and one checked in each later batch.
+    assert 12 + 6 <= sum(seen) < 12 + 6 + 4
     seen.clear()
     assert losses(representation_cache=str(tmp_path / "store")) == kept
-    assert sum(seen) < 4
+    assert 9 <= sum(seen) < 9 + 4
     # The store rounds to half precision.
     assert kept == pytest.approx(live, rel=1e-3)
 
