@@ -19,7 +19,7 @@ from mvmr_loss._checks import (
     check_float_tensor,
     low_precision_to_float32,
 )
-from mvmr_loss.dependence import _gram_cpu
+from mvmr_loss._cpu import gram as gram_kernel
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
 # So many numbers of a batch are raised to float64 at once.
@@ -250,7 +250,7 @@ def diagonal(matrices: Tensor, start: int) -> Tensor:
 
 def _float32_distances(x: Tensor) -> Tensor | None:
     """Computes squared distances in float32; None where too many of them would lose digits."""
-    gram = _gram_cpu.centered_gram(x.resolve_neg())
+    gram = gram_kernel.centered_gram(x.resolve_neg())
     if gram is None:
         return None
     norms = gram.diagonal()
@@ -293,7 +293,7 @@ def _correct(squared: Tensor, total: Tensor, x: Tensor, close: Tensor) -> None:
 @torch.library.custom_op("mvmr_loss::product_about_mean", mutates_args=())
 def _product_on_cpu(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
     x = x.resolve_neg()
-    product = _gram_cpu.product_about_mean(weight, x) if float(unit) == 1 else None
+    product = gram_kernel.product_about_mean(weight, x) if float(unit) == 1 else None
     if product is None:
         product = ((weight.double() @ _about_mean(x, unit)) / unit).to(x.dtype)
     return product

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from mvmr_loss._checks import check_bool, check_finite, check_float_tensor, low_precision_to_float32
-from mvmr_loss._native import can_compute
+from mvmr_loss._cpu import can_compute
 
 
 def check_images(images: object, minimum_size: int = 1, name: str = "images") -> Tensor:

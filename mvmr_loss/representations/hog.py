@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvmr_loss._checks import check_choice, check_int
-from mvmr_loss._native import can_be_op
+from mvmr_loss._cpu import can_be_op
 from mvmr_loss.representations.base import Representation, check_images, follows_derivative
 from mvmr_loss.representations.registry import register_representation
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_choice, check_int
-from mvmr_loss._native import can_be_op
+from mvmr_loss._cpu import can_be_op
+from mvmr_loss._cpu.build import load_library
+from mvmr_loss._cpu.scattering import ScatteringKernel
 from mvmr_loss.representations._constants import constant
-from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import (
     Representation,
     can_use_kernel,
@@ -208,13 +209,11 @@ def _filter_bank(height: int, width: int, J: int, L: int, dtype: torch.dtype) ->
 def _build_kernel(
     height: int, width: int, J: int, L: int, max_order: int
 ) -> ScatteringKernel | None:
-    library = load_library()
-    if library is None:
+    if load_library("scattering") is None:
         return None
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         padded = _padded_size(height, J), _padded_size(width, J)
         return ScatteringKernel(
-            library,
             _morlets(*padded, J, L),
             [
                 (_low_pass_kernel(padded[0], J, j), _low_pass_kernel(padded[1], J, j))

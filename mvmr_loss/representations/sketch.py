@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor, check_int
-from mvmr_loss._native import can_be_op, load_library, pointers, sizes
+from mvmr_loss._cpu import can_be_op
+from mvmr_loss._cpu.sketch import fold
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations._constants import constant
 from mvmr_loss.representations.base import Representation, can_use_kernel
-
-_KERNEL = Path(__file__).with_name("sketch_cpu.cpp")
 
 
 def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
@@ -145,9 +142,10 @@ class FoldedSignSketch(nn.Module):
 
 def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
     """Adds signed and rotated slices of ``x``, in the dtype of the signs."""
-    by_kernel = _by_kernel(x, signs, rotations, dim)
-    if by_kernel is not None:
-        return by_kernel
+    if can_use_kernel(x):
+        by_kernel = fold(x, signs, rotations, dim)
+        if by_kernel is not None:
+            return by_kernel
     # Slices of x are added in place: no padded copy and no product as large as x is made. The
     # sketch is twice as wide at first, so that a rotated slice is added in one piece.
     width = x.shape[1]
@@ -166,26 +164,6 @@ def _opaque_fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -
 @_opaque_fold.register_fake
 def _(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
     return signs.new_empty(x.shape[0], dim)
-
-
-def _by_kernel(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor | None:
-    """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
-    if not can_use_kernel(x) or x.stride(1) != 1:
-        return None
-    library = load_library(_KERNEL)
-    if library is None:
-        return None
-    out = x.new_empty(len(x), dim)
-    failed = library.folded_sign_sketch(
-        *pointers(x),
-        *sizes(x),
-        *pointers(signs),
-        (ctypes.c_int64 * len(rotations))(*rotations),
-        ctypes.c_int64(dim),
-        *pointers(out),
-        torch.get_num_threads(),
-    )
-    return None if failed else out
 
 
 @constant(maxsize=32)

@@ -7,29 +7,25 @@ import pytest
 import torch
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Representations, _native
-from mvmr_loss.dependence import _gram_cpu
+from mvmr_loss import MVMRLoss, Representations, _cpu
+from mvmr_loss._cpu import build, gram
 from mvmr_loss.representations import DCT, folded_sign_sketch
 
-SOURCES = sorted(Path(mvmr_loss.__file__).parent.rglob("*_cpu.cpp"))
-LOAD = _native.load_library.__wrapped__
+NAMES = sorted(path.stem for path in Path(mvmr_loss.__file__).parent.rglob("*.cpp"))
+LOAD = build.load_library.__wrapped__
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
-by_name = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+by_name = pytest.mark.parametrize("source", NAMES)
 
 
 def test_sources_are_found():
-    assert {path.name for path in SOURCES} == {
-        "gram_cpu.cpp",
-        "scattering_cpu.cpp",
-        "sketch_cpu.cpp",
-    }
+    assert NAMES == ["gram", "scattering", "sketch"]
 
 
 @needs_compiler
 @by_name
 def test_a_compiler_is_all_it_needs(source):
-    assert _native.load_library(source) is not None
+    assert build.load_library(source) is not None
 
 
 @by_name
@@ -48,7 +44,7 @@ def test_does_without(environment, source, monkeypatch, tmp_path):
 def test_does_without_a_place_to_keep_it(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert LOAD(SOURCES[0]) is None
+    assert LOAD("gram") is None
 
 
 @pytest.mark.slow
@@ -66,12 +62,12 @@ def test_is_compiled_once(source, monkeypatch, tmp_path):
 
 def test_reads_only_what_is_in_memory_as_float32():
     x = torch.rand(2, 3)
-    assert _native.can_read(x)
-    assert _native.can_read(torch.nn.Parameter(x))
-    assert not _native.can_read(x.double())
-    assert not _native.can_read(x.half())
-    assert not _native.can_read(x.to("meta"))
-    assert not _native.can_read(torch.view_as_complex(torch.rand(3, 2)).conj().imag)
+    assert _cpu.can_read(x)
+    assert _cpu.can_read(torch.nn.Parameter(x))
+    assert not _cpu.can_read(x.double())
+    assert not _cpu.can_read(x.half())
+    assert not _cpu.can_read(x.to("meta"))
+    assert not _cpu.can_read(torch.view_as_complex(torch.rand(3, 2)).conj().imag)
 
 
 def test_loss_is_the_same_without_kernels(monkeypatch):
@@ -87,7 +83,7 @@ def test_loss_is_the_same_without_kernels(monkeypatch):
         return loss, z.grad, v.grad
 
     with_kernels = results()
-    for module in (_native, _gram_cpu):
+    for module in (_cpu, gram):
         monkeypatch.setattr(module, "can_read", lambda x: False)
     for actual, expected in zip(with_kernels, results(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
