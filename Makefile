@@ -3,19 +3,33 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test test-slow lint install
+.PHONY: run test test-slow lint install install-run
 
-# The environment is made again when the package's requirements change.
-$(VENV)/.installed: setup.cfg pyproject.toml
+# Two levels of one environment, each with a file that tells when it was installed: what the main job
+# needs, and all hosts and tools of the tests. They are installed again when the requirements change.
+RUN = $(VENV)/.installed-run
+DEV = $(VENV)/.installed-dev
+
+$(RUN): setup.cfg pyproject.toml
+	@echo "Making an environment in $(VENV)."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+	@echo "Installing the package with torch, kornia and the libraries of the main job."
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install --editable ".[examples]"
+	@touch $@
 
-install: $(VENV)/.installed
+$(DEV): $(RUN)
+	@echo "Installing the hosts and tools of the tests as well: lightly, solo-learn's libraries, timm, ..."
+	$(BIN)/python -m pip install --editable ".[dev]"
+	@touch $@
 
-run: install
-	$(BIN)/python -m examples.plain_pytorch
+install-run: $(RUN)
+
+install: $(DEV)
+
+run: install-run
+	@echo "Training on real photographs, then evaluating; results go to runs/plain_pytorch."
+	$(BIN)/python -m benchmarks.plain_pytorch
 
 # One process a core, and one thread in each; the tests of a file stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile

@@ -1,122 +1,81 @@
-"""Self-supervised training with MV-MR in lightly, on a folder of images or real photographs.
+"""Self-supervised training with MV-MR in lightly, on photographs that scikit-image brings.
 
-    python -m examples.lightly_mvmr
+    python examples/lightly_mvmr.py
 
-trains a small ResNet with lightly's data set, Lightning's Trainer and ``MVMR``, the method of
-``mvmr_loss.adapters.lightly``, and prints its kNN accuracy before and after. For images of one's
-own: ``--train FOLDER --test FOLDER``, each with one folder of images a class.
+It uses lightly's data set, Lightning's Trainer and ``MVMR``, a method as those of lightly's
+benchmarks are, and prints the kNN accuracy before and after. Your own images:
+``LightlyDataset("path/to/images", transform=...)``.
 """
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
 from lightly.data import LightlyDataset
 from lightly.transforms.utils import IMAGENET_NORMALIZE
+from PIL import Image
 from pytorch_lightning import Trainer, seed_everything
-from torch.utils.data import DataLoader
+from skimage import data
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import RandomCrop
 
-from benchmarks.common.data import ImageFolder
-from benchmarks.common.encoder import SmallResNet
-from benchmarks.common.photographs import Photographs
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, NonAugmentedViewTransform
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains and evaluates as the command line says.
+class Photographs(Dataset):
+    """Random crops of photographs that scikit-image brings, and which one each is from."""
 
-    Args:
-        arguments: The command line without the program's name; None means the program's own.
+    def __init__(self, count, size=64, transform=None):
+        pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.retina()]
+        self.labels = [i % len(pictures) for i in range(count)]
+        self.crops = [RandomCrop(size)(Image.fromarray(pictures[label])) for label in self.labels]
+        self.transform = transform
 
-    Returns:
-        kNN accuracy in percent of the backbone "untrained" and "trained".
-    """
-    settings = parse_arguments(arguments)
-    seed_everything(settings.seed, workers=True)
+    def __len__(self):
+        return len(self.crops)
+
+    def __getitem__(self, index):
+        return self.transform(self.crops[index]), self.labels[index]
+
+
+def main():
+    """Trains, and says how good the features are before and after."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    settings = parser.parse_args()
+    seed_everything(0)
 
     # The first view is the image as it is, from which the representations are computed.
-    transform = MVMRTransform.cifar(settings.image_size, normalize=IMAGENET_NORMALIZE)
-    plain = NonAugmentedViewTransform(settings.image_size)
-    train = dataset("train", settings, transform)
-    loader = DataLoader(
-        train, settings.batch_size, shuffle=True, drop_last=True, num_workers=settings.num_workers
-    )
+    transform = MVMRTransform.cifar(64, normalize=IMAGENET_NORMALIZE)
+    photographs = Photographs(8 * settings.batch_size)
+    dataset = LightlyDataset.from_torch_dataset(photographs, transform=transform)
+    loader = DataLoader(dataset, settings.batch_size, shuffle=True, drop_last=True)
     # For the online kNN: the images it learns from, and those it is tested on.
+    plain = NonAugmentedViewTransform(64)
     evaluation = [
-        DataLoader(dataset(split, settings, plain), 256, num_workers=settings.num_workers)
-        for split in ("train", "test")
+        DataLoader(LightlyDataset.from_torch_dataset(Photographs(count), transform=plain), 64)
+        for count in (8 * settings.batch_size, 100)
     ]
-
-    backbone = SmallResNet()
     model = MVMR(
         settings.batch_size,
-        num_classes=len(train.dataset.classes),
+        num_classes=5,
         knn_k=20,
-        backbone=backbone,
-        feature_dim=backbone.output_dim,
+        backbone="resnet18",
         hidden_dim=512,
         output_dim=512,
         lr=2e-3,
         warmup_epochs=1,
     )
     trainer = Trainer(
-        max_epochs=settings.epochs,
-        accelerator=settings.accelerator,
+        max_steps=settings.steps,
+        max_epochs=-1,
         devices=1,
-        check_val_every_n_epoch=settings.epochs,
-        num_sanity_val_steps=0,
-        log_every_n_steps=5,
-        default_root_dir=settings.output,
         logger=False,
         enable_checkpointing=False,
     )
-    accuracy = {}
-    (metrics,) = trainer.validate(model, evaluation, verbose=False)[1:]
-    accuracy["untrained"] = 100 * metrics["val_knn_top1"]
-    trainer.fit(model, loader, evaluation)
-    accuracy["trained"] = 100 * trainer.callback_metrics["val_knn_top1"].item()
-
-    settings.output.mkdir(parents=True, exist_ok=True)
-    torch.save(backbone.state_dict(), settings.output / "backbone.pt")
-    print("\nkNN accuracy (%): " + ", ".join(f"{k} {v:.1f}" for k, v in accuracy.items()))
-    print(f"The backbone's weights are in {settings.output / 'backbone.pt'}")
-    return accuracy
-
-
-def dataset(
-    split: str, settings: argparse.Namespace, transform: Callable[[Any], Any]
-) -> LightlyDataset:
-    """Returns the folder's images, or the embedded photographs if none is given."""
-    folder = getattr(settings, split)
-    images = Photographs(split) if folder is None else ImageFolder(folder)
-    return LightlyDataset.from_torch_dataset(images, transform=transform)
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.lightly_mvmr",
-        description="Trains a small ResNet with MV-MR in lightly.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--train", type=Path, help="folder of training images, one folder a class")
-    add("--test", type=Path, help="folder of test images, with the same classes")
-    add("--image-size", type=int, default=32, help="side of the views in pixels")
-    add("--epochs", type=int, default=12, help="passes over the training images")
-    add("--batch-size", type=int, default=128, help="images a step")
-    add("--num-workers", type=int, default=0, help="processes that load images")
-    add("--accelerator", default="auto", help="Lightning's accelerator: cpu, gpu, ...")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation")
-    add("--output", type=Path, default=Path("runs/lightly_mvmr"), help="folder of the results")
-    settings = parser.parse_args(arguments)
-    if (settings.train is None) != (settings.test is None):
-        parser.error("--train and --test must be given together.")
-    return settings
+    before = trainer.validate(model, evaluation, verbose=False)[1]["val_knn_top1"]
+    trainer.fit(model, loader)
+    after = trainer.validate(model, evaluation, verbose=False)[1]["val_knn_top1"]
+    print(f"kNN accuracy: {100 * before:.1f} % before, {100 * after:.1f} % after")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,29 @@
 """MV-MR: the multi-view multi-representation loss for self-supervised learning and distillation."""
 
 from mvmr_loss._version import __version__
+from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
 from mvmr_loss.heads import MVMRProjectionHead
-from mvmr_loss.loss import MultiRepresentationRegularizer, MVMRLoss, MVMRLossComponents
-from mvmr_loss.representations import Representations, register_representation
+from mvmr_loss.loss import LossComponents, MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss.normalization import Normalization
+from mvmr_loss.representations import (
+    Representations,
+    list_representations,
+    register_representation,
+)
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
+    "LossComponents",
     "MVMRLoss",
-    "MVMRLossComponents",
     "MVMRProjectionHead",
     "MultiRepresentationRegularizer",
+    "Normalization",
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
     "__version__",
+    "list_dependence_measures",
+    "list_representations",
+    "register_dependence_measure",
     "register_representation",
 ]

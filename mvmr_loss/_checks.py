@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -150,27 +151,47 @@ def check_float_tensor(name: str, x: object) -> Tensor:
         raise TypeError(f"{name} must be a torch.Tensor but is a {type(x).__name__}.")
     if not x.is_floating_point():
         raise TypeError(
-            f"{name} must have a floating-point dtype but has {x.dtype}; "
-            f"convert it first, for example with {name}.float()."
+            f"{name} must have a floating-point dtype but has {x.dtype}; convert it first: "
+            f"{name}.float(), and images in 0..255 must be divided by 255 and normalised, too."
         )
     return x
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Raises if ``x`` holds a NaN or an infinity, where that is seen without synchronisation.
+def can_be_seen(x: Tensor) -> bool:
+    """Tells whether Python may look at a tensor's values at no cost: on a CPU, in eager mode.
 
-    On the CPU, in eager mode, the values are looked at. On an accelerator that would make the host
-    wait for the device, and under ``torch.compile`` it would break the graph: there a non-finite
-    value is left to make the result NaN.
+    On an accelerator the host would wait for the device; a compiler's graph would break; tensors on
+    the meta device, fake ones, and those that a transform of ``torch.func`` or a dispatch mode
+    follows have no values to look at.
+
+    Args:
+        x: Tensor of any shape.
+
+    Returns:
+        Whether ``x.item()`` and the like may be called.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.is_cpu
+        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises if ``x`` holds a NaN or an infinity, where its values :func:`can be seen <can_be_seen>`.
+
+    Elsewhere a non-finite value is left to make the result NaN.
 
     Args:
         name: The argument's name, for the error.
         x: Tensor of any shape.
 
     Raises:
-        ValueError: If a value is not finite and ``x`` is on the CPU in eager mode.
+        ValueError: If a value is seen that is not finite.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not can_be_seen(x):
         return
     # A sum is finite only if all terms are (an overflow is looked at again): one pass, no mask.
     if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):
@@ -190,3 +211,10 @@ def low_precision_to_float32(x: Tensor) -> Tensor:
         ``x`` in float32 or float64.
     """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which the device of ``x`` computes in the types that it is given."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mvmr_loss._checks import check_int
+
 _MASK = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
@@ -43,24 +45,9 @@ def threefry_2x32(key: tuple[int, int], counter: tuple[Tensor, Tensor]) -> tuple
     return x, y
 
 
-def check_seed(seed: object) -> int:
-    """Returns ``seed`` if it is an integer in [0, 2^64).
-
-    Args:
-        seed: The value to check.
-
-    Returns:
-        ``seed``, unchanged.
-
-    Raises:
-        TypeError: If ``seed`` is not an int.
-        ValueError: If it is out of range.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int but is a {type(seed).__name__}.")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be at least 0 and below 2**64 but is {seed}.")
-    return seed
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Returns ``seed`` as an int if it is an integer in [0, 2^64)."""
+    return check_int(name, seed, minimum=0, maximum=2**64 - 1)
 
 
 def random_bits(
@@ -81,19 +68,15 @@ def random_bits(
     Returns:
         Tensor of shape (count,), int64, with values in [0, 2^32).
 
-    Raises:
-        TypeError: If ``seed`` is not an int.
-        ValueError: If ``seed`` or ``start`` is out of range.
-
     Examples:
         >>> random_bits(0, 0, 3).tolist()
         [1797259609, 1351547692, 1688610540]
         >>> random_bits(0, 2, 1).tolist()
         [1688610540]
     """
-    check_seed(seed)
-    if isinstance(start, int) and start < 0:
-        raise ValueError(f"start must be at least 0 but is {start}.")
+    seed = check_seed(seed)
+    if not isinstance(start, Tensor):
+        start = check_int("start", start, minimum=0)
     position = torch.arange(count, device=device, dtype=torch.int64) + start
     return threefry_2x32((seed & _MASK, seed >> 32), (position & _MASK, position >> 32))[0]
 
@@ -116,10 +99,6 @@ def uniform(
 
     Returns:
         Tensor of shape (count,).
-
-    Raises:
-        TypeError: If ``seed`` is not an int.
-        ValueError: If ``seed`` or ``start`` is out of range.
 
     Examples:
         >>> uniform(0, 0, 2)
@@ -146,10 +125,6 @@ def random_signs(
 
     Returns:
         Tensor of shape (count,) of +1 and -1.
-
-    Raises:
-        TypeError: If ``seed`` is not an int.
-        ValueError: If ``seed`` or ``start`` is out of range.
 
     Examples:
         >>> random_signs(0, 0, 4)

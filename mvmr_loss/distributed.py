@@ -1,8 +1,17 @@
-"""Gathering a batch from all processes, with gradient."""
+"""A batch over several processes: gathered with gradient, its matrices shared out by rows.
+
+Each process gets the embeddings and representations of all, computes its own rows of every matrix, and
+exchanges the sums: n row means a matrix, and a few numbers. All of them get the loss of the whole
+batch. The gradient that reaches a process is the sum over processes of that loss's gradient, and the
+mean that DistributedDataParallel takes is the gradient of one process on the whole batch: nothing is to
+be multiplied by the world size.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,6 +26,35 @@ def world_size() -> int:
         1
     """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class Rows(NamedTuple):
+    """Which rows of the matrices are computed here, and how processes put theirs together.
+
+    Attributes:
+        start: The first row.
+        stop: The row after the last one; None: all rows, in one process.
+    """
+
+    start: int = 0
+    stop: int | None = None
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Returns the sum over processes, with gradient."""
+        if self.stop is None:
+            return x
+        total: Tensor = _SumOverProcesses.apply(x)
+        return total
+
+    def concatenate(self, x: Tensor) -> Tensor:
+        """Returns what the processes have of shape (K, rows) as (K, N), with gradient."""
+        if self.stop is None:
+            return x
+        whole: Tensor = _Gather.apply(x.T.contiguous())
+        return whole.T
+
+
+ALL_ROWS = Rows()
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -35,72 +73,102 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along the batch; the gradient is summed over processes and cut to the own rows."""
+    """All-gather along the batch, whose gradient is a reduce-scatter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        gathered = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(gathered, x)
-        return torch.cat(gathered)
+        whole = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+        dist.all_gather_into_tensor(whole, x)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total: Tensor = _SumOverProcesses.apply(grad)
-        return total.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
+        own: Tensor = _Scatter.apply(grad.contiguous())
+        return own
+
+
+class _Scatter(torch.autograd.Function):
+    """Sum over processes of which each keeps its own rows; the gradient is a gather."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        n = x.shape[0] // world_size()
+        if dist.get_backend() == "gloo":  # which has no reduce-scatter
+            x = x.clone()
+            dist.all_reduce(x)
+            return x[dist.get_rank() * n : (dist.get_rank() + 1) * n].clone()
+        own = x.new_empty(n, *x.shape[1:])
+        dist.reduce_scatter_tensor(own, x)
+        return own
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        whole: Tensor = _Gather.apply(grad.contiguous())
+        return whole
 
 
 class Gatherer:
-    """Gathers tensors of equal shape from all processes, with gradient.
+    """Gathers named tensors from all processes, after all have shown that theirs are alike.
 
-    Every process gets the same rows in the order of the ranks. When each then computes the same loss
-    of the whole batch, the gradient that reaches a process is the sum over processes of that loss's
-    gradient, and the mean that DistributedDataParallel takes is the gradient of one process on the
-    whole batch: nothing is to be multiplied by the world size.
-
-    Processes with different shapes would hang or mix up rows, so the shapes are exchanged first. The
-    exchange is launched at every call, but the host looks at it only on a CPU, at the first call and
-    when the own shapes have changed: of several processes that differ at least one has just changed,
-    and it says so. A steady training loop on accelerators is thus never made to wait.
+    Each process sends a digest of its tensors' names, shapes and types. On a CPU everybody compares the
+    digests in every step. On an accelerator, where looking makes the host wait, a process looks in its
+    first step and whenever its own tensors have changed, so that a steady loop never waits.
     """
 
     def __init__(self) -> None:
-        self._checked: tuple[tuple[int, ...], ...] | None = None
+        self._checked: str | None = None
 
-    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
         """Gathers each tensor along its first dimension.
 
         Args:
-            tensors: Tensors of shape (N, ...), as many in every process, all on one device.
+            tensors: Name -> tensor of shape (N, ...); the order does not matter.
 
         Returns:
-            Tensors of shape (world_size * N, ...); the same ones where there is one process.
+            Name -> tensor of shape (world_size * N, ...), and which rows are this process's; the
+            tensors themselves and all rows where there is one process.
 
         Raises:
-            ValueError: If the shapes differ between processes.
+            ValueError: If the processes' tensors differ in name, shape or type.
         """
         if world_size() == 1:
-            return tensors
-        self._check_shapes(tensors)
-        return [_Gather.apply(x.contiguous()) for x in tensors]
+            return dict(tensors), ALL_ROWS
+        self._check(tensors)
+        # By name: every process gathers in the same order.
+        gathered = {name: _Gather.apply(tensors[name].contiguous()) for name in sorted(tensors)}
+        n = next(iter(tensors.values())).shape[0]
+        start = dist.get_rank() * n
+        return {name: gathered[name] for name in tensors}, Rows(start, start + n)
 
-    def _check_shapes(self, tensors: list[Tensor]) -> None:
-        shapes = tuple(tuple(x.shape) for x in tensors)
-        device = tensors[0].device
-        # A summary of fixed size, so that it can be exchanged however the processes differ.
-        summary = [len(shapes), shapes[0][0], sum(x.numel() for x in tensors)]
-        own = torch.tensor(summary, device=device)
-        all_summaries = [torch.empty_like(own) for _ in range(world_size())]
-        dist.all_gather(all_summaries, own)
-        if device.type != "cpu" and shapes == self._checked:
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        described = "\n".join(
+            f"{name}: {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            for name, x in sorted(tensors.items())
+        )
+        device = next(iter(tensors.values())).device
+        digest = hashlib.sha256(described.encode()).digest()
+        own = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(device)
+        digests = own.new_empty(world_size() * len(own))
+        dist.all_gather_into_tensor(digests, own)
+        if device.type != "cpu" and described == self._checked:
             return
-        rows = torch.stack(all_summaries).tolist()
-        if any(row != rows[0] for row in rows):
-            raise ValueError(
-                "z, z_augmented and representations must have equal shapes in all processes when "
-                "gather_distributed=True, but the batch sizes per process are "
-                f"{[row[1] for row in rows]}, with {[row[0] for row in rows]} tensors of "
-                f"{[row[2] for row in rows]} numbers in all; use drop_last=True in the data loader "
-                "and the same representations everywhere."
-            )
-        self._checked = shapes
+        if bool((digests.view(world_size(), -1) != own).any()):
+            descriptions: list[Any] = [None] * world_size()
+            dist.all_gather_object(descriptions, described)
+            raise ValueError(_explain(descriptions))
+        self._checked = described
+
+
+def _explain(descriptions: Sequence[str]) -> str:
+    """Returns what differs between processes, in words."""
+    lines = [set(text.split("\n")) for text in descriptions]
+    everywhere = set.intersection(*lines)
+    parts = [
+        f"process {rank} has {', '.join(sorted(own - everywhere)) or 'none of these'}"
+        for rank, own in enumerate(lines)
+    ]
+    return (
+        "z, z_augmented and representations must have equal names, shapes and types in all "
+        f"processes when gather_distributed=True, but {'; '.join(parts)}. Use drop_last=True in "
+        "the data loader and the same views and representations everywhere."
+    )

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import check_finite, check_float_tensor, low_precision_to_float32
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_float_tensor,
+    check_number,
+    low_precision_to_float32,
+    without_autocast,
+)
 from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.dependence import dependence_measure as resolve_measure
-from mvmr_loss.distributed import Gatherer
+from mvmr_loss.distributed import ALL_ROWS, Gatherer, Rows
 
-# On a CPU, embeddings are read in slices that stay in the cache.
-_SLICE_ROWS = 32
+Measure = str | Mapping[str, Any] | DependenceMeasure
+Weights = float | Mapping[str, float]
+# The embeddings that meet the representations: the augmented views', as published, or all.
+RepresentationViews = Literal["augmented", "both"]
+
+# On a CPU, batches of so many numbers are read in slices of columns that stay in the cache.
+_SLICED_FROM = 2**17
 _SLICE_COLUMNS = 1024
 
 
@@ -26,7 +39,7 @@ def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
     Source: MV-MR (arXiv 2303.12130), the invariance term, as in VICReg (arXiv 2105.04906).
 
     Args:
-        z: Embeddings of the non-augmented view, shape (N, D).
+        z: Embeddings of the non-augmented view, shape (N, D). Half precision is raised to float32.
         z_augmented: Embeddings of the augmented view, shape (N, D).
 
     Returns:
@@ -36,36 +49,7 @@ def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
         >>> invariance_loss(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor(0.5000)
     """
-    loss: Tensor = _MeanSquaredError.apply(z, z_augmented)
-    return loss
-
-
-def _squared_norm(x: Tensor) -> Tensor:
-    return torch.dot(x.flatten(), x.flatten())
-
-
-class _MeanSquaredError(torch.autograd.Function):
-    """``F.mse_loss``, which is several times slower on a CPU, where it stores all the squares.
-
-    The backward is made of differentiable operations, so it can be differentiated in turn.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, z_augmented: Tensor) -> Tensor:
-        ctx.save_for_backward(z, z_augmented)
-        if torch.compiler.is_compiling() or z.device.type != "cpu":
-            return F.mse_loss(z, z_augmented)
-        parts = zip(z.split(_SLICE_ROWS), z_augmented.split(_SLICE_ROWS), strict=True)
-        return torch.stack([_squared_norm(a - b) for a, b in parts]).sum() / z.numel()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        z, z_augmented = ctx.saved_tensors
-        slope = (z - z_augmented) * (2 * grad / z.numel())
-        return (
-            slope if ctx.needs_input_grad[0] else None,
-            -slope if ctx.needs_input_grad[1] else None,
-        )
+    return F.mse_loss(low_precision_to_float32(z), low_precision_to_float32(z_augmented))
 
 
 def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
@@ -77,7 +61,7 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
     Source: MV-MR (arXiv 2303.12130), the variance term, as in VICReg (arXiv 2105.04906), eq. 1.
 
     Args:
-        z: Embeddings of one view, shape (N, D), N >= 2.
+        z: Embeddings of one view, shape (N, D), N >= 2. Half precision is raised to float32.
         margin: The standard deviation below which a coordinate is penalised.
         eps: Added to the variance.
 
@@ -88,26 +72,39 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
         >>> variance_loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))  # std 0.01 (collapsed) and 1.41
         tensor(0.4950)
     """
-    variance: Tensor = _BatchVariance.apply(z)
-    return F.relu(margin - torch.sqrt(variance + eps)).mean()
+    return F.relu(margin - torch.sqrt(batch_variance(low_precision_to_float32(z)) + eps)).mean()
 
 
-class _BatchVariance(torch.autograd.Function):
-    """``z.var(dim=0)``, which is several times slower on a CPU, where it strides through memory.
+def batch_variance(z: Tensor) -> Tensor:
+    """Computes the variance of each coordinate over the batch (divided by N - 1).
 
-    The columns are read in slices that stay in the cache. The backward is made of differentiable
-    operations, so it can be differentiated in turn.
+    Args:
+        z: Tensor of shape (N, D), N >= 2.
+
+    Returns:
+        Tensor of shape (D,).
     """
+    # Wide batches on a CPU: torch strides through memory, in up to four times the time.
+    if can_be_seen(z) and z.numel() >= _SLICED_FROM:
+        variance: Tensor = _VarianceInSlices.apply(z)
+        return variance
+    return z.var(dim=0)
+
+
+class _VarianceInSlices(torch.autograd.Function):
+    """The columns are read in slices that stay in the cache; the backward is differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        if torch.compiler.is_compiling() or z.device.type != "cpu":
-            return z.var(dim=0)
+    def forward(z: Tensor) -> Tensor:
         squares = [
             (part - part.mean(dim=0)).square().sum(dim=0) for part in z.split(_SLICE_COLUMNS, dim=1)
         ]
         return torch.cat(squares) / (len(z) - 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -115,30 +112,43 @@ class _BatchVariance(torch.autograd.Function):
         slope = 2 * grad / (len(z) - 1)
         return torch.addcmul(-slope * z.mean(dim=0), z, slope)
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        change: Tensor = ((z - z.mean(dim=0)) * tangent).sum(dim=0)
+        return 2 * change / (len(z) - 1)
 
-class MVMRLossComponents(NamedTuple):
-    """The weighted terms of the MV-MR loss; their sum is the loss.
+
+class LossComponents(NamedTuple):
+    """The terms of a loss by name, each as it is before its weight, and their weighted sum.
+
+    The names are ``invariance``, ``variance``, ``dependence`` and ``representations/NAME``. The last
+    ones, and ``dependence``, are one minus the dependence, or the dependence itself where the weight
+    is negative; 0 where it is 0.
 
     Attributes:
-        invariance: Mean squared error between the views' embeddings.
-        variance: Hinge on the standard deviation of each coordinate, of both views.
-        dependence: One minus the dependence between the views' embeddings.
-        representations: One minus the dependence between the augmented view's embeddings and each
-            representation, by name.
+        total: The loss: the sum of each term times its weight.
+        terms: Name -> scalar tensor.
+        weights: Name -> the magnitude of the weight.
     """
 
-    invariance: Tensor
-    variance: Tensor
-    dependence: Tensor
-    representations: dict[str, Tensor]
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
 
-    @property
-    def total(self) -> Tensor:
-        """The loss: the sum of all terms."""
-        total = self.invariance + self.variance + self.dependence
-        for term in self.representations.values():
-            total = total + term
-        return total
+    def as_dict(self, prefix: str = "", *, weighted: bool = True) -> dict[str, Tensor]:
+        """Returns the loss and its terms flat and by name, as loggers want them.
+
+        Args:
+            prefix: Put before each name.
+            weighted: Whether each term is multiplied by its weight, so that they add up to the loss.
+
+        Returns:
+            ``loss`` and the names of the terms -> scalar tensor.
+        """
+        scales = self.weights if weighted else dict.fromkeys(self.terms, 1.0)
+        named = {prefix + name: scales[name] * term for name, term in self.terms.items()}
+        return {f"{prefix}loss": self.total, **named}
 
 
 class MultiRepresentationRegularizer(nn.Module):
@@ -152,14 +162,14 @@ class MultiRepresentationRegularizer(nn.Module):
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
 
     Args:
-        weights: One weight for all representations, or one a name. Signed; 0 leaves a term out.
-        dependence_measure: A name (see :func:`mvmr_loss.dependence.dependence_measure`) or a
-            :class:`~mvmr_loss.dependence.DependenceMeasure`.
+        weights: One weight for all representations, or one per name. Signed; 0 leaves a term out.
+        dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
+            :func:`mvmr_loss.dependence.dependence_measure`.
         gather_distributed: If True, embeddings and representations of all processes are gathered,
-            with gradient. No effect where no process group is initialised.
+            with gradient, by their names. No effect where no process group is initialised.
 
     Raises:
-        TypeError: If a weight is not a number or the measure is neither a name nor a measure.
+        TypeError: If a weight is not a number or the measure is of no known form.
         ValueError: If a weight is not finite or the measure's name is unknown.
 
     Examples:
@@ -175,16 +185,20 @@ class MultiRepresentationRegularizer(nn.Module):
 
     def __init__(
         self,
-        weights: float | Mapping[str, float] = 1.0,
+        weights: Weights = 1.0,
         *,
-        dependence_measure: str | DependenceMeasure = "distance_correlation",
+        dependence_measure: Measure = "distance_correlation",
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.weights = _check_weights("weights", weights)
         self.measure = resolve_measure(dependence_measure)
-        self.gather_distributed = gather_distributed
+        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self._gather = Gatherer()
+
+    def extra_repr(self) -> str:
+        """Returns the arguments, for printing."""
+        return f"weights={self.weights}, gather_distributed={self.gather_distributed}"
 
     def forward(
         self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
@@ -203,59 +217,34 @@ class MultiRepresentationRegularizer(nn.Module):
             TypeError: If an input is not a floating-point tensor or ``representations`` no mapping.
             ValueError: If shapes or names do not fit, or, on a CPU, a value is not finite.
         """
-        terms = self.forward_components(embeddings, representations)
-        return torch.stack(list(terms.values())).sum()
+        return self.forward_components(embeddings, representations).total
 
     def forward_components(
         self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Computes each weighted representation term.
+    ) -> LossComponents:
+        """Computes each representation term.
 
         Args:
             embeddings: As in :meth:`forward`.
             representations: As in :meth:`forward`.
 
         Returns:
-            Name -> scalar tensor.
-
-        Raises:
-            TypeError: As in :meth:`forward`.
-            ValueError: As in :meth:`forward`.
+            The terms and their weighted sum.
         """
         views = _check_views("embeddings", embeddings)
-        checked = _check_representations(representations, views[0], self.weights)
-        if not checked:
+        features = _check_representations(representations, views[0], self.weights)
+        if not features:
             raise ValueError("representations must not be empty but is {}.")
+        rows = ALL_ROWS
         if self.gather_distributed:
-            views, checked = _gather(self._gather, views, checked)
+            views, features, rows = _gather(self._gather, views, features)
         _check_batch("embeddings", views[0], self.measure)
-        with torch.autocast(views[0].device.type, enabled=False):
-            return self.terms([self.measure.center(z, "embeddings") for z in views], checked)
-
-    def terms(
-        self, centered_embeddings: Sequence[Tensor], representations: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Computes each weighted term from embeddings whose matrices are already centred.
-
-        Args:
-            centered_embeddings: A matrix of shape (N, N) a view, from the measure's ``center``.
-            representations: Name -> tensor of shape (N, ...).
-
-        Returns:
-            Name -> scalar tensor.
-        """
-        terms = {}
-        for name, y in representations.items():
-            weight = self.weights[name] if isinstance(self.weights, Mapping) else self.weights
-            if weight == 0:
-                terms[name] = centered_embeddings[0].new_zeros(())
-                continue
-            b = self.measure.center(y, f"representations[{name!r}]")
-            dependence = _mean(
-                [self.measure.compare(a, b.to(a.dtype)) for a in centered_embeddings]
+        weights = _weights_by_term(self.weights, features)
+        met = _meetings(features, range(len(views)))
+        with without_autocast(views[0]):
+            return _weighted(
+                {}, _dependence_terms(self.measure, views, features, met, weights, rows), weights
             )
-            terms[name] = _signed_term(weight, dependence)
-        return terms
 
 
 class MVMRLoss(nn.Module):
@@ -274,7 +263,7 @@ class MVMRLoss(nn.Module):
     mean over the views. ``dependence_weight`` and the representations' weights are signed: a negative
     weight rewards independence by adding ``|w| dCor``.
 
-    Everything is computed in float32 (float64 for float64 input), also under autocast.
+    Everything is computed in float32 or better (float64 for float64 input), also under autocast.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -282,18 +271,23 @@ class MVMRLoss(nn.Module):
         invariance_weight: Weight of the invariance term, at least 0.
         variance_weight: Weight of the variance term, at least 0.
         dependence_weight: Weight of the dependence between the views, signed.
-        representation_weights: One weight for all representations, or one a name; signed.
+        representation_weights: One weight for all representations, or one per name; signed.
+        representation_views: Which embeddings meet the representations: the "augmented" views', as
+            published, or "both", those of the non-augmented view too; each term is the mean.
         variance_margin: Standard deviation below which a coordinate is penalised.
-        dependence_measure: A name (see :func:`mvmr_loss.dependence.dependence_measure`) or a
-            :class:`~mvmr_loss.dependence.DependenceMeasure`.
+        dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
+            :func:`mvmr_loss.dependence.dependence_measure`.
         gather_distributed: If True, embeddings and representations of all processes are gathered,
-            with gradient, and the loss is that of the whole batch. Leave it to
-            DistributedDataParallel to average the gradients; do not multiply by the world size. No
+            with gradient, and the loss is that of the whole batch; each process computes its own
+            rows of the matrices. Leave it to DistributedDataParallel to average the gradients; do
+            not multiply by the world size. Every process must call the loss equally often with
+            batches of one size (``drop_last=True``): ``DDP.join()``, which lets some processes stop
+            before others, does not know of the exchange and would leave the others waiting. No
             effect where no process group is initialised.
         eps: Added to the variance inside the standard deviation.
 
     Raises:
-        TypeError: If a weight is not a number or the measure is neither a name nor a measure.
+        TypeError: If a weight is not a number or the measure is of no known form.
         ValueError: If a weight is out of range or the measure's name is unknown.
 
     Examples:
@@ -304,8 +298,8 @@ class MVMRLoss(nn.Module):
         >>> criterion = MVMRLoss()
         >>> loss = criterion(z, z_augmented, {"pixels": images})
         >>> components = criterion.forward_components(z, z_augmented, {"pixels": images})
-        >>> sorted(components.representations), bool(loss == components.total)
-        (['pixels'], True)
+        >>> bool(loss == components.total), list(components.as_dict("train/"))[-1]
+        (True, 'train/representations/pixels')
     """
 
     def __init__(
@@ -314,24 +308,37 @@ class MVMRLoss(nn.Module):
         invariance_weight: float = 1.0,
         variance_weight: float = 1.0,
         dependence_weight: float = 1.0,
-        representation_weights: float | Mapping[str, float] = 1.0,
+        representation_weights: Weights = 1.0,
+        representation_views: RepresentationViews = "augmented",
         variance_margin: float = 1.0,
-        dependence_measure: str | DependenceMeasure = "distance_correlation",
+        dependence_measure: Measure = "distance_correlation",
         gather_distributed: bool = False,
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.invariance_weight = _check_number("invariance_weight", invariance_weight, minimum=0.0)
-        self.variance_weight = _check_number("variance_weight", variance_weight, minimum=0.0)
-        self.dependence_weight = _check_number("dependence_weight", dependence_weight)
-        self.variance_margin = _check_number("variance_margin", variance_margin, minimum=0.0)
-        self.eps = _check_number("eps", eps, minimum=0.0)
-        _check_weights("representation_weights", representation_weights)
-        self.regularizer = MultiRepresentationRegularizer(
-            representation_weights, dependence_measure=dependence_measure
+        self.invariance_weight = check_number("invariance_weight", invariance_weight, minimum=0)
+        self.variance_weight = check_number("variance_weight", variance_weight, minimum=0)
+        self.dependence_weight = check_number("dependence_weight", dependence_weight)
+        self.representation_weights = _check_weights(
+            "representation_weights", representation_weights
         )
-        self.gather_distributed = gather_distributed
+        self.representation_views = check_choice(
+            "representation_views", representation_views, ("augmented", "both")
+        )
+        self.variance_margin = check_number("variance_margin", variance_margin, minimum=0)
+        self.eps = check_number("eps", eps, minimum=0)
+        self.measure = resolve_measure(dependence_measure)
+        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self._gather = Gatherer()
+
+    def extra_repr(self) -> str:
+        """Returns the arguments, for printing."""
+        names = (
+            *("invariance_weight", "variance_weight", "dependence_weight"),
+            *("representation_weights", "representation_views", "variance_margin"),
+            *("gather_distributed", "eps"),
+        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
         self,
@@ -352,7 +359,7 @@ class MVMRLoss(nn.Module):
 
         Raises:
             TypeError: If an input is not a floating-point tensor or ``representations`` no mapping.
-            ValueError: If shapes or names do not fit, the batch is too small, the processes' shapes
+            ValueError: If shapes or names do not fit, the batch is too small, the processes' tensors
                 differ, or, on a CPU, a value is not finite.
         """
         return self.forward_components(z, z_augmented, representations).total
@@ -362,8 +369,8 @@ class MVMRLoss(nn.Module):
         z: Tensor,
         z_augmented: Tensor | Sequence[Tensor],
         representations: Mapping[str, Tensor] | None = None,
-    ) -> MVMRLossComponents:
-        """Computes each weighted term of the loss.
+    ) -> LossComponents:
+        """Computes each term of the loss.
 
         Args:
             z: As in :meth:`forward`.
@@ -371,39 +378,83 @@ class MVMRLoss(nn.Module):
             representations: As in :meth:`forward`.
 
         Returns:
-            The weighted terms, whose sum is the loss.
-
-        Raises:
-            TypeError: As in :meth:`forward`.
-            ValueError: As in :meth:`forward`.
+            The terms and their weighted sum.
         """
-        (z,) = _check_views("z", check_float_tensor("z", z))
-        views = _check_views("z_augmented", z_augmented, like=z)
-        measure = self.regularizer.measure
-        checked = _check_representations(
-            {} if representations is None else representations, z, self.regularizer.weights
+        views = _check_views("z_augmented", z_augmented, z)
+        features = _check_representations(
+            {} if representations is None else representations, z, self.representation_weights
         )
+        rows = ALL_ROWS
         if self.gather_distributed:
-            (z, *views), checked = _gather(self._gather, [z, *views], checked)
-        _check_batch("z", z, measure)
-        with torch.autocast(z.device.type, enabled=False):
-            z, *views = [low_precision_to_float32(v) for v in (z, *views)]
-            variance = variance_loss(z, self.variance_margin, self.eps) + _mean(
-                [variance_loss(v, self.variance_margin, self.eps) for v in views]
+            views, features, rows = _gather(self._gather, views, features)
+        _check_batch("z", views[0], self.measure)
+        weights = {
+            "invariance": self.invariance_weight,
+            "variance": self.variance_weight,
+            "dependence": self.dependence_weight,
+            **_weights_by_term(self.representation_weights, features),
+        }
+        augmented = range(1, len(views))
+        meeting = range(len(views)) if self.representation_views == "both" else augmented
+        met: _Meetings = {"dependence": [(0, i) for i in augmented]}
+        met |= _meetings(features, meeting)
+        with without_autocast(z):
+            z, *others = views = [low_precision_to_float32(view) for view in views]
+            spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
+            terms = {
+                "invariance": _mean([invariance_loss(z, view) for view in others]),
+                "variance": spread[0] + _mean(spread[1:]),
+            }
+            return _weighted(
+                terms, _dependence_terms(self.measure, views, features, met, weights, rows), weights
             )
-            # Each matrix is made once and met by all the others.
-            centered_views = [measure.center(v, "z_augmented") for v in views]
-            if self.dependence_weight == 0:
-                dependence = z.new_zeros(())
-            else:
-                centered_z = measure.center(z, "z")
-                dependence = _mean([measure.compare(centered_z, v) for v in centered_views])
-            return MVMRLossComponents(
-                invariance=self.invariance_weight * _mean([invariance_loss(z, v) for v in views]),
-                variance=self.variance_weight * variance,
-                dependence=_signed_term(self.dependence_weight, dependence),
-                representations=self.regularizer.terms(centered_views, checked),
-            )
+
+
+# Term -> which embeddings, by their places, meet which others or which representations, by name.
+_Meetings = dict[str, list[tuple[int, int | str]]]
+
+
+def _meetings(features: Mapping[str, Tensor], views: Sequence[int]) -> _Meetings:
+    """Returns which embeddings meet each representation."""
+    return {f"representations/{name}": [(i, name) for i in views] for name in features}
+
+
+def _dependence_terms(
+    measure: DependenceMeasure,
+    views: Sequence[Tensor],
+    features: Mapping[str, Tensor],
+    met: _Meetings,
+    weights: Mapping[str, float],
+    rows: Rows,
+) -> dict[str, Tensor]:
+    """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
+
+    Each matrix is made once and met by all the others.
+    """
+    wanted = {name: pairs for name, pairs in met.items() if weights[name] != 0}
+    terms = {name: views[0].new_zeros(()) for name in met}
+    if not wanted:
+        return terms
+    sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
+    keys = [key for key in (*range(len(views)), *features) if key in sides]
+    batches = [views[k] if isinstance(k, int) else features[k].flatten(1) for k in keys]
+    place = {key: i for i, key in enumerate(keys)}
+    pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
+    values = measure.compare(batches, pairs, rows).to(views[0].dtype)
+    parts = values.split([len(pairs) for pairs in wanted.values()])
+    for name, part in zip(wanted, parts, strict=True):
+        terms[name] = 1 - part.mean() if weights[name] > 0 else part.mean()
+    return terms
+
+
+def _weighted(
+    terms: dict[str, Tensor], others: dict[str, Tensor], weights: Mapping[str, float]
+) -> LossComponents:
+    """Returns all terms and their weighted sum."""
+    terms = {**terms, **others}
+    magnitudes = {name: abs(weight) for name, weight in weights.items()}
+    total = torch.stack([magnitudes[name] * term for name, term in terms.items()]).sum()
+    return LossComponents(total, terms, magnitudes)
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:
@@ -411,32 +462,30 @@ def _mean(terms: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(terms)).mean()
 
 
-def _signed_term(weight: float, dependence: Tensor) -> Tensor:
-    """Returns the term that rewards dependence for a positive weight, independence for a negative."""
-    return weight * (1 - dependence) if weight >= 0 else -weight * dependence
+def _weights_by_term(
+    weights: float | dict[str, float], features: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Returns the weight of each representation's term."""
+    return {
+        f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
+        for name in features
+    }
 
 
-def _check_number(name: str, value: float, minimum: float = -math.inf) -> float:
-    """Returns a weight or margin as a float after checking it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number but is a {type(value).__name__}.")
-    if not math.isfinite(value) or value < minimum:
-        needed = "finite" if minimum == -math.inf else f"finite and at least {minimum:g}"
-        raise ValueError(f"{name} must be {needed} but is {value}.")
-    return float(value)
-
-
-def _check_weights(name: str, weights: float | Mapping[str, float]) -> float | dict[str, float]:
-    """Returns one weight, or a weight a representation, as floats after checking them."""
+def _check_weights(name: str, weights: Any) -> float | dict[str, float]:
+    """Returns one weight, or a weight per representation, as floats after checking them."""
     if isinstance(weights, Mapping):
-        return {key: _check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
-    return _check_number(name, weights)
+        return {key: check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
+    if isinstance(weights, Sequence) and not isinstance(weights, str):
+        raise TypeError(
+            f"{name} must be a number or a mapping from the representations' names to numbers but "
+            f"is a {type(weights).__name__}; for example {{'pixels': 1.0, 'hog': 0.5}}."
+        )
+    return check_number(name, weights)
 
 
-def _check_views(
-    name: str, views: Tensor | Sequence[Tensor], like: Tensor | None = None
-) -> list[Tensor]:
-    """Returns embeddings of one or several views as a list after checking them."""
+def _check_views(name: str, views: Any, z: Tensor | None = None) -> list[Tensor]:
+    """Returns the embeddings of all views, ``z``'s first if given, after checking them."""
     if isinstance(views, Tensor):
         views = [views]
     elif not isinstance(views, Sequence) or isinstance(views, str):
@@ -445,31 +494,34 @@ def _check_views(
         )
     if not views:
         raise ValueError(f"{name} must not be empty but is [].")
-    for i, view in enumerate(views):
-        label = name if len(views) == 1 else f"{name}[{i}]"
+    labels = [name] if len(views) == 1 else [f"{name}[{i}]" for i in range(len(views))]
+    named = list(zip(labels, views, strict=True))
+    if z is not None:
+        named.insert(0, ("z", z))
+    for label, view in named:
         check_float_tensor(label, view)
         if view.ndim != 2 or view.shape[1] == 0:
             raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        reference = views[0] if like is None else like
+        reference = named[0][1]
         if view.shape != reference.shape:
             raise ValueError(
                 f"{label} must have the same shape as the other embeddings, "
                 f"{tuple(reference.shape)}, but has shape {tuple(view.shape)}."
             )
         check_finite(label, view)
-    return list(views)
+    return [view for _, view in named]
 
 
 def _check_representations(
-    representations: Mapping[str, Tensor], embeddings: Tensor, weights: float | Mapping[str, float]
+    representations: Any, embeddings: Tensor, weights: float | dict[str, float]
 ) -> dict[str, Tensor]:
-    """Returns the representations after checking names, batch size and device."""
+    """Returns the representations after checking names, batch size, device and values."""
     if not isinstance(representations, Mapping):
         raise TypeError(
             "representations must be a mapping from name to tensor "
             f"but is a {type(representations).__name__}."
         )
-    if isinstance(weights, Mapping) and set(weights) != set(representations) and representations:
+    if isinstance(weights, dict) and set(weights) != set(representations) and representations:
         raise ValueError(
             "representations and their weights must have the same names but are "
             f"{sorted(representations)} and {sorted(weights)}."
@@ -486,6 +538,7 @@ def _check_representations(
             raise ValueError(
                 f"{label} must be on {embeddings.device} like the embeddings but is on {y.device}."
             )
+        check_finite(label, y)
     return dict(representations)
 
 
@@ -494,13 +547,19 @@ def _check_batch(name: str, embeddings: Tensor, measure: DependenceMeasure) -> N
     if len(embeddings) < measure.min_samples:
         raise ValueError(
             f"{name} must have at least {measure.min_samples} samples for "
-            f"{type(measure).__name__} but has {len(embeddings)}; use a larger batch."
+            f"{getattr(measure, 'name', type(measure).__name__)} but has {len(embeddings)}; use a "
+            "larger batch."
         )
 
 
 def _gather(
-    gatherer: Gatherer, views: list[Tensor], representations: dict[str, Tensor]
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Returns the views and representations of all processes."""
-    gathered = gatherer([*views, *representations.values()])
-    return gathered[: len(views)], dict(zip(representations, gathered[len(views) :], strict=True))
+    gatherer: Gatherer, views: list[Tensor], features: dict[str, Tensor]
+) -> tuple[list[Tensor], dict[str, Tensor], Rows]:
+    """Returns the views and representations of all processes, and which rows are this one's."""
+    labels = ["z", *(f"z_augmented[{i}]" for i in range(len(views) - 1))]
+    named = dict(zip(labels, views, strict=True))
+    named |= {f"representations[{name!r}]": y for name, y in features.items()}
+    gathered, rows = gatherer(named)
+    # In one order everywhere: sums of all terms are exchanged together.
+    whole = {name: gathered[f"representations[{name!r}]"] for name in sorted(features)}
+    return [gathered[label] for label in labels], whole, rows

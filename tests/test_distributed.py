@@ -11,9 +11,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
-from mvmr_loss.distributed import Gatherer, world_size
+from mvmr_loss.dependence import list_dependence_measures
+from mvmr_loss.distributed import ALL_ROWS, Gatherer, world_size
 
 BATCH, WIDTH = 6, 5
+BLOCKS = {"name": "u_distance_correlation_sqr", "block_size": 4}
+# Tested elsewhere, or registered by other tests.
+OTHERS = ("distance_correlation", "mean_product")
 
 
 def network():
@@ -70,31 +74,85 @@ def check_double_backward(rank, processes):
     z = shard(x, rank).clone().requires_grad_()
     first = torch.autograd.grad(criterion(z, shard(v, rank)), z, create_graph=True)[0]
     second = torch.autograd.grad(first.square().sum(), z)[0]
-    assert torch.isfinite(second).all()
-    assert second.abs().sum() > 0
+    whole = x.clone().requires_grad_()
+    first = torch.autograd.grad(MVMRLoss()(whole, v), whole, create_graph=True)[0]
+    expected = torch.autograd.grad(first.square().sum(), whole)[0]
+    # Each derivative is the sum over processes that compute one loss; the squares bring another one.
+    torch.testing.assert_close(second / processes**2, shard(expected, rank), rtol=1e-4, atol=1e-6)
 
 
-def check_unequal_batches(rank, processes):
-    x, v, _ = data(processes)
-    n = BATCH - rank
-    with pytest.raises(ValueError, match=r"batch sizes per process are \[6, 5\].*drop_last=True"):
-        MVMRLoss(gather_distributed=True)(shard(x, rank)[:n], shard(v, rank)[:n])
+DIFFERENT = {
+    "batch sizes": lambda x, v, ys, rank: (x[rank:], v[rank:], {}),
+    "names": lambda x, v, ys, rank: (x, v, {"ab"[rank]: ys["a"]}),
+    "widths of equal totals": lambda x, v, ys, rank: (
+        x,
+        v,
+        {"a": x[:, : 3 + rank], "b": x[:, : 4 - rank]},
+    ),
+    "shapes of equal totals": lambda x, v, ys, rank: (
+        x,
+        v,
+        {"a": ys["a"].reshape(len(x), 3, 4) if rank else ys["a"].reshape(len(x), 12)},
+    ),
+    "types": lambda x, v, ys, rank: (x, v, {"a": ys["a"].double() if rank else ys["a"]}),
+    "type of embeddings": lambda x, v, ys, rank: (
+        (x.double(), v.double(), {}) if rank else (x, v, {})
+    ),
+    "views": lambda x, v, ys, rank: (x, [v] * (1 + rank), {}),
+    "presence": lambda x, v, ys, rank: (x, v, ys if rank else None),
+    "widths of embeddings": lambda x, v, ys, rank: (x[:, rank:], v[:, rank:], {}),
+}
 
 
-def check_a_last_batch_that_differs(rank, processes):
-    x, v, _ = data(processes)
-    criterion = MVMRLoss(gather_distributed=True)
-    criterion(shard(x, rank), shard(v, rank))
-    n = BATCH - rank
-    with pytest.raises(ValueError, match="equal shapes in all processes"):
-        criterion(shard(x, rank)[:n], shard(v, rank)[:n])
-
-
-def check_different_representations(rank, processes):
+def check_different_tensors(rank, processes, kind):
+    """Every process gets the error, in the first step or after one that was in order."""
     x, v, ys = data(processes)
-    some = {k: shard(y, rank) for k, y in list(ys.items())[: rank + 1]}
-    with pytest.raises(ValueError, match=r"with \[3, 4\] tensors"):
-        MVMRLoss(gather_distributed=True)(shard(x, rank), shard(v, rank), some)
+    x, v, ys = shard(x, rank), shard(v, rank), {k: shard(y, rank) for k, y in ys.items()}
+    for steps_before in (0, 1):
+        criterion = MVMRLoss(gather_distributed=True)
+        for _ in range(steps_before):
+            criterion(x, v, ys)
+        with pytest.raises(ValueError, match="equal names, shapes and types in all processes") as e:
+            criterion(*DIFFERENT[kind](x, v, ys, rank))
+        assert "process 0 has" in str(e.value)
+        assert "process 1 has" in str(e.value)
+        assert torch.isfinite(criterion(x, v, ys))
+
+
+def check_another_order(rank, processes):
+    """Names of a set come in another order in each process."""
+    x, v, ys = data(processes)
+    z = shard(x, rank).clone().requires_grad_()
+    own = {k: shard(y, rank) for k, y in (reversed(ys.items()) if rank else ys.items())}
+    ys = {"a": ys["a"], "b": ys["b"]}
+    loss = MVMRLoss(gather_distributed=True)(z, shard(v, rank), own)
+    whole = x.clone().requires_grad_()
+    expected = MVMRLoss()(whole, v, ys)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    expected.backward()
+    # The mean over processes is what DistributedDataParallel takes.
+    torch.testing.assert_close(z.grad / processes, shard(whole.grad, rank), rtol=1e-4, atol=1e-7)
+
+
+def check_share_of_the_work(rank, processes):
+    """A process computes its own rows of the matrices, and holds no others."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(criterion, *arguments):
+        with FlopCounterMode(display=False) as counter:
+            criterion(*arguments).backward()
+        return counter.get_total_flops()
+
+    x, v, ys = (t.double() if isinstance(t, torch.Tensor) else t for t in data(processes))
+    ys = {k: y.double() for k, y in ys.items()}
+    own = [shard(t, rank).clone().requires_grad_() for t in (x, v)]
+    mine = flops(
+        MVMRLoss(gather_distributed=True), *own, {k: shard(y, rank) for k, y in ys.items()}
+    )
+    whole = flops(MVMRLoss(), x.requires_grad_(), v.requires_grad_(), ys)
+    # One product forward; backward one of a symmetric matrix in one process, two of rows otherwise.
+    assert 0 < mine <= 1.5 * whole / processes
 
 
 def check_small_local_batches(rank, processes):
@@ -153,21 +211,28 @@ def run(processes, tmp_path, check, *arguments):
     assert [worker.exitcode for worker in workers] == [0] * processes
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize(
-    "kind", ["distance_correlation", "u_distance_correlation_sqr", "debiased_cka", "regularizer"]
-)
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_what_differs_is_told_to_every_process(tmp_path, kind):
+    run(2, tmp_path, check_different_tensors, kind)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["distance_correlation", BLOCKS, "regularizer"])
 def test_equals_one_process_on_the_whole_batch(tmp_path, processes, kind):
     run(processes, tmp_path, check_equals_whole_batch, kind)
+
+
+@pytest.mark.parametrize("kind", [m for m in list_dependence_measures() if m not in OTHERS])
+def test_every_measure_equals_one_process(tmp_path, kind):
+    run(2, tmp_path, check_equals_whole_batch, kind)
 
 
 @pytest.mark.parametrize(
     "check",
     [
         check_double_backward,
-        check_unequal_batches,
-        check_a_last_batch_that_differs,
-        check_different_representations,
+        check_another_order,
+        check_share_of_the_work,
         check_small_local_batches,
     ],
 )
@@ -177,8 +242,10 @@ def test_two_processes(tmp_path, check):
 
 def test_without_process_group_is_a_no_op():
     x, v, ys = data(1)
-    tensors = [x, v]
-    assert Gatherer()(tensors) is tensors
+    tensors = {"z": x, "v": v}
+    gathered, rows = Gatherer()(tensors)
+    assert gathered["z"] is x
+    assert rows == ALL_ROWS
     torch.testing.assert_close(
         MVMRLoss(gather_distributed=True)(x, v, ys), MVMRLoss()(x, v, ys), rtol=0, atol=0
     )

@@ -8,7 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
-from mvmr_loss.dependence import distance_correlation, u_distance_correlation_sqr
+from mvmr_loss.dependence import (
+    dependence_measure,
+    distance_correlation,
+    matrices,
+    u_distance_correlation_sqr,
+)
 from mvmr_loss.loss import invariance_loss, variance_loss
 
 MEASURES = [
@@ -84,18 +89,26 @@ class TestValue:
             representation_weights=weights,
         ).forward_components(*batch)
         plain = MVMRLoss().forward_components(*batch)
-        torch.testing.assert_close(weighted.invariance, 2 * plain.invariance)
-        torch.testing.assert_close(weighted.variance, 3 * plain.variance)
-        torch.testing.assert_close(weighted.dependence, 4 * plain.dependence)
-        for name, weight in weights.items():
+        for name, weight in {
+            "invariance": 2.0,
+            "variance": 3.0,
+            "dependence": 4.0,
+            "representations/pixels": 0.5,
+            "representations/hog": 3.0,
+        }.items():
+            torch.testing.assert_close(weighted.terms[name], plain.terms[name])
+            torch.testing.assert_close(weighted.as_dict()[name], weight * plain.terms[name])
+            assert weighted.weights[name] == weight
             torch.testing.assert_close(
-                weighted.representations[name], weight * plain.representations[name]
+                weighted.as_dict("a/", weighted=False)[f"a/{name}"], plain.terms[name]
             )
 
     def test_a_negative_weight_is_the_releases_sign(self, batch):
         z, v, ys = batch
-        term = MVMRLoss(representation_weights=-2.0).forward_components(z, v, ys).representations
-        torch.testing.assert_close(term["hog"], 2 * distance_correlation(v, ys["hog"]))
+        terms = MVMRLoss(representation_weights=-2.0).forward_components(z, v, ys).as_dict()
+        torch.testing.assert_close(
+            terms["representations/hog"], 2 * distance_correlation(v, ys["hog"])
+        )
         torch.testing.assert_close(
             MVMRLoss(representation_weights=-1.0)(*batch).double(),
             reference_loss(*batch, weights=-1.0),
@@ -108,20 +121,18 @@ class TestValue:
         z = z.requires_grad_()
         loss = MVMRLoss(dependence_weight=0.0, representation_weights=0.0)
         components = loss.forward_components(*batch)
-        assert components.dependence == 0
-        assert components.representations == {"pixels": 0, "hog": 0}
-        torch.testing.assert_close(components.total, components.invariance + components.variance)
+        for name in ("dependence", "representations/pixels", "representations/hog"):
+            assert components.terms[name] == 0
+        torch.testing.assert_close(
+            components.total, components.terms["invariance"] + components.terms["variance"]
+        )
 
     def test_components_sum_to_the_scalar(self, batch):
         components = MVMRLoss().forward_components(*batch)
-        assert list(components.representations) == ["pixels", "hog"]
-        total = (
-            components.invariance
-            + components.variance
-            + components.dependence
-            + sum(components.representations.values())
-        )
-        torch.testing.assert_close(total, MVMRLoss()(*batch))
+        assert list(components.terms)[3:] == ["representations/pixels", "representations/hog"]
+        named = components.as_dict()
+        torch.testing.assert_close(named.pop("loss"), MVMRLoss()(*batch))
+        torch.testing.assert_close(sum(named.values()), MVMRLoss()(*batch))
         torch.testing.assert_close(components.total, MVMRLoss()(*batch))
 
     @pytest.mark.parametrize("representations", [None, {}])
@@ -133,32 +144,26 @@ class TestValue:
 
     def test_several_views_are_averaged(self, batch):
         z, v, ys = batch
-        other = v.flip(1)
-        one, two = (
-            MVMRLoss().forward_components(z, v, ys),
-            MVMRLoss().forward_components(z, other, ys),
-        )
-        both = MVMRLoss().forward_components(z, [v, other], ys)
-        torch.testing.assert_close(both.invariance, (one.invariance + two.invariance) / 2)
-        torch.testing.assert_close(both.variance, (one.variance + two.variance) / 2)
-        torch.testing.assert_close(both.dependence, (one.dependence + two.dependence) / 2)
-        torch.testing.assert_close(
-            both.representations["hog"],
-            (one.representations["hog"] + two.representations["hog"]) / 2,
-        )
+        # Not one that keeps the distances, as a flip or a rotation would.
+        other = v.roll(1, dims=0) + 0.3 * v.square()
+        alone = [MVMRLoss().forward_components(z, view, ys).terms for view in (v, other)]
+        both = MVMRLoss().forward_components(z, [v, other], ys).terms
+        for name, term in both.items():
+            torch.testing.assert_close(term, (alone[0][name] + alone[1][name]) / 2)
+            assert (alone[0][name] - alone[1][name]).abs() > 1e-3
         torch.testing.assert_close(MVMRLoss()(z, [v], ys), MVMRLoss()(z, v, ys))
 
     def test_perfect_agreement(self):
         z = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)) * 3
         components = MVMRLoss().forward_components(z, z, {"itself": 5 * z + 1})
-        assert components.invariance == 0
-        assert components.variance == 0
-        assert components.dependence.abs() < 1e-6
-        assert components.representations["itself"].abs() < 1e-5
+        assert components.terms["invariance"] == 0
+        assert components.terms["variance"] == 0
+        assert components.terms["dependence"].abs() < 1e-6
+        assert components.terms["representations/itself"].abs() < 1e-5
 
     def test_margin(self, batch):
         z, v, _ = batch
-        assert MVMRLoss(variance_margin=0.0).forward_components(z, v).variance == 0
+        assert MVMRLoss(variance_margin=0.0).forward_components(z, v).terms["variance"] == 0
         torch.testing.assert_close(
             MVMRLoss(variance_margin=2.5)(z, v).double(),
             reference_loss(z, v, {}, margin=2.5),
@@ -171,37 +176,32 @@ class TestValue:
         criterion = MVMRLoss(dependence_measure=measure)
         components = criterion.forward_components(*batch)
         z, v, ys = batch
-        expected = 1 - criterion.regularizer.measure(v, ys["hog"])
-        torch.testing.assert_close(components.representations["hog"], expected)
+        expected = 1 - criterion.measure(v, ys["hog"])
+        torch.testing.assert_close(components.terms["representations/hog"], expected)
 
     def test_a_measure_as_object(self, batch):
-        from mvmr_loss.dependence import UDistanceCorrelationSqr
-
         z, v, ys = batch
-        actual = MVMRLoss(dependence_measure=UDistanceCorrelationSqr()).forward_components(*batch)
+        actual = MVMRLoss(
+            dependence_measure=dependence_measure("u_distance_correlation_sqr")
+        ).forward_components(*batch)
         torch.testing.assert_close(
-            actual.representations["hog"], 1 - u_distance_correlation_sqr(v, ys["hog"])
+            actual.terms["representations/hog"], 1 - u_distance_correlation_sqr(v, ys["hog"])
         )
 
 
 class TestCost:
     def test_each_matrix_is_made_once(self, batch, monkeypatch):
-        criterion = MVMRLoss()
-        measure, centered = criterion.regularizer.measure, []
-        plain = measure.center
+        made = []
+        plain = matrices._distances_on_cpu
 
-        def counted(x, name="x"):
-            centered.append(name)
-            return plain(x, name)
+        def counted(x):
+            made.append(x.shape[1])
+            return plain(x)
 
-        monkeypatch.setattr(measure, "center", counted)
-        criterion(*batch)
-        assert sorted(centered) == [
-            "representations['hog']",
-            "representations['pixels']",
-            "z",
-            "z_augmented",
-        ]
+        monkeypatch.setattr(matrices, "_distances_on_cpu", counted)
+        z, v, ys = batch
+        MVMRLoss(representation_views="both")(z, [v, 2 * v], ys)
+        assert sorted(made) == sorted([*[z.shape[1]] * 3, *(y[0].numel() for y in ys.values())])
 
 
 class TestGradient:
@@ -241,7 +241,8 @@ class TestGradient:
         z, v = (z * scale).requires_grad_(), (v * scale).requires_grad_()
         criterion = MVMRLoss(dependence_measure=measure)
         # Mean squares of 1e30 are beyond float32: only the dependence can be told there.
-        loss = criterion.regularizer(v, ys) if scale > 1 else criterion(z, v, ys)
+        alone = MultiRepresentationRegularizer(dependence_measure=measure)
+        loss = alone(v, ys) if scale > 1 else criterion(z, v, ys)
         loss.backward()
         assert torch.isfinite(loss)
         assert torch.isfinite(v.grad).all()
@@ -337,9 +338,19 @@ class TestRegularizer:
         terms = MVMRLoss(representation_weights={"pixels": 2.0, "hog": -1.0}).forward_components(
             *batch
         )
-        torch.testing.assert_close(
-            regularizer(v, ys), torch.stack(list(terms.representations.values())).sum()
-        )
+        expected = [term for name, term in terms.as_dict().items() if "/" in name]
+        torch.testing.assert_close(regularizer(v, ys), torch.stack(expected).sum())
+
+    def test_both_views_may_meet_the_representations(self, batch):
+        z, v, ys = batch
+        options = {"invariance_weight": 0, "variance_weight": 0, "dependence_weight": 0}
+        loss = MVMRLoss(representation_views="both", **options)(z, v, ys)
+        torch.testing.assert_close(loss, MultiRepresentationRegularizer()([z, v], ys))
+        augmented = MVMRLoss(**options)(z, v, ys)
+        torch.testing.assert_close(augmented, MultiRepresentationRegularizer()(v, ys))
+        assert (loss - augmented).abs() > 1e-3
+        with pytest.raises(ValueError, match="must be one of 'augmented', 'both' but is 'all'"):
+            MVMRLoss(representation_views="all")
 
     def test_adds_to_another_loss(self, batch):
         z, v, ys = batch

@@ -9,7 +9,7 @@ from typing import Any
 from lightly.data import LightlyDataset
 from torch import Tensor
 
-from mvmr_loss.representations.cache import CachedRepresentations, dataset_fingerprint
+from mvmr_loss.cache import CachedRepresentations, dataset_fingerprint
 
 
 class KeptRepresentations:

@@ -218,18 +218,15 @@ class MVMR(LightningModule):
         z, *z_augmented = self.projection_head(features).chunk(len(views))
         terms = self.criterion.forward_components(z, z_augmented, self._represent(batch))
         loss = terms.total
-        self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
-        parts = {
-            "invariance": terms.invariance,
-            "variance": terms.variance,
-            "dependence": terms.dependence,
-            **{f"representations/{name}": term for name, term in terms.representations.items()},
-        }
-        self.log_dict(
-            {f"train_{name}": term for name, term in parts.items()},
+        named = terms.as_dict("train_")
+        self.log(
+            "train_loss",
+            named.pop("train_loss"),
+            prog_bar=True,
             sync_dist=True,
             batch_size=len(targets),
         )
+        self.log_dict(named, sync_dist=True, batch_size=len(targets))
 
         cls_loss, cls_log = self.online_classifier.training_step(
             (features.detach(), targets.repeat(len(views))), batch_idx

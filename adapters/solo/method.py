@@ -141,13 +141,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             {} if self.representations is None else self.representations(images, indices)
         )
         terms = self.criterion.forward_components(z, z_augmented, representations)
-        logged = {
-            "train_mvmr_loss": terms.total,
-            "train_invariance_loss": terms.invariance,
-            "train_variance_loss": terms.variance,
-            "train_dependence_loss": terms.dependence,
-            **{f"train_{name}_loss": term for name, term in terms.representations.items()},
-        }
+        logged = {f"train_{n.rpartition('/')[2]}_loss": t for n, t in terms.as_dict().items()}
+        logged["train_mvmr_loss"] = logged.pop("train_loss_loss")
         self.log_dict(logged, on_epoch=True, sync_dist=True)
         loss: torch.Tensor = terms.total + out["loss"]
         return loss

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.representations.cache import (
+from mvmr_loss.cache import (
     CachedRepresentations,
     RepresentationCache,
     dataset_fingerprint,

@@ -160,12 +160,10 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         terms = self.mvmr_regularizer.forward_components(
             embeddings, self.mvmr_representations(images, indices)
         )
-        self.log_dict(
-            {f"train_{name}_loss": term for name, term in terms.items()},
-            on_epoch=True,
-            sync_dist=True,
-        )
-        total = torch.stack(list(terms.values())).sum()
+        logged = {f"train_{n.rpartition('/')[2]}_loss": t for n, t in terms.as_dict().items()}
+        del logged["train_loss_loss"]
+        self.log_dict(logged, on_epoch=True, sync_dist=True)
+        total = terms.total
         # solo-learn's base class, which only trains the online classifier, returns all its outputs.
         return {**out, "loss": out["loss"] + total} if isinstance(out, dict) else out + total
 

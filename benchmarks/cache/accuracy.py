@@ -19,9 +19,9 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.common.results import environment, portable, write_json
-from examples.plain_pytorch import adam_in_one_cycle, augmentation
+from benchmarks.plain_pytorch.training import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.representations.cache import fill
+from mvmr_loss.cache import fill
 
 SIZE, BATCH_SIZE = 32, 128
 # Configuration -> width of the sketches in the store; None computes exact ones live.
@@ -142,7 +142,13 @@ def _pretrain(
             terms.total.backward()
             optimizer.step()
             scheduler.step()
-            last.append({name: term.detach() for name, term in terms.representations.items()})
+            last.append(
+                {
+                    name.removeprefix("representations/"): term.detach()
+                    for name, term in terms.terms.items()
+                    if name.startswith("representations/")
+                }
+            )
     return {name: torch.stack([t[name] for t in last]).mean().item() for name in last[0]}
 
 

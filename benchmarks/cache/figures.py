@@ -14,9 +14,9 @@ from benchmarks.cache.steps import CACHEABLE, SKETCH_DIM, normalized, store
 from benchmarks.common.data import image_tensor
 from benchmarks.common.photographs import Photographs
 from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss.cache import fill
 from mvmr_loss.dependence import distance_correlation, pairwise_distances
 from mvmr_loss.representations import folded_sign_sketch
-from mvmr_loss.representations.cache import fill
 
 SKETCH_DIMS = (256, 1024, 4096)
 

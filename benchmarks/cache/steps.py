@@ -13,7 +13,7 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.speed.representations import photographs
 from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.representations.cache import CachedRepresentations
+from mvmr_loss.cache import CachedRepresentations
 
 CACHEABLE = ("pixels", "scattering", "hog", "local_std")
 SKETCH_DIM = 1024

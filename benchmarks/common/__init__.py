@@ -1,1 +1,1 @@
-"""What the examples and benchmarks share: images, a small encoder, evaluation and result files."""
+"""What the benchmarks share: images, a small encoder, evaluation and result files."""

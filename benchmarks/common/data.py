@@ -11,7 +11,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
+
+from benchmarks.common.progress import progress
 
 
 class ImageFolder(torchvision.datasets.ImageFolder):
@@ -96,7 +97,7 @@ def image_tensor(
     size = len(dataset)  # type: ignore[arg-type]
     images = torch.empty(size, 3, image_size, image_size, dtype=torch.uint8)
     labels = torch.empty(size, dtype=torch.int64)
-    for i in tqdm(range(size), description, disable=description is None, leave=False):
+    for i in progress(range(size), description, unit="image"):
         image, labels[i] = dataset[i]
         if image.size != (image_size, image_size):
             image = TF.center_crop(TF.resize(image, [image_size]), [image_size])

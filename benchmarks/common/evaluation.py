@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.common.progress import progress
+
 
 @torch.no_grad()
 def extract_features(
@@ -154,6 +156,7 @@ def train_linear_probe(
     weight_decay: float = 0.0,
     batch_size: int = 256,
     seed: int = 0,
+    description: str | None = None,
 ) -> LinearProbe:
     """Trains a linear classifier on frozen features: Adam, cosine schedule to 0.
 
@@ -172,6 +175,7 @@ def train_linear_probe(
         weight_decay: Adam's.
         batch_size: Samples a step.
         seed: Draws the order of the samples.
+        description: What a progress bar calls the training; None shows none.
 
     Returns:
         The trained probe, in evaluation mode, on the features' device; it maps features to logits.
@@ -198,7 +202,7 @@ def train_linear_probe(
     steps = epochs * -(-len(features) // batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
+    for _ in progress(range(epochs), description, unit="epoch"):
         for index in torch.randperm(len(features), generator=generator).split(batch_size):
             index = index.to(features.device)
             loss = F.cross_entropy(probe(features[index]), labels[index])
@@ -245,6 +249,7 @@ def evaluate_features(
     test_labels: Tensor,
     *,
     seed: int = 0,
+    description: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Computes the accuracy of weighted kNN and of a linear probe, with their default settings.
 
@@ -254,6 +259,7 @@ def evaluate_features(
         test_features: Shape (M, D).
         test_labels: Integers of shape (M,).
         seed: Of the linear probe.
+        description: What a progress bar calls the linear probe's training; None shows none.
 
     Returns:
         ``{"knn": {"top1": ..., "top5": ...}, "linear": {...}}`` in percent.
@@ -261,7 +267,7 @@ def evaluate_features(
     Raises:
         ValueError: If shapes do not fit.
     """
-    probe = train_linear_probe(train_features, train_labels, seed=seed)
+    probe = train_linear_probe(train_features, train_labels, seed=seed, description=description)
     return {
         "knn": topk_accuracy(knn_scores(train_features, train_labels, test_features), test_labels),
         "linear": topk_accuracy(probe(test_features), test_labels),

@@ -23,7 +23,7 @@ from benchmarks.common.results import environment, portable, write_json
 from benchmarks.distillation.methods import METHODS, VARIANTS
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import ready_teacher, teacher_embeddings, train_student
-from examples.plain_pytorch import Data, check_training, load_data
+from benchmarks.plain_pytorch.training import Data, check_training, load_data
 
 FOLDER = Path(__file__).parent
 EPOCHS = 6

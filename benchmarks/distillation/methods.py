@@ -94,7 +94,7 @@ class MVMR(Objective):
         super().__init__(projection(widths, layers))
         self.view_terms = MVMRLoss(**options)
         self.teacher_term = MultiRepresentationRegularizer(
-            teacher_weight, dependence_measure=self.view_terms.regularizer.measure
+            teacher_weight, dependence_measure=self.view_terms.measure
         )
         self.teacher = teacher
         self.both_views = both_views

@@ -12,13 +12,13 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
+from benchmarks.common.progress import progress
 from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.methods import METHODS, Batch, Widths
-from examples.plain_pytorch import (
+from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
     augmentation,
@@ -28,7 +28,7 @@ from examples.plain_pytorch import (
     random_batches,
 )
 from mvmr_loss import Representations
-from mvmr_loss.representations.cache import CachedRepresentations, fill
+from mvmr_loss.cache import CachedRepresentations, fill
 
 # The settings that make a teacher.
 TEACHER_SETTINGS = (
@@ -71,7 +71,7 @@ def train_teacher(data: Data, settings: argparse.Namespace) -> tuple[SmallResNet
         optimizer, 0.1, steps, pct_start=0.2, cycle_momentum=False
     )
     clocks = time.perf_counter(), time.process_time()
-    for index in tqdm(random_batches(len(data.train_images), recipe), "teacher", steps):
+    for index in progress(random_batches(len(data.train_images), recipe), "teacher", steps):
         images = normalize(augment(data.train_images[index].to(device).float() / 255))
         labels = data.train_labels[index].to(device)
         loss = F.cross_entropy(network(images), labels, label_smoothing=0.1)
@@ -86,7 +86,7 @@ def train_teacher(data: Data, settings: argparse.Namespace) -> tuple[SmallResNet
     return encoder, {
         "accuracy": {
             "classifier": topk_accuracy(logits, data.test_labels),
-            **evaluate(encoder, data, argparse.Namespace(device=device, seed=0)),
+            **evaluate(encoder, data, argparse.Namespace(device=device, seed=0), "teacher"),
         },
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_seconds": round(seconds, 1),
@@ -187,7 +187,7 @@ def train_student(
     torch.manual_seed(settings.seed)
     history: list[dict[str, float]] = []
     clocks = time.perf_counter(), time.process_time()
-    for index in tqdm(random_batches(len(data.train_images), recipe), method, steps):
+    for index in progress(random_batches(len(data.train_images), recipe), method, steps):
         images = data.train_images[index].to(device).float() / 255
         batch = Batch(
             encoder(normalize(images)),
@@ -203,7 +203,7 @@ def train_student(
         history.append({"loss": loss.item()})
     seconds, cpu_seconds = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
     return {
-        "accuracy": evaluate(encoder, data, settings),
+        "accuracy": evaluate(encoder, data, settings, method),
         "loss_per_epoch": [epoch["loss"] for epoch in epoch_means(history, steps_per_epoch)],
         "epochs": epochs,
         "student_passes": 2 * steps * recipe.batch_size,

@@ -1,1 +1,1 @@
-"""What the example in plain PyTorch reaches, over seeds and settings of the loss."""
+"""What a plain PyTorch loop reaches, over seeds and settings of the loss."""

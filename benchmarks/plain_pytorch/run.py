@@ -1,11 +1,12 @@
-"""Runs the example in plain PyTorch over settings of the loss and seeds; writes RESULTS.md.
+"""Runs the training of this study over settings of the loss and seeds; writes RESULTS.md.
 
-    python -m benchmarks.plain_pytorch.run photographs --configurations "five representations"
-    python -m benchmarks.plain_pytorch.run cifar10-subset --seeds 0 1 -- \
+    python -m benchmarks.training.run photographs --configurations "five representations"
+    python -m benchmarks.training.run cifar10-subset --seeds 0 1 -- \
         --train CIFAR/train --test CIFAR/test --color-jitter 0.4 --epochs 10
 
-What follows ``--`` goes to the example. Each run's result is a file of its own, written when the
-run ends; runs whose file is there are not repeated: the same command continues after a stop.
+What follows ``--`` goes to ``python -m benchmarks.plain_pytorch``. Each run's result is a file of
+its own, written when the run ends; runs whose file is there are not repeated: the same command
+continues after a stop.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.results import atomic_path, portable, write_json
-from examples import plain_pytorch
+from benchmarks.plain_pytorch import training
 
 HERE = Path(__file__).parent
 CONFIGURATIONS = {
@@ -55,7 +56,7 @@ def run_missing(
     Args:
         name: Of the study; its results are in a folder of this name.
         seeds: One run each, of each configuration.
-        arguments: Passed to the example.
+        arguments: Passed to ``python -m benchmarks.plain_pytorch``.
         results: Folder of all studies.
         configurations: Keys of ``CONFIGURATIONS``.
 
@@ -68,7 +69,7 @@ def run_missing(
             options = CONFIGURATIONS[configuration]
             path = result_path(name, configuration, seed, results)
             with tempfile.TemporaryDirectory() as output:
-                settings = plain_pytorch.parse_arguments(
+                settings = training.parse_arguments(
                     [*arguments, *options, "--seed", str(seed), "--output", output]
                 )
                 if path.exists():
@@ -80,7 +81,7 @@ def run_missing(
                     print(f"{path.stem}: done before")
                     continue
                 print(f"{path.stem}: running", flush=True)
-                metrics = plain_pytorch.run(settings)
+                metrics = training.run(settings)
             if metrics["interrupted"]:
                 raise SystemExit("Interrupted: run the same command again to continue.")
             metrics["settings"] = settings_of(metrics["settings"])
@@ -140,9 +141,9 @@ def _row(label: str, runs: Sequence[dict[str, Any]], features: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plain_pytorch.run",
-        description="Runs the example with five representations, none, and the release's sign.",
-        epilog="What follows -- goes to examples.plain_pytorch.",
+        prog="python -m benchmarks.training.run",
+        description="Trains with five representations, none, and the release's sign.",
+        epilog="What follows -- goes to python -m benchmarks.plain_pytorch.",
     )
     parser.add_argument("name", help="of the study: the folder of its results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.speed.release import release_loss
 from benchmarks.speed.timing import medians, peak_memory
 from mvmr_loss import MVMRLoss
-from mvmr_loss.dependence import DistanceCorrelation
+from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import FoldedSignSketch
 
 # What the five representations of a 3 x 96 x 96 image hold: 233,280 numbers.
@@ -69,7 +69,9 @@ def against_release(device: torch.device, repeats: int) -> dict[str, float]:
     z, v = embeddings(256, 8192, device)
     ys = features(256, device)
     criterion = MVMRLoss()
-    blocks = MVMRLoss(dependence_measure=DistanceCorrelation(block_size=BLOCK_SIZE))
+    blocks = MVMRLoss(
+        dependence_measure=dependence_measure("distance_correlation", block_size=BLOCK_SIZE)
+    )
     compiled = torch.compile(MVMRLoss(), fullgraph=True)
     sketch = FoldedSignSketch(SKETCH_DIM)
     ready = {name: sketch(y) for name, y in ys.items()}
@@ -146,7 +148,9 @@ def _measure_memory(name: str, device: torch.device) -> float:
         "release": release_loss,
         "exact": MVMRLoss(),
         "exact, n = 4096": MVMRLoss(),
-        "blocks, n = 4096": MVMRLoss(dependence_measure=DistanceCorrelation(block_size=BLOCK_SIZE)),
+        "blocks, n = 4096": MVMRLoss(
+            dependence_measure=dependence_measure("distance_correlation", block_size=BLOCK_SIZE)
+        ),
     }
     loss = losses[name]
     # A small pass first, for what the libraries allocate once.

@@ -148,9 +148,10 @@ def compare(arguments: argparse.Namespace) -> None:
     # Runs of one method are told apart by their folders.
     last = [folder.name for folder in folders]
     short = len(set(last)) == len(last)
+    places = last if short else [str(folder) for folder in folders]
     names = [
-        label if labels.count(label) == 1 else f"{label} ({folder.name if short else folder})"
-        for label, folder in zip(labels, folders, strict=True)
+        label if labels.count(label) == 1 or place == label else f"{label} ({place})"
+        for label, place in zip(labels, places, strict=True)
     ]
     metrics = [read_metrics(folder / METRICS) for folder in folders]
     runs = dict(zip(names, zip(results, metrics, strict=True), strict=True))
@@ -160,7 +161,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Exports a backbone."""
-    from benchmarks.stl10.backbones import loading_code
+    from benchmarks.stl10.backbones import has_classifier, loading_code
     from benchmarks.stl10.train import load_run
 
     settings, method = load_run(arguments.run)
@@ -170,8 +171,11 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {len(weights)} tensors of {settings.backbone}. To load it:")
     for line in loading_code(settings, method.backbone):
         print(f"  {line}")
-    print(f"  model.load_state_dict(torch.load({str(arguments.output)!r}), strict=False)")
-    print("strict=False because the classifier is not among them.")
+    partly = has_classifier(settings)
+    strict = ", strict=False" if partly else ""
+    print(f"  model.load_state_dict(torch.load({str(arguments.output)!r}){strict})")
+    if partly:
+        print("strict=False because the classifier is not among them.")
 
 
 def features(arguments: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ def build_backbone(settings: Settings) -> nn.Module:
     name = settings.backbone
     if name == "small":
         return SmallResNet(SMALL_WIDTHS)
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if has_classifier(settings):
         return _torchvision(name, settings)
     return _timm(name, settings)
 
@@ -68,7 +68,7 @@ def loading_code(settings: Settings, backbone: nn.Module) -> list[str]:
             "from benchmarks.common.encoder import SmallResNet",
             f"model = SmallResNet({SMALL_WIDTHS})",
         ]
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if has_classifier(settings):
         sized = f", image_size={size}" if name.startswith("vit_") else ""
         lines = [
             "import torch, torchvision",
@@ -84,6 +84,11 @@ def loading_code(settings: Settings, backbone: nn.Module) -> list[str]:
         "import torch, timm",
         f"model = timm.create_model({name!r}, num_classes=0{sized})",
     ]
+
+
+def has_classifier(settings: Settings) -> bool:
+    """Says whether the model of :func:`loading_code` has a classifier that the backbone lacks."""
+    return settings.backbone in torchvision.models.list_models(module=torchvision.models)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
 
 from benchmarks.common.evaluation import (
     extract_features,
@@ -21,6 +20,7 @@ from benchmarks.common.evaluation import (
     topk_accuracy,
     train_linear_probe,
 )
+from benchmarks.common.progress import progress
 from benchmarks.stl10.data import Data, EpochSampler, Images, Part, in_order, train_loader
 from benchmarks.stl10.methods import Method
 from benchmarks.stl10.settings import Settings
@@ -50,7 +50,7 @@ def read_features(
 
     def batches() -> Iterator[Tensor]:
         loader = in_order(images, settings.num_workers)
-        for batch, batch_labels in tqdm(loader, description, leave=False, disable=None):
+        for batch, batch_labels in progress(loader, description, unit="batch"):
             labels.append(batch_labels)
             yield batch if crop is None else TF.ten_crop(TF.resize(batch, [larger]), [size])[crop]
 
@@ -184,7 +184,7 @@ def finetune(
     # The readers last for one epoch's order at a time: few labels are read in no time.
     loader = train_loader(images, sampler, num_workers=0)
     seen = 0
-    for epoch in tqdm(range(epochs), name, leave=False, disable=None):
+    for epoch in progress(range(epochs), name, unit="epoch"):
         sampler.set_epoch(epoch)
         for batch, labels in loader:
             x = normalize(batch.to(device))

@@ -30,13 +30,14 @@ from benchmarks.stl10.backbones import build_backbone, feature_dim
 from benchmarks.stl10.data import Normalize
 from benchmarks.stl10.settings import MEAN_STD, Settings
 from mvmr_loss import (
+    LossComponents,
     MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
     Representations,
 )
+from mvmr_loss.cache import CachedRepresentations
 from mvmr_loss.representations import augmented_pixels
-from mvmr_loss.representations.cache import CachedRepresentations
 
 # Each process and each use of random numbers has its own seed: seed * _SEEDS + one of them.
 _SEEDS = 1_000_003
@@ -70,8 +71,7 @@ class Method(LightningModule):
         )
         mean, std = MEAN_STD[settings.normalization]
         self.augmentation: dict[str, Any] = {
-            "mean": mean,
-            "std": std,
+            "normalization": (mean, std),
             "crop_scale": (settings.crop_scale_min, 1.0),
             "color_jitter": tuple(settings.color_jitter),
             "color_jitter_probability": settings.color_jitter_probability,
@@ -170,7 +170,7 @@ class Method(LightningModule):
         """
         if not representations:
             return {}
-        return self.regularizer.forward_components(embeddings, representations)
+        return named_terms(self.regularizer.forward_components(embeddings, representations))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes what a backbone may draw, as dropout does, depend on the step alone."""
@@ -273,13 +273,7 @@ class MVMR(_Siamese):
     def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
         """Computes the weighted terms of the loss, as :meth:`Method.terms`."""
         z, z_augmented = self.embeddings(views)
-        c = self.criterion.forward_components(z, z_augmented, representations)
-        return {
-            "invariance": c.invariance,
-            "variance": c.variance,
-            "dependence": c.dependence,
-            **c.representations,
-        }
+        return named_terms(self.criterion.forward_components(z, z_augmented, representations))
 
 
 class _TwoViews(_Siamese):
@@ -402,3 +396,10 @@ def build_method(settings: Settings, steps: int = 1) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return METHOD_CLASSES[settings.method](settings, steps)
+
+
+def named_terms(components: LossComponents) -> dict[str, Tensor]:
+    """Returns the weighted terms of a loss, a representation's under its own name."""
+    weighted = components.as_dict()
+    del weighted["loss"]
+    return {name.removeprefix("representations/"): term for name, term in weighted.items()}

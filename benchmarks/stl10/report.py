@@ -38,6 +38,18 @@ EVALUATIONS = {
 }
 
 
+def colors(count: int) -> list[Any]:
+    """Returns as many colours as there are series, no two the same.
+
+    Examples:
+        >>> len(set(colors(8))), len(set(colors(20)))
+        (8, 20)
+    """
+    if count <= len(COLORS):
+        return list(COLORS[:count])
+    return [tuple(color) for color in plt.get_cmap("turbo")(np.linspace(0.04, 0.96, count))]
+
+
 def evaluation_rows(accuracy: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Returns the title and the accuracies of each evaluation of a run.
 
@@ -92,7 +104,7 @@ def write_report(
         "pretraining",
         "backbone": f"{s['backbone']}: {results['backbone']['parameters']:,} parameters, "
         f"{results['backbone']['flops_per_image'] / 1e9:.3g} GFLOP an image",
-        "epochs": f"{pretraining['epochs']} of {s['epochs']}",
+        "epochs": f"{pretraining['epochs']:g} of {s['epochs']}",
         "time of pretraining": f"{pretraining['seconds'] / 60:.1f} min, "
         f"{pretraining['step_seconds']:.3g} s a step, "
         f"{pretraining['images_per_second']:.4g} images/s",
@@ -231,15 +243,14 @@ def _curves(rows: Sequence[Mapping[str, float]], label: str) -> Figure:
     figure.suptitle(label)
 
     def draw(axis: Axes, names: Sequence[str], title: str, labels: Sequence[str] = ()) -> None:
-        for i, name in enumerate(names):
+        for name, shown, color in zip(names, labels or names, colors(len(names)), strict=True):
             points = [(row["epoch"], row[name]) for row in rows if name in row]
             axis.plot(
                 *zip(*points, strict=True),
                 marker="o" if len(points) <= 30 else None,
                 markersize=3.5,
-                color=COLORS[i % len(COLORS)],
-                linestyle="-" if i < len(COLORS) else "--",
-                label=labels[i] if labels else None,
+                color=color,
+                label=shown,
             )
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("epoch")
@@ -279,14 +290,14 @@ def _embedding(features: Tensor, labels: Tensor, classes: Sequence[str], seed: i
     perplexity = min(30.0, max(1.0, (len(x) - 1) / 3))
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
     figure, axis = plt.subplots(figsize=(8, 6.2), layout="constrained")
-    colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo")
+    palette = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo")
     shown = labels[chosen].numpy()
     for label in np.unique(shown):
         place = label if len(classes) <= 10 else label / max(1, len(classes) - 1)
         axis.scatter(
             *points[shown == label].T,
             s=14,
-            color=colors(place),
+            color=palette(place),
             alpha=0.8,
             linewidths=0,
             label=classes[label],
@@ -308,8 +319,8 @@ def _comparison(
         1, 2, figsize=(12, height), layout="constrained", width_ratios=(1.15, 1)
     )
     thickness = 0.84 / len(runs)
-    for i, (name, (results, rows)) in enumerate(runs.items()):
-        color = COLORS[i % len(COLORS)]
+    series = zip(runs.items(), colors(len(runs)), strict=True)
+    for i, ((name, (results, rows)), color) in enumerate(series):
         values = dict(evaluation_rows(results["accuracy"]))
         at = [j for j, title in enumerate(titles) if title in values]
         top1 = [values[titles[j]]["top1"] for j in at]

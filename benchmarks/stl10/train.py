@@ -216,7 +216,8 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         "label": settings.label,
         "accuracy": accuracies,
         "pretraining": {
-            "epochs": len(recorder.rows),
+            # A run that --max-steps ends may stop within an epoch.
+            "epochs": round(recorder.rows[-1]["step"] / len(sampler), 2),
             "images": len(data.pretrain),
             "seconds": sum(row["seconds"] for row in recorder.rows),
             "step_seconds": statistics.median(row["step_seconds"] for row in recorder.rows),

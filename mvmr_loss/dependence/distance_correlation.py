@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mvmr_loss.dependence._gram_cpu import unit_centered_distances
-from mvmr_loss.dependence.base import DependenceMeasure, check_same_samples
-from mvmr_loss.dependence.blockwise import blockwise_correlation
-from mvmr_loss.dependence.centering import (
-    centered,
-    inner_product,
-    root,
-    scaled_inner_product,
-    unit_norm,
+from mvmr_loss._checks import check_number, without_autocast
+from mvmr_loss.dependence.matrices import check_batch, result_dtype, squared_distances
+from mvmr_loss.dependence.measures import (
+    Distance,
+    Estimator,
+    check_same_samples,
+    compare_two,
+    dependence,
 )
-from mvmr_loss.dependence.distances import (
-    about_mean,
-    centered_gram,
-    check_batch,
-    check_distance_options,
-    saturated,
-    scaled_distances,
-)
+from mvmr_loss.distributed import ALL_ROWS
+
+
+def distance_estimator(
+    *,
+    exponent: float = 1.0,
+    eps: float = 0.0,
+    corrected: bool = False,
+    normalized: bool = True,
+    rooted: bool = False,
+) -> Estimator:
+    """Returns a distance covariance or correlation after checking its options."""
+    exponent = check_number("exponent", exponent, above=0, below=2)
+    eps = check_number("eps", eps, minimum=0)
+    return Estimator(Distance(exponent, eps), corrected, normalized, rooted)
 
 
 def distance_covariance_sqr(
@@ -56,8 +62,8 @@ def distance_covariance_sqr(
         >>> round(distance_covariance_sqr(x, y).item(), 3)
         1.0
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=False, unit=False)
-    return _covariance_sqr(a, b)
+    estimator = distance_estimator(exponent=exponent, eps=eps, normalized=False)
+    return compare_two(estimator, x, y)
 
 
 def distance_covariance(x: Tensor, y: Tensor, *, exponent: float = 1.0, eps: float = 0.0) -> Tensor:
@@ -83,8 +89,8 @@ def distance_covariance(x: Tensor, y: Tensor, *, exponent: float = 1.0, eps: flo
         >>> round(distance_covariance(x, x).item(), 4)
         7.2111
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=False, unit=False)
-    return _covariance(a, b)
+    estimator = distance_estimator(exponent=exponent, eps=eps, normalized=False, rooted=True)
+    return compare_two(estimator, x, y)
 
 
 def distance_correlation_sqr(
@@ -116,8 +122,8 @@ def distance_correlation_sqr(
         >>> round(distance_correlation_sqr(x, y).item(), 4)
         0.2774
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=False, unit=True)
-    return inner_product(a, b)
+    estimator = distance_estimator(exponent=exponent, eps=eps)
+    return compare_two(estimator, x, y)
 
 
 def distance_correlation(
@@ -155,8 +161,8 @@ def distance_correlation(
         >>> round(distance_correlation(x, y).item(), 4)
         0.5266
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=False, unit=True)
-    return root(inner_product(a, b))
+    estimator = distance_estimator(exponent=exponent, eps=eps, rooted=True)
+    return compare_two(estimator, x, y)
 
 
 def u_distance_covariance_sqr(
@@ -188,8 +194,8 @@ def u_distance_covariance_sqr(
         >>> round(u_distance_covariance_sqr(x, y).item(), 4)
         -2.6667
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=True, unit=False)
-    return _u_covariance_sqr(a, b)
+    estimator = distance_estimator(exponent=exponent, eps=eps, corrected=True, normalized=False)
+    return compare_two(estimator, x, y)
 
 
 def u_distance_correlation_sqr(
@@ -220,8 +226,8 @@ def u_distance_correlation_sqr(
         >>> round(u_distance_correlation_sqr(x, y).item(), 4)
         -0.5
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=True, unit=True)
-    return inner_product(a, b)
+    estimator = distance_estimator(exponent=exponent, eps=eps, corrected=True)
+    return compare_two(estimator, x, y)
 
 
 def partial_distance_correlation(
@@ -256,317 +262,54 @@ def partial_distance_correlation(
         >>> round(partial_distance_correlation(x, y, z).item(), 4)
         -0.5
     """
-    a, b = _centered_pair(x, y, exponent, eps, corrected=True, unit=True)
-    c = centered_distances("z", z, exponent, eps, corrected=True, unit=True)
+    estimator = distance_estimator(exponent=exponent, eps=eps, corrected=True)
+    batches = [check_batch(name, t, 4) for name, t in (("x", x), ("y", y), ("z", z))]
+    check_same_samples("x", x, "y", y)
     check_same_samples("x", x, "z", z)
-    rest_a = unit_norm(a - inner_product(a, c) * c, a)
-    rest_b = unit_norm(b - inner_product(b, c) * c, b)
-    return inner_product(rest_a, rest_b)
+    with without_autocast(x):
+        xy, xz, yz = dependence(estimator, batches, [(0, 1), (0, 2), (1, 2)])
+    left = (1 - xz.square()) * (1 - yz.square())
+    vanishes = left <= 16 * torch.finfo(left.dtype).eps
+    partial = (xy - xz * yz) / torch.where(vanishes, 1.0, left).sqrt()
+    return torch.where(vanishes, 0.0, partial)
 
 
-def centered_distances(
-    name: str, x: Tensor, exponent: float, eps: float, *, corrected: bool, unit: bool
-) -> Tensor:
-    """Computes the centred distance matrix of a batch.
+def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) -> Tensor:
+    """Computes the Euclidean distances between all pairs of samples, to a power.
+
+    The distance of coinciding points is exactly 0 and has a zero gradient, as has the diagonal. A
+    batch whose norms are below ``65536 finfo.tiny`` counts as constant; distances beyond the dtype's
+    range are ``finfo.max``.
+
+    Source: Szekely, Rizzo and Bakirov, Annals of Statistics 35(6), 2007, definition 4.
 
     Args:
-        name: What to call ``x`` in errors.
-        x: Tensor of shape (N, D) or (N, ...).
-        exponent: Exponent of the distance.
-        eps: Floor of the squared distances.
-        corrected: U-centred if True, doubly centred if False.
-        unit: Divided by its norm if True, in the units of ``x`` if False.
+        x: Tensor of shape (N, D) or (N, ...), which is flattened. Half precision is raised to
+            float32.
+        exponent: Exponent of the distance, in (0, 2).
+        eps: Floor of the squared distances, at least 0; it holds for the diagonal too, and a
+            distance at the floor has a zero gradient.
 
     Returns:
-        Tensor of shape (N, N).
-    """
-    check_distance_options(exponent, eps)
-    min_samples = 4 if corrected else 2
-    if unit and eps == 0:
-        ready = unit_centered_distances(check_batch(name, x, min_samples), exponent, corrected)
-        if ready is not None:
-            return ready
-    gram = centered_gram(name, x, min_samples=min_samples, eps=eps)
-    distances = scaled_distances(gram, exponent=exponent, eps=eps)
-    a = centered(distances, corrected=corrected)
-    return unit_norm(a, distances) if unit else saturated(a, gram.unit, exponent)
-
-
-def _centered_pair(
-    x: Tensor, y: Tensor, exponent: float, eps: float, *, corrected: bool, unit: bool
-) -> tuple[Tensor, Tensor]:
-    a = centered_distances("x", x, exponent, eps, corrected=corrected, unit=unit)
-    b = centered_distances("y", y, exponent, eps, corrected=corrected, unit=unit)
-    check_same_samples("x", x, "y", y)
-    return a, b
-
-
-def _covariance_sqr(a: Tensor, b: Tensor) -> Tensor:
-    return scaled_inner_product(a, b, a.numel())
-
-
-def _u_covariance_sqr(a: Tensor, b: Tensor) -> Tensor:
-    return scaled_inner_product(a, b, len(a) * (len(a) - 3))
-
-
-def _covariance(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the root of the covariance; the square itself might over- or underflow."""
-    peaks = [m.detach().abs().amax() for m in (a, b)]
-    units = [torch.where(peak == 0, torch.ones_like(peak), peak) for peak in peaks]
-    covariance = root(inner_product(a / units[0], b / units[1]) / a.numel())
-    return covariance * units[0].sqrt() * units[1].sqrt()
-
-
-class _DistanceMeasure(DependenceMeasure):
-    """What the distance-based measures share: exponent, floor and centring."""
-
-    corrected = False
-    unit = True
-
-    def __init__(self, *, exponent: float = 1.0, eps: float = 0.0) -> None:
-        super().__init__()
-        check_distance_options(exponent, eps)
-        self.exponent = exponent
-        self.eps = eps
-
-    def center(self, x: Tensor, name: str = "x") -> Tensor:
-        """Computes the centred distance matrix of a batch; see the base class."""
-        return centered_distances(
-            name, x, self.exponent, self.eps, corrected=self.corrected, unit=self.unit
-        )
-
-    def extra_repr(self) -> str:
-        """Returns the options, for printing."""
-        return f"exponent={self.exponent}, eps={self.eps}"
-
-
-class _CorrelationMeasure(_DistanceMeasure):
-    """What the distance correlations share: the mode that works in blocks of rows."""
-
-    def __init__(
-        self, *, exponent: float = 1.0, eps: float = 0.0, block_size: int | None = None
-    ) -> None:
-        super().__init__(exponent=exponent, eps=eps)
-        if block_size is not None:
-            if isinstance(block_size, bool) or not isinstance(block_size, int):
-                raise TypeError(f"block_size must be an int but is a {type(block_size).__name__}.")
-            if block_size < 1:
-                raise ValueError(f"block_size must be at least 1 but is {block_size}.")
-            if eps > 0:
-                raise ValueError(f"eps must be 0 with a block_size but is {eps}.")
-        self.block_size = block_size
-
-    def center(self, x: Tensor, name: str = "x") -> Tensor:
-        """Computes the centred distance matrix; in block mode the batch about its mean instead."""
-        if self.block_size is not None:
-            return about_mean(name, x, min_samples=self.min_samples)
-        return super().center(x, name)
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the squared distance correlation from what :meth:`center` gave."""
-        if self.block_size is not None:
-            return blockwise_correlation(
-                a, b, corrected=self.corrected, exponent=self.exponent, block_size=self.block_size
-            )
-        return inner_product(a, b)
-
-    def extra_repr(self) -> str:
-        """Returns the options, for printing."""
-        mode = "" if self.block_size is None else f", block_size={self.block_size}"
-        return super().extra_repr() + mode
-
-
-class DistanceCorrelation(_CorrelationMeasure):
-    """The distance correlation as a module and strategy; see :func:`distance_correlation`.
-
-    The default of MV-MR. With ``eps=0`` coincident points have a zero gradient, so the floor of the
-    authors' release is not needed for finite gradients; ``eps=1e-4`` reproduces the release.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-        block_size: If given, at most this many rows of a distance matrix exist at once: memory grows
-            as N x block_size, not N x N, and the distances are computed again for each comparison
-            and in the backward pass. ``eps`` must be 0, and there is no double backward.
+        Symmetric tensor of shape (N, N), float32 or float64. A non-finite ``x`` makes it NaN on an
+        accelerator or under ``torch.compile``, where values are not looked at.
 
     Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
+        TypeError: If ``x`` is not a floating-point tensor.
+        ValueError: If ``x`` is empty, an option is out of range or, on a CPU, a value of ``x`` is
+            not finite.
 
     Examples:
-        >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
-        >>> round(DistanceCorrelation()(x, x).item(), 4)
-        1.0
+        >>> pairwise_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]]))
+        tensor([[0., 5., 3.],
+                [5., 0., 4.],
+                [3., 4., 0.]])
     """
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the distance correlation from what :meth:`center` gave."""
-        return root(super().compare(a, b))
-
-
-class DistanceCorrelationSqr(_CorrelationMeasure):
-    """The squared distance correlation as a module; see :func:`distance_correlation_sqr`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-        block_size: If given, at most this many rows of a distance matrix exist at once: memory grows
-            as N x block_size, not N x N, and the distances are computed again for each comparison
-            and in the backward pass. ``eps`` must be 0, and there is no double backward.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x, y = torch.arange(1.0, 17.0).reshape(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])
-        >>> round(DistanceCorrelationSqr()(x, y).item(), 4)
-        0.2774
-    """
-
-
-class UDistanceCorrelationSqr(_CorrelationMeasure):
-    """The bias-corrected squared distance correlation; see :func:`u_distance_correlation_sqr`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-        block_size: If given, at most this many rows of a distance matrix exist at once: memory grows
-            as N x block_size, not N x N, and the distances are computed again for each comparison
-            and in the backward pass. ``eps`` must be 0, and there is no double backward.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x, y = torch.arange(1.0, 17.0).reshape(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])
-        >>> round(UDistanceCorrelationSqr()(x, y).item(), 4)
-        -0.5
-    """
-
-    min_samples = 4
-    corrected = True
-
-
-class DistanceCovariance(_DistanceMeasure):
-    """The distance covariance as a module; see :func:`distance_covariance`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
-        >>> round(DistanceCovariance()(x, x).item(), 4)
-        7.2111
-    """
-
-    unit = False
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the distance covariance from two centred matrices."""
-        return _covariance(a, b)
-
-
-class DistanceCovarianceSqr(_DistanceMeasure):
-    """The squared distance covariance as a module; see :func:`distance_covariance_sqr`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x, y = torch.arange(1.0, 17.0).reshape(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])
-        >>> round(DistanceCovarianceSqr()(x, y).item(), 4)
-        1.0
-    """
-
-    unit = False
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the squared distance covariance from two centred matrices."""
-        return _covariance_sqr(a, b)
-
-
-class UDistanceCovarianceSqr(_DistanceMeasure):
-    """The unbiased squared distance covariance; see :func:`u_distance_covariance_sqr`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x, y = torch.arange(1.0, 17.0).reshape(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])
-        >>> round(UDistanceCovarianceSqr()(x, y).item(), 4)
-        -2.6667
-    """
-
-    min_samples = 4
-    corrected = True
-    unit = False
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the unbiased squared distance covariance from two centred matrices."""
-        return _u_covariance_sqr(a, b)
-
-
-class PartialDistanceCorrelation(nn.Module):
-    """The partial distance correlation as a module; see :func:`partial_distance_correlation`.
-
-    It needs three batches and so is no :class:`DependenceMeasure`.
-
-    Args:
-        exponent: Exponent of the Euclidean distance, in (0, 2).
-        eps: Floor of the squared distances.
-
-    Raises:
-        TypeError: If an option is not a number.
-        ValueError: If an option is out of range.
-
-    Examples:
-        >>> x = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0])
-        >>> y = torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0])
-        >>> z = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0])
-        >>> round(PartialDistanceCorrelation()(x, y, z).item(), 4)
-        -0.5
-    """
-
-    def __init__(self, *, exponent: float = 1.0, eps: float = 0.0) -> None:
-        super().__init__()
-        check_distance_options(exponent, eps)
-        self.exponent = exponent
-        self.eps = eps
-
-    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Computes the partial distance correlation of ``x`` and ``y`` given ``z``.
-
-        Args:
-            x: Tensor of shape (N, D) or (N, ...), N >= 4.
-            y: Tensor of shape (N, E) or (N, ...).
-            z: Tensor of shape (N, F) or (N, ...).
-
-        Returns:
-            Scalar tensor.
-
-        Raises:
-            TypeError: As :func:`partial_distance_correlation`.
-            ValueError: As :func:`partial_distance_correlation`.
-        """
-        return partial_distance_correlation(x, y, z, exponent=self.exponent, eps=self.eps)
-
-    def extra_repr(self) -> str:
-        """Returns the options, for printing."""
-        return f"exponent={self.exponent}, eps={self.eps}"
+    matrix = distance_estimator(exponent=exponent, eps=eps).matrix
+    batch = check_batch("x", x)
+    with without_autocast(x):
+        squared, units = squared_distances([batch])
+        distances = matrix.matrices(squared, units, ALL_ROWS)[0]
+        dtype = result_dtype([batch])
+        scaled = distances * units.pow(exponent)
+        return scaled.clamp(max=torch.finfo(dtype).max).to(dtype)

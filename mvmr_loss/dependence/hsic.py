@@ -1,23 +1,30 @@
-"""The Hilbert-Schmidt independence criterion, biased and unbiased."""
+"""The Hilbert-Schmidt independence criterion and the centred kernel alignment."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from mvmr_loss.dependence.base import DependenceMeasure, check_same_samples
-from mvmr_loss.dependence.centering import centered, scaled_inner_product, unit_norm
-from mvmr_loss.dependence.distances import (
-    CenteredGram,
-    centered_gram,
-    saturated,
-    squared_distances,
-)
+from mvmr_loss._checks import check_choice, check_number
+from mvmr_loss.dependence.measures import Estimator, Gaussian, Linear, compare_two
 
 Kernel = Literal["linear", "gaussian"]
+
+
+def kernel_estimator(
+    kernel: Kernel, bandwidth: float | None, *, corrected: bool, normalized: bool
+) -> Estimator:
+    """Returns HSIC or CKA after checking its options."""
+    check_choice("kernel", kernel, ("linear", "gaussian"))
+    if bandwidth is not None:
+        bandwidth = check_number("bandwidth", bandwidth, above=0)
+    if kernel == "linear" and bandwidth is not None:
+        raise ValueError(
+            f"bandwidth must be None for the linear kernel, which has none, but is {bandwidth}."
+        )
+    matrix = Linear() if kernel == "linear" else Gaussian(bandwidth)
+    return Estimator(matrix, corrected, normalized, pairs_less_one=True)
 
 
 def hsic(
@@ -60,6 +67,7 @@ def hsic(
             CPU, a value is not finite.
 
     Examples:
+        >>> import torch
         >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
         >>> y = torch.tensor([[1.0], [0.0], [0.0], [1.0]])
         >>> round(hsic(x, x, kernel="linear").item(), 3)
@@ -67,123 +75,52 @@ def hsic(
         >>> round(hsic(x, y).item(), 4), round(hsic(x, y, unbiased=True).item(), 4)
         (0.0496, -0.0163)
     """
-    check_kernel_options(kernel, bandwidth)
-    a = centered_kernel("x", x, kernel, bandwidth, corrected=unbiased, unit=False)
-    b = centered_kernel("y", y, kernel, bandwidth, corrected=unbiased, unit=False)
-    check_same_samples("x", x, "y", y)
-    return _compare(a, b, unbiased)
+    estimator = kernel_estimator(kernel, bandwidth, corrected=unbiased, normalized=False)
+    return compare_two(estimator, x, y)
 
 
-def centered_kernel(
-    name: str,
+def cka(
     x: Tensor,
-    kernel: Kernel,
-    bandwidth: float | None,
+    y: Tensor,
     *,
-    corrected: bool,
-    unit: bool,
+    kernel: Kernel = "linear",
+    bandwidth: float | None = None,
+    debiased: bool = False,
 ) -> Tensor:
-    """Computes the centred kernel matrix of a batch.
+    """Computes the centred kernel alignment, biased or debiased.
+
+    It is ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))`` with the biased or the unbiased estimators of
+    :func:`hsic`. The biased one has no zero: on independent Gaussians, N = 256, the linear one is
+    0.34, 0.80, 0.89 and 0.97 at D = E = 128, 1024, 2048 and 8192 (means of three draws), where the
+    debiased one is within 0.011 of 0.
+
+    Source: Kornblith et al., ICML 2019, section 3 (biased); Nguyen, Raghu and Kornblith, ICLR 2021,
+    section 3 (with the unbiased HSIC); Murphy et al., 2024 (arXiv 2405.01012), its bias.
 
     Args:
-        name: What to call ``x`` in errors.
-        x: Tensor of shape (N, D) or (N, ...).
-        kernel: "linear" or "gaussian".
-        bandwidth: Standard deviation of the Gaussian kernel, or None.
-        corrected: U-centred if True, doubly centred if False.
-        unit: Divided by its norm if True, in the units of the kernel if False.
+        x: Tensor of shape (N, D) or (N, ...), which is flattened; N >= 2, debiased N >= 4. Half
+            precision is raised to float32.
+        y: Tensor of shape (N, E) or (N, ...).
+        kernel: "linear" or "gaussian", for both batches.
+        bandwidth: Standard deviation of the Gaussian kernel, in the units of the inputs; None is
+            the median heuristic of :func:`hsic`.
+        debiased: Whether to compute the debiased estimator.
 
     Returns:
-        Tensor of shape (N, N).
-    """
-    gram = centered_gram(name, x, min_samples=4 if corrected else 2)
-    matrix = gram.matrix if kernel == "linear" else _gaussian(gram, bandwidth)
-    a = centered(matrix, corrected=corrected)
-    if unit:
-        return unit_norm(a, matrix)
-    return saturated(a, gram.unit, 2) if kernel == "linear" else a
-
-
-def check_kernel_options(kernel: str, bandwidth: float | None) -> None:
-    """Raises if the kernel is unknown or the bandwidth does not go with it."""
-    if kernel not in ("linear", "gaussian"):
-        raise ValueError(f"kernel must be 'linear' or 'gaussian' but is {kernel!r}.")
-    if bandwidth is None:
-        return
-    if isinstance(bandwidth, bool) or not isinstance(bandwidth, (int, float)):
-        raise TypeError(f"bandwidth must be a number but is a {type(bandwidth).__name__}.")
-    if not 0 < bandwidth < math.inf:
-        raise ValueError(f"bandwidth must be finite and above 0 but is {bandwidth}.")
-    if kernel == "linear":
-        raise ValueError(
-            f"bandwidth must be None for the linear kernel, which has none, but is {bandwidth}."
-        )
-
-
-def _gaussian(gram: CenteredGram, bandwidth: float | None) -> Tensor:
-    """Returns the Gaussian kernel matrix."""
-    squared, at_floor, _ = squared_distances(gram)
-    squared = torch.where(at_floor, torch.zeros_like(squared), squared)
-    if bandwidth is None:
-        n = len(squared)
-        # Without its diagonal: drop the first entry of every run of n + 1.
-        pairs = squared.detach().flatten()[1:].view(n - 1, n + 1)[:, :-1]
-        median, mean = pairs.flatten().median(), pairs.mean()
-        spread = torch.where(median == 0, mean, median)
-        spread = torch.where(spread == 0, torch.ones_like(spread), spread)
-        return torch.exp(-squared / (2 * spread))
-    # Held so that its square stays finite: the kernel is 0 there anyway.
-    ratio = (gram.unit / bandwidth).clamp(max=torch.finfo(squared.dtype).max ** 0.25)
-    return torch.exp(-squared * (ratio.square() / 2))
-
-
-def _compare(a: Tensor, b: Tensor, unbiased: bool) -> Tensor:
-    n = len(a)
-    return scaled_inner_product(a, b, n * (n - 3) if unbiased else (n - 1) ** 2)
-
-
-class HSIC(DependenceMeasure):
-    """The Hilbert-Schmidt independence criterion as a module and strategy; see :func:`hsic`.
-
-    Args:
-        kernel: "linear" or "gaussian".
-        bandwidth: Standard deviation of the Gaussian kernel; None is the median heuristic.
-        unbiased: Whether to compute the unbiased estimator, which needs N >= 4.
+        Scalar tensor in [0, 1], debiased in [-1, 1], up to rounding; 0, with a zero gradient, where
+        ``x`` or ``y`` is constant. A non-finite input makes it NaN on an accelerator or under
+        ``torch.compile``.
 
     Raises:
-        TypeError: If the bandwidth is not a number.
-        ValueError: If an option is out of range.
+        TypeError: If an input is not a floating-point tensor, or the bandwidth not a number.
+        ValueError: If the shapes do not fit, N is too small, an option is out of range or, on a
+            CPU, a value is not finite.
 
     Examples:
+        >>> import torch
         >>> x, y = torch.arange(1.0, 17.0).reshape(4, 4), torch.tensor([1.0, 0.0, 0.0, 2.0])
-        >>> round(HSIC(kernel="linear")(x, y).item(), 4)
-        16.0
+        >>> round(cka(x, y).item(), 4), round(cka(x, x, debiased=True).item(), 4)
+        (0.1636, 1.0)
     """
-
-    def __init__(
-        self,
-        *,
-        kernel: Kernel = "gaussian",
-        bandwidth: float | None = None,
-        unbiased: bool = False,
-    ) -> None:
-        super().__init__()
-        check_kernel_options(kernel, bandwidth)
-        self.kernel = kernel
-        self.bandwidth = bandwidth
-        self.unbiased = unbiased
-        self.min_samples = 4 if unbiased else 2
-
-    def center(self, x: Tensor, name: str = "x") -> Tensor:
-        """Computes the centred kernel matrix of a batch; see the base class."""
-        return centered_kernel(
-            name, x, self.kernel, self.bandwidth, corrected=self.unbiased, unit=False
-        )
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Computes the criterion from two centred matrices."""
-        return _compare(a, b, self.unbiased)
-
-    def extra_repr(self) -> str:
-        """Returns the options, for printing."""
-        return f"kernel={self.kernel!r}, bandwidth={self.bandwidth}, unbiased={self.unbiased}"
+    estimator = kernel_estimator(kernel, bandwidth, corrected=debiased, normalized=True)
+    return compare_two(estimator, x, y)

@@ -7,7 +7,11 @@ from mvmr_loss.representations.hog import HOG, hog
 from mvmr_loss.representations.local_std import LocalStd, local_std
 from mvmr_loss.representations.patch_scattering import PatchScattering, patch_scattering
 from mvmr_loss.representations.pixels import Pixels
-from mvmr_loss.representations.registry import Representations, register_representation
+from mvmr_loss.representations.registry import (
+    Representations,
+    list_representations,
+    register_representation,
+)
 from mvmr_loss.representations.scattering import Scattering, scattering
 from mvmr_loss.representations.sketch import FoldedSignSketch, folded_sign_sketch
 
@@ -26,6 +30,7 @@ __all__ = [
     "dct",
     "folded_sign_sketch",
     "hog",
+    "list_representations",
     "local_std",
     "patch_scattering",
     "register_representation",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from kornia.color import rgb_to_grayscale
-from kornia.filters import gaussian_blur2d
+from kornia.filters import filter2d_separable
 from kornia.geometry.transform import remap
 from torch import Tensor
 
+from mvmr_loss._checks import check_bool, check_number
 from mvmr_loss._random import check_seed, uniform
+from mvmr_loss.normalization import Normalization, NormalizationLike, check_numbers
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CROP_TRIALS = 10
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -33,8 +33,7 @@ def augmented_pixels(
     images: Tensor,
     seed: int = 0,
     start: int | Tensor = 0,
-    mean: Floats | None = IMAGENET_MEAN,
-    std: Floats | None = IMAGENET_STD,
+    normalization: NormalizationLike = "imagenet",
     crop_scale: Floats = (0.08, 1.0),
     flip_probability: float = 0.5,
     color_jitter: Floats = (0.8, 0.8, 0.8, 0.2),
@@ -70,13 +69,13 @@ def augmented_pixels(
     place in the order.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, normalised with
-            ``mean`` and ``std``.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, normalised as
+            ``normalization`` says.
         seed: An integer in [0, 2^64).
         start: The place of the first image, at least 0; an int or a 0-dimensional int64 tensor.
-        mean: The three means with which images of three channels were normalised (default:
-            ImageNet's), or None for images in [0, 1].
-        std: The three standard deviations, > 0, or None for images in [0, 1].
+        normalization: How images of three channels were normalised, in any form that
+            :meth:`Normalization.of() <mvmr_loss.normalization.Normalization.of>` takes; ``"none"`` for
+            images in [0, 1].
         crop_scale: Least and greatest area of a crop as a fraction of the image's, in (0, 1].
         flip_probability: Probability of the flip, in [0, 1].
         color_jitter: Strengths (brightness, contrast, saturation, hue), >= 0. The factors of the
@@ -91,27 +90,25 @@ def augmented_pixels(
         images), differentiable with respect to ``images``.
 
     Raises:
-        TypeError: If ``images`` is not a floating-point tensor, ``seed`` is not an int or ``blur``
-            is not a bool.
-        ValueError: If the shape or an option is wrong or, on a CPU, an image is not finite.
+        ValueError: If the shape or an option is wrong or, on a CPU, an image is not finite or cannot
+            have been normalised so.
 
     See Also:
         :class:`AugmentedPixels`, the module, which counts the images.
 
     Examples:
         >>> images = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-        >>> augmented = augmented_pixels(images, seed=1, mean=None, std=None)
+        >>> augmented = augmented_pixels(images, seed=1, normalization="none")
         >>> augmented.shape
         torch.Size([1, 3, 32, 32])
-        >>> torch.equal(augmented, augmented_pixels(images, seed=1, mean=None, std=None))
+        >>> torch.equal(augmented, augmented_pixels(images, seed=1, normalization="none"))
         True
-        >>> torch.equal(augmented, augmented_pixels(images, seed=2, mean=None, std=None))
+        >>> torch.equal(augmented, augmented_pixels(images, seed=2, normalization="none"))
         False
     """
     options = _Options(
         seed,
-        mean,
-        std,
+        normalization,
         crop_scale,
         flip_probability,
         color_jitter,
@@ -127,8 +124,7 @@ class _Options:
     """The options of :func:`augmented_pixels`, checked."""
 
     seed: int
-    mean: Floats | None
-    std: Floats | None
+    normalization: Any
     crop_scale: Floats
     flip_probability: float
     color_jitter: Floats
@@ -137,26 +133,17 @@ class _Options:
     blur: bool
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(
-                f"mean and std must be given together but are {self.mean} and {self.std}; "
-                "None for both means images in [0, 1]."
-            )
-        for name, values, length in (
-            ("mean", self.mean, 3),
-            ("std", self.std, 3),
-            ("crop_scale", self.crop_scale, 2),
-            ("color_jitter", self.color_jitter, 4),
-        ):
-            if values is not None and not (
-                isinstance(values, Sequence)
-                and len(values) == length
-                and all(_is_number(value) for value in values)
-            ):
-                raise ValueError(f"{name} must be {length} finite numbers but is {values!r}.")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be above 0 but is {self.std}.")
+        checked = {
+            "seed": check_seed(self.seed),
+            "normalization": Normalization.of(self.normalization),
+            "crop_scale": check_numbers("crop_scale", self.crop_scale, 2),
+            "color_jitter": check_numbers("color_jitter", self.color_jitter, 4),
+            "blur": check_bool("blur", self.blur),
+        }
+        for name in ("flip_probability", "color_jitter_probability", "grayscale_probability"):
+            checked[name] = check_number(name, getattr(self, name), minimum=0, maximum=1)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         least, greatest = self.crop_scale
         if not 0 < least <= greatest <= 1:
             raise ValueError(
@@ -167,16 +154,10 @@ class _Options:
                 "color_jitter must be at least 0, and its fourth number, the hue, at most 0.5, "
                 f"but is {self.color_jitter}."
             )
-        for name in ("flip_probability", "color_jitter_probability", "grayscale_probability"):
-            probability = getattr(self, name)
-            if not (_is_number(probability) and 0 <= probability <= 1):
-                raise ValueError(f"{name} must be a number in [0, 1] but is {probability!r}.")
-        if not isinstance(self.blur, bool):
-            raise TypeError(f"blur must be a bool but is a {type(self.blur).__name__}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+        if len(self.normalization.mean) != 3:
+            raise ValueError(
+                f"normalization must be of three channels but is {self.normalization}."
+            )
 
 
 def _augment(images: Tensor, start: int | Tensor, options: _Options) -> Tensor:
@@ -186,12 +167,11 @@ def _augment(images: Tensor, start: int | Tensor, options: _Options) -> Tensor:
     others = draws[:, 2 * _CROP_TRIALS + 2 :]
     flip, jitter, *factors, order, grey, sigma = torch.unbind(others, dim=1)
 
+    options.normalization.check(images)
     box = _crop_boxes(trials, place, height, width, options.crop_scale)
     x = _crop_resize_flip(images, box, flip < options.flip_probability)
     if channels == 3:
-        if options.mean is not None and options.std is not None:
-            mean, std = _per_channel(options.mean, x), _per_channel(options.std, x)
-            x = x * std + mean
+        x = options.normalization.undo(x)
         x = _jitter_colors(
             x,
             jitter < options.color_jitter_probability,
@@ -201,19 +181,21 @@ def _augment(images: Tensor, start: int | Tensor, options: _Options) -> Tensor:
         )
         grey = (grey < options.grayscale_probability).view(n, 1, 1, 1)
         x = torch.where(grey, rgb_to_grayscale(x), x)
-        if options.mean is not None and options.std is not None:
-            x = (x - mean) / std
+        x = options.normalization.apply(x)
     kernel_size = 2 * int(0.05 * min(height, width)) + 1
     if options.blur and kernel_size > 1:
         low, high = _BLUR_SIGMA
-        sigmas = (low + (high - low) * sigma).to(x.dtype)[:, None].expand(n, 2)
-        x = gaussian_blur2d(x, (kernel_size, kernel_size), sigmas)
+        x = _blur(x, (low + (high - low) * sigma).to(x.dtype), kernel_size)
     return x
 
 
-def _per_channel(values: Floats, like: Tensor) -> Tensor:
-    # Filled in, not copied from the host: a copy would make an accelerator wait.
-    return torch.cat([like.new_full((1, 1, 1, 1), value) for value in values], dim=1)
+def _blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
+    # kornia's gaussian_blur2d, but for its look at the sigmas, which makes an accelerator wait.
+    place = torch.arange(kernel_size, device=images.device, dtype=images.dtype) - kernel_size // 2
+    kernels = torch.exp(-(place**2) / (2 * sigmas[:, None] ** 2))
+    kernels = kernels / kernels.sum(dim=1, keepdim=True)
+    blurred: Tensor = filter2d_separable(images, kernels, kernels)
+    return blurred
 
 
 def _crop_boxes(
@@ -326,25 +308,12 @@ class AugmentedPixels(Representation):
     Never the same twice, it is not to be stored (``cacheable`` is False).
 
     Args:
-        seed: An integer in [0, 2^64).
-        mean: The three means with which images of three channels were normalised (default:
-            ImageNet's), or None for images in [0, 1].
-        std: The three standard deviations, > 0, or None for images in [0, 1].
-        crop_scale: Least and greatest area of a crop as a fraction of the image's, in (0, 1].
-        flip_probability: Probability of the flip, in [0, 1].
-        color_jitter: Strengths (brightness, contrast, saturation, hue), >= 0, the last at most 0.5.
-        color_jitter_probability: Probability of the colour jitter, in [0, 1].
-        grayscale_probability: Probability of the greying, in [0, 1].
-        blur: Whether to blur.
+        seed ... blur: As in :func:`augmented_pixels`.
         differentiable: If True, the gradient flows through to the images.
 
     Shape:
         - Input: (N, C, H, W), or (C, H, W) for a single image.
         - Output: (N, C, H, W).
-
-    Raises:
-        TypeError: If ``seed`` is not an int or ``blur`` not a bool.
-        ValueError: If another option is not of its form or out of range.
 
     Examples:
         >>> images = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -364,8 +333,7 @@ class AugmentedPixels(Representation):
     def __init__(
         self,
         seed: int = 0,
-        mean: Floats | None = IMAGENET_MEAN,
-        std: Floats | None = IMAGENET_STD,
+        normalization: NormalizationLike = "imagenet",
         crop_scale: Floats = (0.08, 1.0),
         flip_probability: float = 0.5,
         color_jitter: Floats = (0.8, 0.8, 0.8, 0.2),
@@ -378,8 +346,7 @@ class AugmentedPixels(Representation):
         super().__init__(differentiable=differentiable)
         self.options = _Options(
             seed,
-            mean,
-            std,
+            normalization,
             crop_scale,
             flip_probability,
             color_jitter,
@@ -391,7 +358,9 @@ class AugmentedPixels(Representation):
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
-        return ", ".join(f"{name}={value}" for name, value in vars(self.options).items())
+        return ", ".join(
+            f"{field.name}={getattr(self.options, field.name)}" for field in fields(self.options)
+        )
 
     def extract(self, images: Tensor) -> Tensor:
         """Computes the augmented pixels of checked images, and counts them.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from mvmr_loss._checks import check_finite, check_float_tensor, low_precision_to_float32
+from mvmr_loss._checks import check_bool, check_finite, check_float_tensor, low_precision_to_float32
+from mvmr_loss._native import can_compute
 
 
 def check_images(images: object, minimum_size: int = 1, name: str = "images") -> Tensor:
@@ -57,6 +60,36 @@ def check_size(height: int, width: int, minimum_size: int, name: str = "images")
         )
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Returns a context that leaves autocast, on devices that know it (meta does not)."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def follows_derivative(x: Tensor) -> bool:
+    """Tells whether a derivative of what is computed from ``x`` may be asked for.
+
+    Args:
+        x: Tensor of any shape.
+
+    Returns:
+        True where ``x`` requires a gradient, under a transform of ``torch.func``, whose tensors do
+        not tell, and in forward-mode differentiation.
+    """
+    return (
+        x.requires_grad
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def can_use_kernel(x: Tensor) -> bool:
+    """Tells whether float32 ``x`` lies in the CPU's memory and no derivative is asked for."""
+    return can_compute(x) and forward_ad._current_level < 0
+
+
 class Representation(nn.Module, ABC):
     """A fixed map from images to features; the base of every representation.
 
@@ -77,7 +110,7 @@ class Representation(nn.Module, ABC):
 
     def __init__(self, *, differentiable: bool = False) -> None:
         super().__init__()
-        self.differentiable = differentiable
+        self.differentiable = check_bool("differentiable", differentiable)
 
     @abstractmethod
     def extract(self, images: Tensor) -> Tensor:
@@ -118,6 +151,8 @@ class Representation(nn.Module, ABC):
             ValueError: If the shape is wrong, an image is too small or, on a CPU, not finite.
         """
         images = check_images(images, self.minimum_size)
+        if not self.differentiable:
+            images = images.detach()
         recorded = self.differentiable and torch.is_grad_enabled()
-        with torch.autocast(images.device.type, enabled=False), torch.set_grad_enabled(recorded):
+        with without_autocast(images), torch.set_grad_enabled(recorded):
             return self.extract(images)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
+import operator
 
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_compute
-from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations._constants import constant
+from mvmr_loss.representations.base import Representation, can_use_kernel, check_images
 from mvmr_loss.representations.registry import register_representation
 
 # Numbers of a slice on a CPU.
@@ -51,8 +51,11 @@ def dct(images: Tensor) -> Tensor:
 
 
 def _dct(images: Tensor) -> Tensor:
-    rows, columns = (_basis(size, images) for size in images.shape[-2:])
-    if not can_compute(images):
+    # A basis is made for one size: a compiler that lets it vary must know.
+    rows, columns = (
+        _basis(images.device, operator.index(size), images.dtype) for size in images.shape[-2:]
+    )
+    if not can_use_kernel(images):
         return rows @ (images @ columns.T)
     # The same in slices whose first product stays in the cache.
     transformed = images.new_empty(images.shape)
@@ -64,29 +67,14 @@ def _dct(images: Tensor) -> Tensor:
     return transformed
 
 
-def _basis(size: int, like: Tensor) -> Tensor:
-    """Returns the (size, size) basis, one frequency a row, as ``like`` in device and dtype."""
-    # Only ordinary tensors are kept: one made while tracing must not outlive the trace.
-    if torch.compiler.is_compiling() or type(like) is not Tensor:
-        return _make_basis(size, like.dtype, like.device)
-    return _cached_basis(size, like.dtype, like.device)
-
-
-def _make_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # (2 i + 1) k reduced modulo the period 4 size in integers: exact angles for any size, and a
-    # float32 cosine of them is good to the last digit or so where a device has no float64.
-    number = torch.arange(size, device=device)
+@constant(maxsize=8)
+def _basis(size: int, dtype: torch.dtype) -> Tensor:
+    """Returns the (size, size) basis, one frequency a row."""
+    # (2 i + 1) k reduced modulo the period 4 size in integers: exact angles for any size.
+    number = torch.arange(size)
     phase = (number[:, None] * (2 * number + 1)) % (4 * size)
-    precision = torch.float32 if device.type == "mps" else torch.float64
-    basis = torch.cos(phase.to(precision) * (math.pi / (2 * size))) * math.sqrt(2 / size)
+    basis = torch.cos(phase.double() * (math.pi / (2 * size))) * math.sqrt(2 / size)
     return torch.where(number[:, None] == 0, math.sqrt(1 / size), basis).to(dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could not be used for a gradient later.
-    with torch.inference_mode(False):
-        return _make_basis(size, dtype, device)
 
 
 @register_representation("dct")

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvmr_loss._checks import check_choice, check_int
 from mvmr_loss._native import can_be_op
-from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations.base import Representation, check_images, follows_derivative
 from mvmr_loss.representations.registry import register_representation
 
 Gradient = Literal["sobel", "central"]
@@ -90,19 +91,10 @@ def hog(
         >>> hog(ramp.mT, orientations=4)[0, 0, :, 0, 0]
         tensor([0., 0., 7., 0.])
     """
-    _check_options(
+    options = _check_options(
         orientations, pixels_per_cell, cells_per_block, block_norm, gradient, interpolation
     )
-    images = check_images(images, cells_per_block * pixels_per_cell)
-    return _extract(
-        images,
-        orientations,
-        pixels_per_cell,
-        cells_per_block,
-        block_norm,
-        gradient,
-        interpolation,
-    )
+    return _extract(check_images(images, options[1] * options[2]), *options)
 
 
 def _extract(images: Tensor, *options: Any) -> Tensor:
@@ -162,7 +154,7 @@ def _histogram(
     n, channels, height, width = dx.shape
     rows, columns = height // pixels_per_cell, width // pixels_per_cell
 
-    if dx.requires_grad:
+    if follows_derivative(dx):
         # At a zero gradient the slopes of magnitude and angle are undefined: shall be 0.
         flat = (dx == 0) & (dy == 0)
         dx = dx.masked_fill(flat, 1.0)
@@ -219,31 +211,20 @@ def _check_options(
     block_norm: str | None,
     gradient: str,
     interpolation: str,
-) -> None:
-    for name, number in (
-        ("orientations", orientations),
-        ("pixels_per_cell", pixels_per_cell),
-        ("cells_per_block", cells_per_block),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int but is a {type(number).__name__}.")
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1 but is {number}.")
-    for name, value, allowed in (
-        ("block_norm", block_norm, (None, *get_args(BlockNorm))),
-        ("gradient", gradient, get_args(Gradient)),
-        ("interpolation", interpolation, get_args(Interpolation)),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}."
-            )
+) -> tuple[int, int, int, str | None, str, str]:
+    orientations = check_int("orientations", orientations, minimum=1)
+    pixels_per_cell = check_int("pixels_per_cell", pixels_per_cell, minimum=1)
+    cells_per_block = check_int("cells_per_block", cells_per_block, minimum=1)
+    check_choice("block_norm", block_norm, (None, *get_args(BlockNorm)))
+    check_choice("gradient", gradient, get_args(Gradient))
+    check_choice("interpolation", interpolation, get_args(Interpolation))
     if block_norm is None and cells_per_block > 1:
         raise ValueError(
             f"block_norm must be given for blocks of {cells_per_block} x {cells_per_block} cells "
             f"but is None; name one of {', '.join(map(repr, get_args(BlockNorm)))}, or set "
             "cells_per_block=1."
         )
+    return orientations, pixels_per_cell, cells_per_block, block_norm, gradient, interpolation
 
 
 @register_representation("hog")
@@ -288,16 +269,17 @@ class HOG(Representation):
         differentiable: bool = False,
     ) -> None:
         super().__init__(differentiable=differentiable)
-        _check_options(
+        (
+            self.orientations,
+            self.pixels_per_cell,
+            self.cells_per_block,
+            self.block_norm,
+            self.gradient,
+            self.interpolation,
+        ) = _check_options(
             orientations, pixels_per_cell, cells_per_block, block_norm, gradient, interpolation
         )
-        self.orientations = orientations
-        self.pixels_per_cell = pixels_per_cell
-        self.cells_per_block = cells_per_block
-        self.block_norm = block_norm
-        self.gradient = gradient
-        self.interpolation = interpolation
-        self.minimum_size = cells_per_block * pixels_per_cell
+        self.minimum_size = self.cells_per_block * self.pixels_per_cell
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

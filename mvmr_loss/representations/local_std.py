@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss._checks import check_int
+from mvmr_loss.representations.base import Representation, check_images, follows_derivative
 from mvmr_loss.representations.registry import register_representation
 
 
@@ -46,7 +47,7 @@ def local_std(images: Tensor, window_size: int = 3) -> Tensor:
         >>> local_std(images)[0, 0, 1]
         tensor([0.0000, 0.0000, 1.4142, 1.4142, 0.0000])
     """
-    _check_window_size(window_size)
+    window_size = _check_window_size(window_size)
     return _local_std(check_images(images, window_size // 2 + 1), window_size)
 
 
@@ -57,7 +58,7 @@ def _local_std(images: Tensor, window_size: int) -> Tensor:
     _, between = _sliding_moments(column_means, window_size, dim=-1)
     within = _sum(_shifts(column_squares, window_size, dim=-1))
     variance = within.add_(between, alpha=window_size).div_(window_size**2)
-    if not variance.requires_grad:
+    if not follows_derivative(variance):
         return variance.sqrt_()
     # The root's slope at 0 is infinite; in a constant window the gradient shall be 0.
     flat = variance == 0
@@ -93,8 +94,7 @@ def _shifts(x: Tensor, size: int, dim: int) -> list[Tensor]:
 
 
 def _check_window_size(window_size: int) -> int:
-    if isinstance(window_size, bool) or not isinstance(window_size, int):
-        raise TypeError(f"window_size must be an int but is a {type(window_size).__name__}.")
+    window_size = check_int("window_size", window_size)
     if window_size < 3 or window_size % 2 == 0:
         raise ValueError(f"window_size must be odd and at least 3 but is {window_size}.")
     return window_size
@@ -126,7 +126,7 @@ class LocalStd(Representation):
     def __init__(self, window_size: int = 3, *, differentiable: bool = False) -> None:
         super().__init__(differentiable=differentiable)
         self.window_size = _check_window_size(window_size)
-        self.minimum_size = window_size // 2 + 1
+        self.minimum_size = self.window_size // 2 + 1
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mvmr_loss._checks import check_int
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
 from mvmr_loss.representations.scattering import (
@@ -54,7 +55,7 @@ def patch_scattering(
         >>> coefficients[0, 0, 0, :, 0, 0, 0].round(decimals=3)  # order 0: nothing of the others
         tensor([0., 1., 2., 3.])
     """
-    _check_options(J, L, max_order, grid_size)
+    J, L, max_order, grid_size = _check_options(J, L, max_order, grid_size)
     return _patch_scattering(check_images(images, grid_size * 2**J), J, L, max_order, grid_size)
 
 
@@ -69,12 +70,8 @@ def _patch_scattering(images: Tensor, J: int, L: int, max_order: int, grid_size:
     return coefficients
 
 
-def _check_options(J: int, L: int, max_order: int, grid_size: int) -> None:
-    check_scattering_options(J, L, max_order)
-    if not isinstance(grid_size, int) or isinstance(grid_size, bool):
-        raise TypeError(f"grid_size must be an int but is {grid_size!r}.")
-    if grid_size < 1:
-        raise ValueError(f"grid_size must be at least 1 but is {grid_size}.")
+def _check_options(J: int, L: int, max_order: int, grid_size: int) -> tuple[int, int, int, int]:
+    return *check_scattering_options(J, L, max_order), check_int("grid_size", grid_size, minimum=1)
 
 
 @register_representation("patch_scattering")
@@ -115,9 +112,8 @@ class PatchScattering(Representation):
         differentiable: bool = False,
     ) -> None:
         super().__init__(differentiable=differentiable)
-        _check_options(J, L, max_order, grid_size)
-        self.J, self.L, self.max_order, self.grid_size = J, L, max_order, grid_size
-        self.minimum_size = grid_size * 2**J
+        self.J, self.L, self.max_order, self.grid_size = _check_options(J, L, max_order, grid_size)
+        self.minimum_size = self.grid_size * 2**self.J
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

@@ -41,7 +41,7 @@ class Pixels(Representation):
         Returns:
             Tensor of shape (N, C, H, W).
         """
-        return images if self.differentiable else images.detach()
+        return images
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
         """Returns the shape of one image's features.

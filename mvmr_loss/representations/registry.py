@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
+from mvmr_loss._checks import check_int
+from mvmr_loss._random import check_seed
+from mvmr_loss.normalization import Normalization, NormalizationLike
 from mvmr_loss.representations.base import Representation, check_images, check_size
 from mvmr_loss.representations.sketch import Sketched
 
@@ -66,6 +69,16 @@ def register_representation(name: str) -> Callable[[R], R]:
     return register
 
 
+def list_representations() -> list[str]:
+    """Returns the names that :class:`~mvmr_loss.Representations` knows, one's own included.
+
+    Examples:
+        >>> list_representations()[:3]
+        ['augmented_pixels', 'dct', 'hog']
+    """
+    return sorted(_REGISTRY)
+
+
 def representation_class(name: str) -> type[Representation]:
     """Returns the class registered under a name.
 
@@ -80,7 +93,7 @@ def representation_class(name: str) -> type[Representation]:
     """
     if name not in _REGISTRY:
         raise ValueError(
-            f"representation must be one of {', '.join(sorted(_REGISTRY))} but is {name!r}; "
+            f"representation must be one of {', '.join(list_representations())} but is {name!r}; "
             "one's own is added with mvmr_loss.register_representation."
         )
     return _REGISTRY[name]
@@ -101,12 +114,18 @@ class Representations(nn.Module):
       ``{"fine": {"name": "hog", "pixels_per_cell": 4}, "coarse": {"name": "hog"}}``
     - a mapping may also hold :class:`~mvmr_loss.representations.Representation` objects.
 
-    The images are those of the non-augmented view, normalised as the network sees them.
+    The images are those of the non-augmented view, normalised as the network sees them. How, is
+    said once, by ``normalization``, and told to every representation named that asks for it: one
+    with an argument ``normalization``, or ``mean`` and ``std``. An option of these names in the
+    specification takes precedence; a representation given as an object keeps its own.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
 
     Args:
         specification: What to compute, as above; not empty.
+        normalization: How the images were normalised: a
+            :class:`~mvmr_loss.normalization.Normalization`, a pair (mean, std), ``"imagenet"``,
+            ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1].
         slice_size: How many images are worked on at once; bounds the temporary memory.
         differentiable: If True, the gradient flows through to the images; an option of the same
             name in the specification takes precedence.
@@ -135,24 +154,24 @@ class Representations(nn.Module):
         self,
         specification: Specification,
         *,
+        normalization: NormalizationLike = "imagenet",
         slice_size: int = 32,
         differentiable: bool = False,
         sketch_dim: int | None = None,
         sketch_seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(slice_size, bool) or not isinstance(slice_size, int):
-            raise TypeError(f"slice_size must be an int but is a {type(slice_size).__name__}.")
-        if slice_size < 1:
-            raise ValueError(f"slice_size must be at least 1 but is {slice_size}.")
-        self.slice_size = slice_size
+        self.slice_size = check_int("slice_size", slice_size, minimum=1)
+        self.normalization = Normalization.of(normalization)
         built = {
             label: value
             if isinstance(value, Representation)
-            else _build(label, {"differentiable": differentiable, **value})
+            else _build(label, {"differentiable": differentiable, **value}, self.normalization)
             for label, value in _labelled(specification).items()
         }
         if sketch_dim is not None:
+            sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)
+            sketch_seed = check_seed(sketch_seed, "sketch_seed")
             built = {label: Sketched(r, sketch_dim, sketch_seed) for label, r in built.items()}
         self.by_name = nn.ModuleDict(built)
 
@@ -247,11 +266,12 @@ def _labelled(specification: object) -> dict[str, Options | Representation]:
     return dict(pairs)
 
 
-def _build(label: str, options: Options) -> Representation:
+def _build(label: str, options: Options, normalization: Normalization) -> Representation:
     """Returns the representation that the options name."""
     arguments = {key: value for key, value in options.items() if key != "name"}
     cls = representation_class(options["name"])
     known = inspect.signature(cls).parameters
+    arguments = _with_normalization(arguments, known, normalization)
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         for key in arguments:
             if key not in known and key != "differentiable":
@@ -260,3 +280,26 @@ def _build(label: str, options: Options) -> Representation:
                 )
         arguments = {key: value for key, value in arguments.items() if key in known}
     return cls(**arguments)
+
+
+def _with_normalization(
+    arguments: dict[str, Any], known: Container[str], default: Normalization
+) -> dict[str, Any]:
+    """Returns the arguments with the normalisation in the form that a class takes."""
+    as_one, as_two = "normalization" in known, "mean" in known and "std" in known
+    if not (as_one or as_two):
+        return arguments
+    others = {k: v for k, v in arguments.items() if k not in ("normalization", "mean", "std")}
+    if len(others) == len(arguments):
+        stated = default
+    elif "normalization" in arguments and len(others) == len(arguments) - 1:
+        stated = Normalization.of(arguments["normalization"])
+    elif (
+        as_one and "mean" in arguments and "std" in arguments and len(arguments) - len(others) == 2
+    ):
+        stated = Normalization(arguments["mean"], arguments["std"])
+    else:
+        return arguments
+    if as_one:
+        return {**others, "normalization": stated}
+    return {**others, "mean": stated.mean, "std": stated.std}

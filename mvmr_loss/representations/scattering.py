@@ -10,9 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_be_op, can_compute
+from mvmr_loss._checks import check_choice, check_int
+from mvmr_loss._native import can_be_op
+from mvmr_loss.representations._constants import constant
 from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
-from mvmr_loss.representations.base import Representation, check_images
+from mvmr_loss.representations.base import (
+    Representation,
+    can_use_kernel,
+    check_images,
+    follows_derivative,
+    without_autocast,
+)
 from mvmr_loss.representations.registry import register_representation
 
 # The design of kymatio's filter bank: the width of the smallest Gaussian in pixels, the frequency of
@@ -65,27 +73,10 @@ class _FilterBank(NamedTuple):
     low_pass: tuple[tuple[Tensor, Tensor], ...]
 
 
-def check_scattering_options(J: int, L: int, max_order: int) -> None:
-    """Raises if an option is no int or out of range.
-
-    Args:
-        J: To be at least 1.
-        L: To be at least 1.
-        max_order: To be 1 or 2.
-
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
-    """
-    for name, value in (("J", J), ("L", L), ("max_order", max_order)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int but is {value!r}.")
-    if J < 1:
-        raise ValueError(f"J must be at least 1 but is {J}.")
-    if L < 1:
-        raise ValueError(f"L must be at least 1 but is {L}.")
-    if max_order not in (1, 2):
-        raise ValueError(f"max_order must be 1 or 2 but is {max_order}.")
+def check_scattering_options(J: int, L: int, max_order: int) -> tuple[int, int, int]:
+    """Returns the options of :func:`scattering` as ints, checked."""
+    J, L = check_int("J", J, minimum=1), check_int("L", L, minimum=1)
+    return J, L, check_choice("max_order", check_int("max_order", max_order), (1, 2))
 
 
 def _padded_size(size: int, J: int) -> int:
@@ -187,43 +178,30 @@ def _low_pass_matrix(size: int, J: int, j: int) -> Tensor:
     return kernel[(kept[:, None] - torch.arange(size >> j)).remainder(size >> j)]
 
 
-@lru_cache(maxsize=32)
-def _build_filter_bank(
-    height: int, width: int, J: int, L: int, dtype: torch.dtype, device: torch.device
-) -> _FilterBank:
-    # Made in float64 on the CPU, and as ordinary tensors even where the first call is made in
-    # inference mode: a later call may record a gradient with the same filters.
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        padded = _padded_size(height, J), _padded_size(width, J)
-        spectra = _morlets(*padded, J, L)
+@constant(maxsize=32)
+def _filter_bank(height: int, width: int, J: int, L: int, dtype: torch.dtype) -> _FilterBank:
+    padded = _padded_size(height, J), _padded_size(width, J)
+    spectra = _morlets(*padded, J, L)
 
-        def move(x: Tensor) -> Tensor:
-            return (x.to(dtype) if x.is_floating_point() else x).contiguous().to(device)
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(dtype).contiguous()
 
-        wavelets = tuple(tuple(_wavelets(spectra[j], i, j) for j in range(i, J)) for i in range(J))
-        return _FilterBank(
-            rows=move(_reflected_indices(height, padded[0])),
-            columns=move(_reflected_indices(width, padded[1])),
-            wavelets=tuple(
-                tuple(bank._replace(weights=move(bank.weights)) for bank in banks)
-                for banks in wavelets
-            ),
-            low_pass=tuple(
-                (
-                    move(_low_pass_matrix(padded[0], J, j)),
-                    move(_low_pass_matrix(padded[1], J, j).T),
-                )
-                for j in range(J)
-            ),
-        )
-
-
-# To a compiler the filters are constants of the graph, not computations in it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
-def _filter_bank(
-    height: int, width: int, J: int, L: int, dtype: torch.dtype, device: torch.device
-) -> _FilterBank:
-    return _build_filter_bank(height, width, J, L, dtype, device)
+    wavelets = tuple(tuple(_wavelets(spectra[j], i, j) for j in range(i, J)) for i in range(J))
+    return _FilterBank(
+        rows=_reflected_indices(height, padded[0]),
+        columns=_reflected_indices(width, padded[1]),
+        wavelets=tuple(
+            tuple(bank._replace(weights=rounded(bank.weights)) for bank in banks)
+            for banks in wavelets
+        ),
+        low_pass=tuple(
+            (
+                rounded(_low_pass_matrix(padded[0], J, j)),
+                rounded(_low_pass_matrix(padded[1], J, j).T),
+            )
+            for j in range(J)
+        ),
+    )
 
 
 @lru_cache(maxsize=32)
@@ -249,14 +227,14 @@ def _build_kernel(
 
 def _kernel_for(images: Tensor, J: int, L: int, max_order: int) -> ScatteringKernel | None:
     """Returns the C++ kernel where it computes what is asked for, else None."""
-    if not can_compute(images):
+    if not can_use_kernel(images):
         return None
     return _build_kernel(*images.shape[-2:], J, L, max_order)
 
 
 def _modulus(field: Tensor) -> Tensor:
     """Returns the modulus of a complex tensor; its gradient is 0 where the modulus is."""
-    if field.requires_grad:
+    if follows_derivative(field):
         return field.abs()
     # The same without care for overflow and for gradients, in a third of the time.
     squares = torch.view_as_real(field).square()
@@ -369,7 +347,7 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
         >>> coefficients[0, 0, 0, 0].round(decimals=2)
         tensor([ 1.2500,  4.0000,  8.0000, 11.9700])
     """
-    check_scattering_options(J, L, max_order)
+    J, L, max_order = check_scattering_options(J, L, max_order)
     images = check_images(images, 2**J)
     if can_be_op(images):
         coefficients: Tensor = _opaque_scattering(images, J, L, max_order)
@@ -382,7 +360,7 @@ def _scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
     # The filters are made for one size: a compiler that lets it vary must know.
     height, width = (operator.index(length) for length in size)
     planes = images.reshape(count * channels, height, width)
-    bank = _filter_bank(height, width, J, L, images.dtype, images.device)
+    bank = _filter_bank(images.device, height, width, J, L, images.dtype)
     kernel = _kernel_for(images, J, L, max_order)
     largest = len(bank.rows) * len(bank.columns)
     if kernel is not None:
@@ -396,7 +374,7 @@ def _scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
     else:
         largest *= L * (max(1, L // 4) if max_order == 2 else 1)
         slice_size = max(1, (_SLICE_CPU if images.is_cpu else _SLICE_ACCELERATOR) // largest)
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images):
             parts = [_scatter(part, bank, max_order) for part in planes.split(slice_size)]
         scattered = torch.cat(parts)
     coefficients: Tensor = scattered.unflatten(0, (count, channels))
@@ -437,7 +415,7 @@ def scattering_shape(
         >>> scattering_shape(96, 96)
         (81, 24, 24)
     """
-    check_scattering_options(J, L, max_order)
+    J, L, max_order = check_scattering_options(J, L, max_order)
     paths = 1 + J * L + (J * (J - 1) // 2 * L**2 if max_order == 2 else 0)
     return paths, height // 2**J, width // 2**J
 
@@ -469,9 +447,8 @@ class Scattering(Representation):
         self, J: int = 2, L: int = 8, max_order: int = 2, *, differentiable: bool = False
     ) -> None:
         super().__init__(differentiable=differentiable)
-        check_scattering_options(J, L, max_order)
-        self.J, self.L, self.max_order = J, L, max_order
-        self.minimum_size = 2**J
+        self.J, self.L, self.max_order = check_scattering_options(J, L, max_order)
+        self.minimum_size = 2**self.J
 
     def extract(self, images: Tensor) -> Tensor:
         """Computes the coefficients, a tensor of shape (N, C, K, H // 2^J, W // 2^J)."""

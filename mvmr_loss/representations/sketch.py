@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_float_tensor
-from mvmr_loss._native import can_be_op, can_compute, load_library, pointers, sizes
+from mvmr_loss._checks import check_float_tensor, check_int
+from mvmr_loss._native import can_be_op, load_library, pointers, sizes
 from mvmr_loss._random import check_seed, random_bits, random_signs
-from mvmr_loss.representations.base import Representation
+from mvmr_loss.representations._constants import constant
+from mvmr_loss.representations.base import Representation, can_use_kernel
 
 _KERNEL = Path(__file__).with_name("sketch_cpu.cpp")
 
@@ -62,7 +64,7 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
         ValueError: If ``x`` has no batch dimension, or ``dim`` or ``seed`` is out of range.
 
     See Also:
-        :class:`FoldedSignSketch`, the module, which keeps the signs.
+        :class:`FoldedSignSketch`, the module.
 
     Examples:
         >>> x = torch.arange(12.0).reshape(2, 6)
@@ -81,7 +83,7 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
 
 
 class FoldedSignSketch(nn.Module):
-    """Module form of :func:`folded_sign_sketch`, which keeps the signs.
+    """Module form of :func:`folded_sign_sketch`; it has no state, nothing to save or to move.
 
     Args:
         dim: Width m of the sketch, at least 1.
@@ -100,18 +102,10 @@ class FoldedSignSketch(nn.Module):
         True
     """
 
-    signs: Tensor
-
     def __init__(self, dim: int, seed: int = 0) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim must be an int but is a {type(dim).__name__}.")
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1 but is {dim}.")
-        self.dim = dim
+        self.dim = check_int("dim", dim, minimum=1)
         self.seed = check_seed(seed)
-        self.register_buffer("signs", torch.empty(0), persistent=False)
-        self._rotations: tuple[int, ...] = ()
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -137,17 +131,16 @@ class FoldedSignSketch(nn.Module):
             )
         x = x.flatten(1)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        width = x.shape[1]
+        # Signs are made for one width: a compiler that lets it vary must know.
+        width = operator.index(x.shape[1])
         if width <= self.dim:
             return x.to(dtype)
-        if self.signs.numel() < width or self.signs.device != x.device:
-            self.signs = random_signs(self.seed, 0, width, x.device)
-            self._rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
-        signs = self.signs.to(dtype)
+        signs = _signs(x.device, self.seed, width, dtype)
+        rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
         if can_be_op(x):
-            sketch: Tensor = _opaque_fold(x, signs, self._rotations, self.dim)
+            sketch: Tensor = _opaque_fold(x, signs, rotations, self.dim)
             return sketch
-        return _fold(x, signs, self._rotations, self.dim)
+        return _fold(x, signs, rotations, self.dim)
 
 
 def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
@@ -158,7 +151,7 @@ def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tenso
     # Slices of x are added in place: no padded copy and no product as large as x is made. The
     # sketch is twice as wide at first, so that a rotated slice is added in one piece.
     width = x.shape[1]
-    unfolded = signs.new_zeros(len(x), 2 * dim)
+    unfolded = x.new_zeros(len(x), 2 * dim, dtype=signs.dtype)
     for start, rotation in zip(range(0, width, dim), rotations, strict=False):
         part, sign = x[:, start : start + dim], signs[start : min(start + dim, width)]
         unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(sign.dtype), sign)
@@ -177,7 +170,7 @@ def _(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
 
 def _by_kernel(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor | None:
     """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
-    if not can_compute(x) or x.stride(1) != 1:
+    if not can_use_kernel(x) or x.stride(1) != 1:
         return None
     library = load_library(_KERNEL)
     if library is None:
@@ -195,10 +188,19 @@ def _by_kernel(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> 
     return None if failed else out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+@constant(maxsize=32)
+def _signs(seed: int, width: int, dtype: torch.dtype) -> Tensor:
+    return random_signs(seed, 0, width, dtype=dtype)
+
+
 def _rotations(seed: int, dim: int, count: int) -> tuple[int, ...]:
     """Returns the rotation of each slice, drawn at positions that no sign is drawn at."""
-    return tuple((random_bits(seed, 2**62, count, "cpu") % dim).tolist())
+    return _drawn_rotations(torch.device("cpu"), seed, dim, count)
+
+
+@constant(maxsize=32)
+def _drawn_rotations(seed: int, dim: int, count: int) -> tuple[int, ...]:
+    return tuple((random_bits(seed, 2**62, count) % dim).tolist())
 
 
 class Sketched(Representation):

@@ -20,7 +20,7 @@ from mvmr_loss.adapters import lightly as adapter
 from mvmr_loss.adapters.lightly import MVMR, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
-from mvmr_loss.dependence import HSIC
+from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import Pixels
 from mvmr_loss.teachers import Teacher
 
@@ -98,10 +98,12 @@ def test_training_step_is_the_loss_of_the_views(views, logged):
     representations = Representations(["pixels", "local_std"])(batch[0][0])
     terms = criterion.forward_components(z, z_augmented, representations)
     torch.testing.assert_close(logged["train_loss"], terms.total)
-    torch.testing.assert_close(logged["train_dependence"], terms.dependence)
+    torch.testing.assert_close(logged["train_dependence"], terms.terms["dependence"])
+    weighted = terms.as_dict()
     torch.testing.assert_close(
-        logged["train_representations/local_std"], terms.representations["local_std"]
+        logged["train_representations/local_std"], weighted["representations/local_std"]
     )
+    torch.testing.assert_close(logged["train_variance"], weighted["variance"])
     torch.testing.assert_close(total, terms.total + logged["train_online_cls_loss"])
     assert "train_online_cls_top5" in logged
 
@@ -150,7 +152,7 @@ def test_a_teacher_by_configuration(teacher, logged, tmp_path):
     terms = MVMRLoss().forward_components(z, z_augmented, {"teacher": embedding})
     torch.testing.assert_close(
         logged["train_representations/teacher"],
-        terms.representations["teacher"],
+        terms.terms["representations/teacher"],
         rtol=1e-3,
         atol=1e-3,
     )
@@ -339,7 +341,7 @@ OBJECTS = {
     "representations (one's options)": lambda: [
         {"name": "teacher", "module": nn.Flatten(), "preprocessing": {"resize": None, "crop": None}}
     ],
-    "loss": lambda: {"dependence_measure": HSIC(), "variance_weight": 2.0},
+    "loss": lambda: {"dependence_measure": dependence_measure("hsic"), "variance_weight": 2.0},
 }
 
 

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.plain_pytorch import run
-from examples import plain_pytorch
+from benchmarks.plain_pytorch import run, training
 
 RUN = {
     "accuracy": {
@@ -32,7 +31,7 @@ def folder(tmp_path, monkeypatch):
         return {**RUN, "accuracy": accuracy, "seed": settings.seed, "settings": vars(settings)}
 
     trained = []
-    monkeypatch.setattr(plain_pytorch, "run", train)
+    monkeypatch.setattr(training, "run", train)
     (tmp_path / "RESULTS.md").write_text(
         "Before.\n<!-- table -->\nold\n<!-- end of table -->\nAfter.\n"
     )

@@ -309,6 +309,14 @@ def test_the_seed_decides(stl10_files, runs, tmp_path):
     assert losses(tmp_path / "1") != losses(runs["simclr"])
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(1, "0.33"), (3, "1")])
+def test_a_part_of_an_epoch_is_no_epoch(stl10_files, tmp_path, steps, epochs):
+    settings = tiny(stl10_files, method="simclr", labels=[], max_steps=steps)
+    results = run(settings, tmp_path / "run")
+    assert results["pretraining"]["epochs"] == float(epochs)
+    assert f"{epochs} of 2" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_diverged_run_says_so(stl10_files, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Method, "regularization", lambda self, z, r: {"broken": z[0].sum() * torch.nan}
@@ -389,6 +397,8 @@ def test_export_loads_by_what_it_prints(stl10_files, tmp_path, capsys, backbone)
                 head[-1] = torch.nn.Identity()
             else:
                 model.fc = torch.nn.Identity()
+    # strict=False is advised where the classifier is missing, and nowhere else.
+    assert ("strict=False" in "\n".join(code)) == bool(rest)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -80,8 +80,7 @@ def test_from_yaml(images):
       patch_scattering: {J: 1, L: 4, grid_size: 2}
       augmented_pixels:
         crop_scale: [0.2, 1.0]
-        mean: null
-        std: null
+        normalization: none
     """
     features = Representations(yaml.safe_load(text)["representations"])(images)
     assert list(features) == ["pixels", "hog", "coarse", "patch_scattering", "augmented_pixels"]

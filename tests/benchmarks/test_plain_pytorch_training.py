@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.common.photographs import Photographs
-from examples import plain_pytorch
-from examples.plain_pytorch import load_encoder, main, normalize
+from benchmarks.plain_pytorch import training
+from benchmarks.plain_pytorch.training import load_encoder, main, normalize
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--epochs", "1", "--batch-size", "8", "--representations", "pixels", "hog"]
@@ -48,7 +48,10 @@ def test_smoke(folders, tmp_path, capsys):
     assert [set(epoch) for epoch in metrics["loss_per_epoch"]] == [terms]
     assert not metrics["interrupted"]
     assert str(folders) not in json.dumps(metrics)
-    assert "trained" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "trained" in shown.out
+    for doing in ("training", "features, trained, test", "linear classifier, raw pixels"):
+        assert f"{doing}: 1 of " in shown.err
     with Image.open(tmp_path / "training.png") as image:
         assert min(image.size) > 300
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -99,7 +102,7 @@ def test_interrupted_training_is_saved_and_evaluated(folders, tmp_path, monkeypa
         yield from torch.arange(size)[:16].split(8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plain_pytorch, "random_batches", two_batches_then_interrupt)
+    monkeypatch.setattr(training, "random_batches", two_batches_then_interrupt)
     metrics = run(folders, tmp_path)
     assert metrics["interrupted"]
     assert metrics["steps"] == 2
@@ -112,7 +115,7 @@ def test_interrupted_training_is_saved_and_evaluated(folders, tmp_path, monkeypa
 def test_ctrl_c(folders, tmp_path):
     paths = ["--train", folders / "train", "--test", folders / "test", "--output", tmp_path]
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.plain_pytorch", *paths, *FAST, "--epochs", "100000"],
+        [sys.executable, "-m", "benchmarks.plain_pytorch", *paths, *FAST, "--epochs", "100000"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -121,9 +124,9 @@ def test_ctrl_c(folders, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        # The progress bar tells that the training runs.
+        # Its progress tells that the training runs.
         seen = ""
-        while "step/s" not in seen and process.poll() is None:
+        while "training: 1 of" not in seen and process.poll() is None:
             seen += process.stderr.read(1)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
@@ -142,7 +145,7 @@ def test_interrupted_evaluation_leaves_the_encoder(folders, tmp_path, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plain_pytorch, "evaluate", interrupt)
+    monkeypatch.setattr(training, "evaluate", interrupt)
     with pytest.raises(SystemExit, match="Interrupted: the evaluation is incomplete"):
         run(folders, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]

@@ -1,1 +1,0 @@
-"""Examples of mvmr_loss, run from the repository's root: ``python -m examples.plain_pytorch``."""

@@ -1,0 +1,264 @@
+"""The command that fills, checks and describes stores of representations."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvmr_loss.cache.dataset import dataset_fingerprint, fill
+from mvmr_loss.cache.files import CorruptCacheError
+from mvmr_loss.cache.representations import CachedRepresentations
+from mvmr_loss.cache.store import DTYPES, RepresentationCache
+from mvmr_loss.representations.registry import Representations
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mvmr_loss.cache",
+        description="Fills, checks and describes stores of representations.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser(
+        "fill",
+        help="compute what is missing; the same command goes on where it stopped",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    ).add_argument
+    add("store", type=Path, help="folder of the store")
+    data = (
+        "folder with a folder of images a class, or a class of torchvision.datasets such as CIFAR10"
+    )
+    add("--data", required=True, help=data)
+    add("--root", default="data", help="where torchvision finds the data set named by --data")
+    add("--split", default="train", help="of the data set named by --data")
+    add(
+        "--representations",
+        nargs="+",
+        metavar="NAME",
+        default=["pixels", "scattering", "hog", "local_std"],
+        help='names, or JSON with options: \'{"name": "hog", "orientations": 9}\'',
+    )
+    add("--sketch-dim", type=int, default=1024, help="width of the sketches; 0: exact")
+    add("--sketch-seed", type=int, default=0, help="seed of the sketches")
+    size = "side of the images: the shorter side is resized to it, and the centre cropped"
+    add("--image-size", type=int, required=True, help=size)
+    add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="of each channel")
+    add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="of each channel")
+    add("--dtype", choices=list(DTYPES), default="float16", help="type of the stored numbers")
+    add("--batch-size", type=int, default=64, help="images a batch")
+    add("--processes", type=int, default=1, help="processes that compute")
+    add("--workers", type=int, default=0, help="worker processes of each that load images")
+    add("--skip-broken", action="store_true", help="name images that cannot be read and go on")
+    add("--device", default="cpu", help="where to compute")
+    command = commands.add_parser("verify", help="compare every row with its checksum")
+    command.add_argument("store", type=Path, help="folder of the store")
+    command.add_argument("--repair", action="store_true", help="mark damaged rows as missing")
+    command = commands.add_parser("info", help="tell what is in a store")
+    command.add_argument("store", type=Path, help="folder of the store")
+    settings = parser.parse_args(arguments)
+    if settings.command == "fill":
+        for name in ("image_size", "batch_size", "processes"):
+            if getattr(settings, name) < 1:
+                option = "--" + name.replace("_", "-")
+                parser.error(f"{option} must be at least 1 but is {getattr(settings, name)}.")
+    return settings
+
+
+def _dataset(settings: argparse.Namespace) -> Any:
+    """Returns the data set that the command line names, with the non-augmented view's transform."""
+    try:
+        from torchvision import datasets
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise ImportError(
+            "the fill command reads images with torchvision: pip install torchvision"
+        ) from error
+    transform = v2.Compose(
+        [
+            v2.Resize(settings.image_size),
+            v2.CenterCrop(settings.image_size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(settings.mean, settings.std),
+        ]
+    )
+    if Path(settings.data).is_dir():
+        return datasets.ImageFolder(settings.data, transform)
+    cls: Any = getattr(datasets, settings.data, None)
+    if not isinstance(cls, type):
+        raise ValueError(
+            "--data must be a folder with one folder of images a class, or the name of a class in "
+            f"torchvision.datasets, but is {settings.data!r}."
+        )
+    options: dict[str, Any] = {"transform": transform}
+    known = inspect.signature(cls).parameters
+    if "split" in known:
+        options["split"] = settings.split
+    elif "train" in known:
+        options["train"] = settings.split == "train"
+    try:
+        return cls(settings.root, **options)
+    except RuntimeError as error:
+        raise ValueError(f"{settings.data} cannot be read in {settings.root}: {error}") from error
+
+
+def _cached(settings: argparse.Namespace, dataset: Any) -> CachedRepresentations:
+    """Returns the cached representations that the command line names."""
+    try:
+        names = [json.loads(r) if r.startswith("{") else r for r in settings.representations]
+    except ValueError as error:
+        raise ValueError(f"--representations must be names or JSON: {error}.") from error
+    representations = Representations(
+        names, sketch_dim=settings.sketch_dim or None, sketch_seed=settings.sketch_seed
+    ).to(settings.device)
+    return CachedRepresentations(
+        representations,
+        settings.store,
+        num_samples=len(dataset),
+        image_shape=(len(settings.mean), settings.image_size, settings.image_size),
+        fingerprint=dataset_fingerprint(dataset),
+        normalization=(settings.mean, settings.std),
+        dtype=DTYPES[settings.dtype],
+    )
+
+
+def _fill_share(settings: argparse.Namespace, rank: int) -> None:
+    """Fills one process's share."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // settings.processes))
+    try:
+        dataset = _dataset(settings)
+        fill(
+            _cached(settings, dataset),
+            dataset,
+            batch_size=settings.batch_size,
+            num_workers=settings.workers,
+            device=settings.device,
+            share=(rank, settings.processes),
+            on_broken=_tell if settings.skip_broken else None,
+        )
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"Error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(1) from None
+
+
+def _tell(sentence: str) -> None:
+    """Says what was skipped."""
+    print(f"Skipped: {sentence}", file=sys.stderr, flush=True)
+
+
+def _fill_command(settings: argparse.Namespace) -> None:
+    """Fills a store in several processes and shows how far they are."""
+    cached = _cached(settings, _dataset(settings))
+    cache = cached.cache
+    assert cache is not None
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_fill_share, args=(settings, rank))
+        for rank in range(settings.processes)
+    ]
+    total, start = cache.num_samples, time.monotonic()
+    before = int(cache.is_valid().sum())
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            processes[0].join(0.5)
+            done = int(cache.is_valid().sum())
+            rate = (done - before) / (time.monotonic() - start)
+            _show(done, total, f"{rate:.0f} images/s" if done > before else "starting")
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        raise
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.join()
+    done = int(cache.is_valid().sum())
+    _show(done, total, "\n")
+    if done < total and settings.skip_broken and not any(p.exitcode for p in processes):
+        print(f"{total - done} of {total} rows are missing: skipped.", file=sys.stderr)
+    elif done < total:
+        raise OSError(
+            f"{total - done} of {total} rows are still missing because a process stopped (see "
+            "above); the same command goes on where it stopped."
+        )
+
+
+_shown = (-1, 0.0)  # How far, and when.
+
+
+def _show(done: int, total: int, text: str) -> None:
+    """Shows a progress bar, or in a file a line every half minute and at the end."""
+    global _shown
+    if sys.stderr.isatty():
+        bar = "#" * (30 * done // total)
+        print(f"\r{bar:-<30} {done}/{total} {text:<16}", end="", file=sys.stderr, flush=True)
+    elif done != _shown[0] and (done == total or time.monotonic() > _shown[1] + 30):
+        _shown = (done, time.monotonic())
+        print(f"{done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _info(cache: RepresentationCache) -> str:
+    """Returns what is in a store, as text."""
+    valid = int(cache.is_valid().sum())
+    size = cache._row_bytes * (cache.num_samples + 1)
+    lines = [
+        f"{cache.path}: {valid} of {cache.num_samples} rows, {size / 1e6:.1f} MB, "
+        f"{cache._row_bytes} bytes a row, {str(cache.dtype).removeprefix('torch.')}, "
+        f"made by {cache.made_by}",
+        *(f"  {name}: {width} numbers" for name, width in cache.widths.items()),
+        json.dumps(cache.settings, indent=2),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        arguments: As ``sys.argv[1:]``, which is the default.
+
+    Raises:
+        SystemExit: With one sentence, if something is wrong with the arguments, data or store.
+    """
+    settings = _parse(arguments)
+    try:
+        if settings.command == "fill":
+            _fill_command(settings)
+        elif settings.command == "info":
+            print(_info(RepresentationCache(settings.store)))
+        else:
+            cache = RepresentationCache(settings.store)
+            damaged = cache.verify(
+                repair=settings.repair, progress=lambda done, total: _show(done, total, "")
+            )
+            print(file=sys.stderr)
+            if damaged and not settings.repair:
+                raise CorruptCacheError(
+                    f"{len(damaged)} rows are damaged, the first of them {damaged[0]}; "
+                    "--repair marks them as missing."
+                )
+            print(f"{int(cache.is_valid().sum())} of {cache.num_samples} rows are there and whole.")
+            if damaged:
+                print(f"{len(damaged)} damaged rows are now marked as missing; fill goes on there.")
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"Error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted: the same command goes on where it stopped.") from None
+
+
+if __name__ == "__main__":
+    # A spawned process does not import a package's __main__ again, but finds functions by this name.
+    from mvmr_loss.cache import __main__ as command
+
+    command.main()

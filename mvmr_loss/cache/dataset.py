@@ -1,0 +1,260 @@
+"""Data sets whose samples have an index, what tells them apart, and filling a store from one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from mvmr_loss.representations.base import check_images
+
+if TYPE_CHECKING:
+    from mvmr_loss.cache.representations import CachedRepresentations
+
+
+class IndexedDataset(Dataset[tuple[Any, ...]]):
+    """A data set whose samples begin with their index.
+
+    Wrap the whole data set, and take subsets of the result: then a sample's index, and one store,
+    serve all of them.
+
+    Args:
+        dataset: A data set with a length; samples are tuples, lists, or single values.
+
+    Raises:
+        TypeError: If the data set has no length or items.
+
+    Examples:
+        >>> from torch.utils.data import Subset
+        >>> dataset = IndexedDataset([("image a", 0), ("image b", 1), ("image c", 0)])
+        >>> dataset[1]
+        (1, 'image b', 1)
+        >>> Subset(dataset, [2, 0])[0]
+        (2, 'image c', 0)
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                "dataset must have a length and items by index, so that samples have an index, "
+                f"but is a {type(dataset).__name__}."
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        sample = self.dataset[index]
+        return (index, *sample) if isinstance(sample, (tuple, list)) else (index, sample)
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """Computes a short text that tells data sets apart, without running their transforms.
+
+    It covers the length and, of what is there, the relative names of the files (torchvision's
+    folders, ``LightlyDataset``, solo-learn's; lists and arrays of names), the sizes of 64 of them,
+    and 64 evenly spaced items of arrays, tensors and lists (torchvision's CIFAR, STL10, MNIST,
+    ``TensorDataset``, a class of one's own). Wrappers, with the order they keep, concatenations and
+    subsets are looked into. The working directory plays no part. What a data set computes in its
+    methods, such as an order, is not seen: the spot checks of training see that.
+
+    Args:
+        dataset: A data set with a length.
+
+    Returns:
+        The length and 16 hexadecimal digits.
+
+    Raises:
+        TypeError: If the data set has no length.
+
+    Examples:
+        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint(IndexedDataset([1, 2, 3]))
+        True
+        >>> dataset_fingerprint([1, 2, 3]) == dataset_fingerprint([1, 3, 2])
+        False
+    """
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(f"dataset must have a length but is a {type(dataset).__name__}.")
+    digest = hashlib.sha256()
+    _add_identity(digest, dataset)
+    return f"{len(dataset)}-{digest.hexdigest()[:16]}"
+
+
+def fill(
+    cached: CachedRepresentations,
+    dataset: Any,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+    on_broken: Callable[[str], None] | None = None,
+) -> int:
+    """Computes and stores the rows that are missing.
+
+    Args:
+        cached: What to fill.
+        dataset: Gives (image, ...) or image; images are tensors of shape (C, H, W), not augmented
+            and normalised as in the training.
+        batch_size: Images a batch, at least 1.
+        num_workers: Worker processes that load images.
+        device: Where to compute.
+        share: ``(k, n)``: this process is the k-th of n, counted from 0, and fills every n-th row.
+        progress: Called with the number of rows done and to do, after each batch.
+        on_broken: Called with one sentence for each image that cannot be read, which is skipped.
+            None raises instead, at the first of them.
+
+    Returns:
+        How many rows were filled.
+
+    Raises:
+        ValueError: If the length of the data set is not the store's, or an image does not fit.
+        OSError: If the store is damaged, may not be written, or the disk is full.
+
+    Examples:
+        >>> import tempfile
+        >>> from mvmr_loss import Representations
+    >>> from mvmr_loss.cache import CachedRepresentations
+        >>> images = torch.rand(10, 3, 16, 16)
+        >>> representations = Representations(["pixels"])
+        >>> cached = CachedRepresentations(representations, tempfile.mkdtemp(), num_samples=10)
+        >>> fill(cached, images), fill(cached, images)
+        (10, 0)
+    """
+    if len(dataset) != cached.num_samples:
+        raise ValueError(
+            f"dataset must have the store's {cached.num_samples} samples but has {len(dataset)}."
+        )
+    if cached.cache is None:
+        first = IndexedDataset(dataset)[0][1]
+        cached._ready(check_images(first, name="dataset[0]"))
+    assert cached.cache is not None
+    # By the index, not by the place among the missing: those are fewer for a process that is late.
+    rows = range(share[0], cached.cache.num_samples, share[1])
+    valid = cached.cache.is_valid().tolist()
+    missing = [i for i in rows if not valid[i]]
+    loader = DataLoader(
+        _Readable(dataset),
+        batch_size,
+        sampler=missing,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    done = 0
+    for samples in loader:
+        whole = [(i, image) for i, image in samples if not isinstance(image, str)]
+        for _, image in samples:
+            if isinstance(image, str) and on_broken is None:
+                raise ValueError(image)
+            if isinstance(image, str) and on_broken is not None:
+                on_broken(image)
+        if whole:
+            indices, images = default_collate(whole)
+            cached(images.to(device), indices)
+        done += len(whole)
+        if progress is not None:
+            progress(done, len(missing))
+    return done
+
+
+class _Readable(IndexedDataset):
+    """Gives index and image, or index and a sentence where the image cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        try:
+            return super().__getitem__(index)[:2]
+        except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises.
+            samples = getattr(self.dataset, "samples", None)
+            name = f" ({samples[index][0]})" if isinstance(samples, list) else ""
+            return index, f"image {index}{name} cannot be read: {error}"
+
+
+def _add_identity(digest: Any, dataset: Any) -> None:
+    """Adds to a hash what tells a data set apart."""
+    parts = getattr(dataset, "datasets", None)
+    inner = getattr(dataset, "dataset", None)
+    if isinstance(parts, (list, tuple)) and parts and all(hasattr(p, "__len__") for p in parts):
+        for part in parts:
+            _add_identity(digest, part)
+    elif inner is not None and hasattr(inner, "__len__"):
+        # What a wrapper selects or reorders by: Subset's indices, an order, a permutation.
+        for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
+            if name != "dataset" and _is_sequence(value) and len(value) == len(dataset):
+                _add_values(digest, value)
+        _add_identity(digest, inner)
+    else:
+        digest.update(f"length {len(dataset)}\n".encode())
+        for name in ("samples", "images", "data", "tensors"):
+            value = getattr(dataset, name, None)
+            if value is not None and _is_sequence(value) and len(value):
+                _add_values(digest, value, getattr(dataset, "root", None))
+                return
+        if _is_sequence(dataset):
+            _add_values(digest, dataset)
+        for _, value in sorted(getattr(dataset, "__dict__", {}).items()):
+            # Not the settings of a transform: they are no part of what the data set holds.
+            if _is_sequence(value) and len(value) == len(dataset):
+                _add_values(digest, value, getattr(dataset, "root", None))
+
+
+def _is_sequence(value: Any) -> bool:
+    """Tells whether a value holds items: a list, tuple, range, array or tensor."""
+    array = hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
+    return array or isinstance(value, (list, tuple, range))
+
+
+def _add_values(digest: Any, values: Any, root: Any = None) -> None:
+    """Adds names and integers, all of them, or evenly spaced items of what is larger."""
+    kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
+    if kind.startswith(("<U", ">U", "object", "str")):
+        values = values.tolist()
+    elif kind and (len(values.shape) > 1 or not kind.startswith(("int", "uint"))):
+        digest.update(f"{tuple(values.shape)} {kind}\n".encode())
+        for item in _spread(values):
+            data = torch.as_tensor(item).detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(bytes(data.tolist()))
+        return
+    elif kind:
+        values = values.tolist()
+    names = [v[0] if isinstance(v, (list, tuple)) and v else v for v in values]
+    if names and all(isinstance(name, (str, os.PathLike)) for name in names):
+        _add_names(digest, [os.fspath(name) for name in names], root)
+    elif all(isinstance(v, int) for v in values):
+        digest.update(" ".join(map(str, values)).encode() + b"\n")
+    else:
+        for item in values if isinstance(values, tuple) else _spread(values):
+            if _is_sequence(item):
+                _add_values(digest, item, root)
+            elif isinstance(item, (str, bytes, int, float)):
+                digest.update(f"{item!r}\n".encode())
+
+
+def _add_names(digest: Any, names: list[str], root: Any) -> None:
+    """Adds names relative to their folder, whatever the working directory, and 64 files' sizes."""
+    if not isinstance(root, (str, os.PathLike)):
+        try:
+            root = os.path.commonpath([os.path.dirname(name) for name in names])
+        except ValueError:  # Absolute and relative ones are mixed.
+            root = ""
+    for name in names:
+        # torchvision's names begin with the root, solo-learn's are below it.
+        inside = Path(name).is_relative_to(root) or os.path.isabs(name)
+        digest.update((os.path.relpath(name, root or ".") if inside else name).encode() + b"\n")
+    for name in _spread(names):
+        for file in (Path(name), Path(root) / name):
+            if file.is_file():
+                digest.update(f"{file.stat().st_size}\n".encode())
+                break
+
+
+def _spread(items: Any) -> list[Any]:
+    """Returns up to 64 evenly spaced items."""
+    count = min(64, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

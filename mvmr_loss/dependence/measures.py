@@ -1,0 +1,382 @@
+"""What every dependence measure does with the matrices: centre, compare, normalise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mvmr_loss._checks import check_int, without_autocast
+from mvmr_loss.dependence.matrices import check_batch, diagonal, result_dtype, squared_distances
+from mvmr_loss.distributed import ALL_ROWS, Rows
+
+# More numbers in a stack of matrices, and they are made one batch at a time.
+_STACK_NUMBERS = 2**25
+_ROUNDINGS = 16
+
+Pairs = Sequence[tuple[int, int]]
+
+
+class Distance(NamedTuple):
+    """The matrix of Euclidean distances to a power.
+
+    Attributes:
+        exponent: Exponent of the distance, in (0, 2).
+        eps: Floor of the squared distances, at least 0.
+    """
+
+    exponent: float = 1.0
+    eps: float = 0.0
+
+    def matrices(self, squared: Tensor, units: Tensor, rows: Rows) -> Tensor:
+        """Returns the matrices, in units of the units to the power ``exponent``."""
+        if self.eps == 0:
+            nothing = squared == 0
+            floor: float | Tensor = 0.0
+        else:
+            root = math.sqrt(self.eps) / units[:, None, None]
+            least = root.square().to(squared.dtype)
+            nothing = squared <= least
+            floor = root.pow(self.exponent).to(squared.dtype)
+        # 1 in the place of those at the floor: a root has no finite gradient at 0.
+        safe = torch.where(nothing, 1.0, squared)
+        powers = safe.sqrt() if self.exponent == 1 else safe.pow(self.exponent / 2)
+        return torch.where(nothing, floor, powers)
+
+
+class Gaussian(NamedTuple):
+    """The Gaussian kernel matrix.
+
+    Attributes:
+        bandwidth: Standard deviation, above 0; None: the median distance between samples.
+    """
+
+    bandwidth: float | None = None
+    exponent: float = 0.0
+
+    def matrices(self, squared: Tensor, units: Tensor, rows: Rows) -> Tensor:
+        """Returns the kernel matrices, which have no unit."""
+        if self.bandwidth is None:
+            spread = _median(squared.detach(), rows)
+            return torch.exp(-squared / (2 * spread[:, None, None]))
+        ratio = (units / self.bandwidth).square() / 2
+        # Held so that it stays finite in the type: the kernel is 0 there anyway.
+        ratio = ratio.clamp(max=torch.finfo(squared.dtype).max ** 0.5).to(squared.dtype)
+        return torch.exp(-squared * ratio[:, None, None])
+
+
+class Linear(NamedTuple):
+    """The Gram matrix, as far as centring leaves it: minus half of the squared distances."""
+
+    exponent: float = 2.0
+
+    def matrices(self, squared: Tensor, units: Tensor, rows: Rows) -> Tensor:
+        """Returns the matrices, in units of the units' square."""
+        return squared / -2
+
+
+class Estimator(NamedTuple):
+    """A dependence measure, said in four choices.
+
+    Attributes:
+        matrix: What is made of the squared distances.
+        corrected: Whether to U-centre (bias-corrected) rather than double-centre.
+        normalized: Whether to divide by the norms (a correlation) rather than by a number of pairs.
+        rooted: Whether the root of the result is taken.
+        pairs_less_one: Whether a biased covariance is over (N - 1)^2 rather than N^2.
+    """
+
+    matrix: Distance | Gaussian | Linear
+    corrected: bool
+    normalized: bool
+    rooted: bool = False
+    pairs_less_one: bool = False
+
+    @property
+    def min_samples(self) -> int:
+        """The smallest batch that it is defined on."""
+        return 4 if self.corrected else 2
+
+
+class _Centered(NamedTuple):
+    """Centred matrices (K, rows, N), their squared norms (K,), those of rounding, and the units."""
+
+    matrices: Tensor
+    squares: Tensor
+    rounding: Tensor
+    units: Tensor
+
+
+def dependence(
+    estimator: Estimator,
+    batches: Sequence[Tensor],
+    pairs: Pairs,
+    rows: Rows = ALL_ROWS,
+    block_size: int | None = None,
+) -> Tensor:
+    """Computes the dependence of pairs of batches, each batch's matrix being made once.
+
+    Args:
+        estimator: The measure.
+        batches: Tensors of shape (N, D_k), checked.
+        pairs: Which to compare, as places in ``batches``; the first of a pair are to be few.
+        rows: Which rows of the matrices are computed here.
+        block_size: How many rows exist at once; None: all.
+
+    Returns:
+        Tensor of shape (pairs,).
+    """
+    if block_size is not None:
+        products, squares, rounding, units = _in_blocks(estimator, batches, pairs, rows, block_size)
+    else:
+        products, squares, rounding, units = _whole(estimator, batches, pairs, rows)
+    n = len(batches[0])
+    dtype = result_dtype(batches)
+    if estimator.normalized:
+        vanishes = squares <= rounding
+        norms = torch.where(vanishes, 1.0, squares).sqrt()
+        gone = torch.stack([vanishes[i] | vanishes[j] for i, j in pairs])
+        divisor = torch.stack([norms[i] * norms[j] for i, j in pairs])
+        values = torch.where(gone, 0.0, products / divisor)
+        return (_root(values) if estimator.rooted else values).to(dtype)
+    count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
+    values = products / count
+    scale = torch.stack([units[i] * units[j] for i, j in pairs])
+    power = estimator.matrix.exponent
+    if estimator.rooted:
+        values, power = _root(values), power / 2
+    return _in_range(values, scale.pow(power), dtype)
+
+
+def _in_range(values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the products, held within the range of a type, with a zero gradient where they are."""
+    limit = torch.finfo(dtype).max
+    beyond = factors.isinf() & (values != 0)
+    products = (values * torch.where(factors.isinf(), 0.0, factors)).clamp(-limit, limit)
+    return torch.where(beyond, values.detach().sign() * limit, products).to(dtype)
+
+
+def _whole(
+    estimator: Estimator, batches: Sequence[Tensor], pairs: Pairs, rows: Rows
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns products of pairs, squared norms, those of rounding, and units, from whole matrices."""
+    n = len(batches[0])
+    height = n if rows.stop is None else rows.stop - rows.start
+    together = len(batches) * height * n <= _STACK_NUMBERS
+    groups = [list(batches)] if together else [[x] for x in batches]
+    stacks = [_center(estimator, group, rows) for group in groups]
+    matrices = [matrix for stack in stacks for matrix in stack.matrices]
+    products = torch.stack([(matrices[i] * matrices[j]).sum() for i, j in pairs])
+    squares, rounding, units = (
+        torch.cat([stack[k] for stack in stacks]) for k in range(1, len(_Centered._fields))
+    )
+    if rows.stop is not None:
+        together_sums = rows.sum(torch.cat([products, squares, rounding]))
+        products, squares, rounding = together_sums.split([len(pairs), *[len(squares)] * 2])
+    return products, squares, rounding, units
+
+
+def _center(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> _Centered:
+    """Returns the centred matrices of some batches."""
+    raw, units = _matrices(estimator, batches, rows)
+    sums = raw.sum(dim=2)
+    matrices = _about_means(estimator, raw, sums, rows.concatenate(sums), rows.start)
+    return _Centered(matrices, matrices.square().sum(dim=(1, 2)), _rounding(raw), units)
+
+
+def _matrices(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> tuple[Tensor, Tensor]:
+    """Returns the matrices before they are centred, and their units."""
+    squared, units = squared_distances(batches, rows)
+    raw = estimator.matrix.matrices(squared, units, rows)
+    return raw.masked_fill(diagonal(raw, rows.start), 0.0) if estimator.corrected else raw, units
+
+
+def _about_means(
+    estimator: Estimator, raw: Tensor, sums: Tensor, all_sums: Tensor, start: int
+) -> Tensor:
+    """Centres rows of symmetric matrices, whose column sums are their row sums."""
+    n = raw.shape[2]
+    divisor, count = (n - 2, (n - 1) * (n - 2)) if estimator.corrected else (n, n * n)
+    total = all_sums.sum(dim=1) / count
+    centered = raw - (sums / divisor)[:, :, None] - (all_sums / divisor - total[:, None])[:, None]
+    return centered.masked_fill(diagonal(raw, start), 0.0) if estimator.corrected else centered
+
+
+def _rounding(raw: Tensor) -> Tensor:
+    """Returns the squared norms below which centred matrices are rounding."""
+    level = (_ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
+    return level * raw.detach().square().sum(dim=(1, 2))
+
+
+def _in_blocks(
+    estimator: Estimator, batches: Sequence[Tensor], pairs: Pairs, rows: Rows, block_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what :func:`_whole` does from blocks of rows, of which one exists at a time.
+
+    The first pass over the blocks sums their rows, the second compares them; the gradient computes
+    every block again.
+    """
+
+    def sum_rows(start: int, stop: int, *xs: Tensor) -> tuple[Tensor, Tensor]:
+        raw, _ = _matrices(estimator, xs, Rows(start, stop))
+        return raw.sum(dim=2), _rounding(raw)
+
+    def compare(start: int, stop: int, sums: Tensor, *xs: Tensor) -> Tensor:
+        raw, _ = _matrices(estimator, xs, Rows(start, stop))
+        matrices = _about_means(estimator, raw, sums[:, start:stop], sums, start)
+        products = [(matrices[i] * matrices[j]).sum(dtype=torch.float64) for i, j in pairs]
+        return torch.cat(
+            [torch.stack(products), matrices.square().sum((1, 2), dtype=torch.float64)]
+        )
+
+    end = len(batches[0]) if rows.stop is None else rows.stop
+    blocks = [(i, min(i + block_size, end)) for i in range(rows.start, end, block_size)]
+    found = [checkpoint(sum_rows, *block, *batches, use_reentrant=False) for block in blocks]
+    sums = rows.concatenate(torch.cat([own for own, _ in found], dim=1))
+    rounding = rows.sum(torch.stack([level for _, level in found]).sum(dim=0))
+    parts = [checkpoint(compare, *block, sums, *batches, use_reentrant=False) for block in blocks]
+    totals = rows.sum(torch.stack(parts).sum(dim=0)).to(sums.dtype)
+    _, units = squared_distances(batches, Rows(0, 1))
+    products, squares = totals.split([len(pairs), len(batches)])
+    return products, squares, rounding, units
+
+
+def _root(values: Tensor) -> Tensor:
+    """Returns square roots; 0 with a zero gradient where a value is not above 0, NaN where it is NaN."""
+    vanishes = values <= 0
+    return torch.where(vanishes, 0.0, torch.where(vanishes, 1.0, values).sqrt())
+
+
+def _median(squared: Tensor, rows: Rows) -> Tensor:
+    """Returns the lower median of the squared distances between different samples, of shape (K,).
+
+    Where it is 0, the mean takes its place, and 1 where that is 0 too.
+    """
+    n = squared.shape[2]
+    others = ~diagonal(squared, rows.start)
+    if rows.stop is None:
+        # Without the diagonal: drop the first entry of every run of n + 1.
+        pairs = squared.flatten(1)[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :-1]
+        median = pairs.flatten(1).median(dim=1).values
+    else:
+        median = _shared_median(squared, others, rows, (n * (n - 1) - 1) // 2)
+    mean = rows.sum(squared.sum(dim=(1, 2))) / (n * (n - 1))
+    spread = torch.where(median == 0, mean, median)
+    return torch.where(spread == 0, 1.0, spread)
+
+
+def _shared_median(squared: Tensor, others: Tensor, rows: Rows, rank: int) -> Tensor:
+    """Returns the value of a rank among those of all processes, by bisection of its bits."""
+    # The bits of numbers that are not negative are in the order of the numbers.
+    integer = torch.int64 if squared.dtype == torch.float64 else torch.int32
+    bits = squared.contiguous().view(integer)
+    found = torch.zeros(len(squared), 1, 1, dtype=integer, device=squared.device)
+    for bit in range(torch.iinfo(integer).bits - 2, -1, -1):
+        trial = found + (1 << bit)
+        below = rows.sum(((bits < trial) & others).sum(dim=(1, 2)))
+        found = torch.where((below <= rank)[:, None, None], trial, found)
+    return found.view(squared.dtype).flatten()
+
+
+class DependenceMeasure(nn.Module):
+    """A measure of dependence between two batches; one's own is a subclass with :meth:`forward`.
+
+    A subclass states ``min_samples``, the smallest batch it is defined on.
+
+    Examples:
+        >>> class MeanProduct(DependenceMeasure):
+        ...     def forward(self, x, y):
+        ...         return (x.flatten(1).mean(1) * y.flatten(1).mean(1)).mean()
+        >>> MeanProduct()(torch.ones(4, 2), torch.ones(4, 3))
+        tensor(1.)
+    """
+
+    min_samples: int = 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Computes the dependence between two batches.
+
+        Args:
+            x: Tensor of shape (N, D) or (N, ...), which is flattened.
+            y: Tensor of shape (N, E) or (N, ...); D and E may differ.
+
+        Returns:
+            Scalar tensor.
+        """
+        raise NotImplementedError
+
+    def compare(self, batches: Sequence[Tensor], pairs: Pairs, rows: Rows = ALL_ROWS) -> Tensor:
+        """Computes the dependence of several pairs of batches.
+
+        Args:
+            batches: Tensors of shape (N, ...).
+            pairs: Which to compare, as places in ``batches``.
+            rows: Which rows of matrices are computed in this process; all of them where a measure
+                is not made of rows.
+
+        Returns:
+            Tensor of shape (pairs,).
+        """
+        return torch.stack([self(batches[i], batches[j]) for i, j in pairs])
+
+
+class MatrixMeasure(DependenceMeasure):
+    """A measure that reads each batch through its matrix of squared distances.
+
+    Built by name, see :func:`dependence_measure`. The matrix of a batch is made once however many
+    others it meets, all matrices are worked on as one stack, and several processes share the rows.
+
+    Args:
+        name: What it is called.
+        estimator: What it computes.
+        block_size: If given, at most this many rows of a matrix exist at once: memory grows as
+            N x block_size, not N x N, and the gradient computes the matrices again.
+    """
+
+    def __init__(self, name: str, estimator: Estimator, block_size: int | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.estimator = estimator
+        self.min_samples = estimator.min_samples
+        if block_size is not None:
+            block_size = check_int("block_size", block_size, minimum=1)
+        self.block_size = block_size
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Computes the dependence between two batches; see the base class."""
+        return compare_two(self.estimator, x, y, self.block_size)
+
+    def compare(self, batches: Sequence[Tensor], pairs: Pairs, rows: Rows = ALL_ROWS) -> Tensor:
+        """Computes the dependence of several pairs of batches; see the base class."""
+        return dependence(self.estimator, batches, pairs, rows, self.block_size)
+
+    def extra_repr(self) -> str:
+        """Returns the name and the options, for printing."""
+        options = {**self.estimator.matrix._asdict(), "block_size": self.block_size}
+        if not isinstance(self.estimator.matrix, Distance):
+            del options["exponent"]
+        said = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+        return ", ".join([self.name, *said])
+
+
+def compare_two(
+    estimator: Estimator, x: Tensor, y: Tensor, block_size: int | None = None
+) -> Tensor:
+    """Computes the dependence between two batches after checking them."""
+    batches = [check_batch(name, t, estimator.min_samples) for name, t in (("x", x), ("y", y))]
+    check_same_samples("x", x, "y", y)
+    with without_autocast(x):
+        return dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
+
+
+def check_same_samples(name_x: str, x: Tensor, name_y: str, y: Tensor) -> None:
+    """Raises ValueError if two batches differ in their number of samples."""
+    if len(x) != len(y):
+        raise ValueError(
+            f"{name_x} and {name_y} must have the same number of samples "
+            f"but have {len(x)} and {len(y)}."
+        )

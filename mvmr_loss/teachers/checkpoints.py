@@ -1,0 +1,129 @@
+"""Weights out of checkpoint files, wherever they are in them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def load_checkpoint(
+    module: nn.Module, path: str | os.PathLike[str], prefix: str | None = None
+) -> None:
+    """Loads a network's weights out of a checkpoint file, wherever they are in it.
+
+    The file holds a state dict, itself or under a key such as ``state_dict``, in which the network
+    may be a part with a prefix (``backbone.``, ``module.``, ``visual.``). Other entries are
+    ignored; every weight of the network must be there. Nothing but tensors and plain containers is
+    unpickled.
+
+    Args:
+        module: The network, loaded in place.
+        path: File written by ``torch.save`` or safetensors.
+        prefix: Prefix of the network's weights; None finds it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read safely, or the weights are missing, of other shapes,
+            or there several times.
+        ImportError: If safetensors is needed and missing.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> network = nn.Linear(2, 1)
+        >>> state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
+        >>> torch.save({"epoch": 3, "state_dict": state}, path)
+        >>> loaded = nn.Linear(2, 1)
+        >>> load_checkpoint(loaded, path)
+        >>> torch.equal(loaded.weight, network.weight)
+        True
+    """
+    path = Path(path)
+    state = _read_state(path)
+    wanted = module.state_dict()
+    if prefix is None:
+        prefix = _find_prefix(wanted, state, path)
+    found = {key: state[prefix + key] for key in wanted if prefix + key in state}
+    missing = [prefix + key for key in wanted if key not in found]
+    if missing:
+        raise ValueError(
+            f"{path} must have all weights of the network but lacks {some(missing)}; it has "
+            f"{some(list(state))}. Check the model, its options, and prefix."
+        )
+    wrong = [key for key in wanted if found[key].shape != wanted[key].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} must have weights of the network's shapes but {prefix + wrong[0]} has "
+            f"{tuple(found[wrong[0]].shape)} there, {tuple(wanted[wrong[0]].shape)} in the network; "
+            "check the model and its options."
+        )
+    module.load_state_dict(found)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from a checkpoint file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be a checkpoint file but {path} does not exist.")
+    if path.suffix == ".safetensors":
+        try:
+            content: Any = import_library("safetensors.torch", "safetensors").load_file(path)
+        except Exception as error:  # Its own error class is not importable on all versions.
+            if isinstance(error, ImportError):
+                raise
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{path} cannot be read as a file of tensors: it is damaged, or holds objects that "
+                "would run code when loaded; save the state dict alone, with "
+                f"torch.save(network.state_dict(), ...). ({reason})"
+            ) from error
+    for key in ("state_dict", "model_state_dict", "model", "teacher", "ema"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not state:
+        raise ValueError(f"{path} must hold a state dict but holds a {type(content).__name__}.")
+    return state
+
+
+def _find_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> str:
+    """Returns the prefix under which all the wanted weights are; "" if none has all."""
+    if not wanted or all(key in state for key in wanted):
+        return ""
+    first = next(iter(wanted))
+    ends = [key[: -len(first)] for key in state if key.endswith(f".{first}")]
+    prefixes = [p for p in ends if all(p + key in state for key in wanted)]
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{path} has the network's weights several times, so prefix must be given: one of "
+            f"{', '.join(prefixes)}."
+        )
+    return prefixes[0] if prefixes else ""
+
+
+def import_library(module: str, package: str) -> Any:
+    """Imports an optional library."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this teacher needs {package}: pip install {package}") from error
+
+
+def some(keys: Sequence[str]) -> str:
+    """Returns the first of many names."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

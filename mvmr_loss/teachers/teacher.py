@@ -1,0 +1,390 @@
+"""The teacher: a frozen network as a representation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from mvmr_loss._checks import check_bool, check_int
+from mvmr_loss.representations.base import Representation
+from mvmr_loss.representations.registry import register_representation
+from mvmr_loss.teachers.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TeacherPreprocessing,
+    check_statistics,
+    is_complete,
+    merge,
+)
+from mvmr_loss.teachers.sources import SOURCES
+from mvmr_loss.teachers.sources.request import Request, keeps_head
+
+
+@register_representation("teacher")
+class Teacher(Representation):
+    """The features of a frozen network, for knowledge distillation.
+
+    The network is a module or callable of one's own, or named by where it comes from:
+
+    - ``source="torchvision"``: ``model`` such as ``resnet50``; ``weights`` a file or a name such as
+      ``IMAGENET1K_V2`` or ``DEFAULT``.
+    - ``source="timm"``: ``model`` such as ``vit_small_patch16_224``; ``weights`` a file, a tag such
+      as ``augreg_in21k``, or ``default``.
+    - ``source="open_clip"``: the image tower of a ``model`` such as ``ViT-B-16``; ``weights`` a
+      file or a tag such as ``laion400m_e32``.
+    - ``source="transformers"``: ``weights`` a folder or a name of the hub; or a file, with the type
+      of network as ``model``, such as ``dinov2``.
+    - ``source="checkpoint"``: ``weights`` a file, and as ``model`` the function that builds the
+      network, as ``package.module:function``.
+
+    Without ``weights``, all but the last have random ones, with a warning.
+
+    Networks with a ``source`` lose their classifier and get their library's own preprocessing: the
+    student's normalisation is undone, then images are resized, cropped and normalised for the
+    teacher. With resizing, the pixels equal those of the library up to the rounding to 8 bits (see
+    :class:`TeacherPreprocessing`); without, exactly. This is tried on a few images when the teacher
+    is built: where a library does more, ``preprocessing`` must be given, with all of ``resize``,
+    ``crop``, ``mean``, ``std`` and ``interpolation``. A network of one's own gets the images as the
+    student does, unless it is given a ``preprocessing``.
+
+    The network is frozen and in eval mode whatever its owner does, and is no part of the owner:
+    neither its parameters nor its state dict have it. It follows the images to their device.
+
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), section on knowledge distillation.
+
+    Args:
+        module: A network or callable, from images (N, C, H, W) to features; in place of ``source``.
+            A module's parameters are set to need no gradient.
+        source: Where the network comes from, see above.
+        model: Its name there.
+        weights: Its weights: a file, or what the source calls them.
+        model_options: Keyword arguments for building the network.
+        prefix: Prefix of the network's weights in the checkpoint file; None finds it.
+        preprocessing: A :class:`TeacherPreprocessing`, or a mapping of what shall differ from the
+            library's.
+        mean: Mean per channel that the images are normalised with.
+        std: Standard deviation per channel that the images are normalised with.
+        layer: Name of the submodule whose output is taken; None: the network's output.
+        token: Of features (N, T, D), the token to take: an index, "cls" (0) or "mean".
+        l2_normalize: Scale each image's features to length 1.
+        dtype: Type to compute in, such as "bfloat16"; None: float32. A module is converted to it,
+            a callable gets its input in it.
+        device: Where to compute; None: the images' device.
+        differentiable: If True, the gradient flows through to the images.
+
+    Raises:
+        TypeError: If the module is not callable or an option is of a wrong type.
+        ValueError: If the source, model, layer or weights are unknown or do not fit, or the
+            library's preprocessing is not to be had here.
+        FileNotFoundError: If there is no such file.
+        ConnectionError: If weights cannot be downloaded.
+        ImportError: If the source's library is missing.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1))
+        >>> teacher = Teacher(network, l2_normalize=True)
+        >>> features = teacher(torch.rand(4, 3, 32, 32))
+        >>> features.shape, features.norm(dim=1).allclose(torch.ones(4))
+        (torch.Size([4, 8]), True)
+        >>> len(teacher.state_dict()), len(list(teacher.parameters())), network.training
+        (0, 0, False)
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Any] | None = None,
+        *,
+        source: str | None = None,
+        model: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        model_options: Mapping[str, Any] | None = None,
+        prefix: str | None = None,
+        preprocessing: TeacherPreprocessing | Mapping[str, Any] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        layer: str | None = None,
+        token: int | str | None = None,
+        l2_normalize: bool = False,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(differentiable=differentiable)
+        if (module is None) == (source is None):
+            raise ValueError(
+                "either module or source must be given, and not both: a network of one's own, or "
+                f"one of {', '.join(SOURCES)}."
+            )
+        self.source, self.model = source, model
+        self.weights = None if weights is None else str(weights)
+        self.model_options = dict(model_options or {})
+        self.prefix, self.layer = prefix, layer
+        self.l2_normalize = check_bool("l2_normalize", l2_normalize)
+        self.mean, self.std = check_statistics("mean", mean, "std", std)
+        self.token = _check_token(token)
+        self.dtype = _check_dtype(dtype)
+        self.device = None if device is None else torch.device(device)
+        own: TeacherPreprocessing | None = None
+        if source is not None:
+            if source not in SOURCES:
+                raise ValueError(f"source must be one of {', '.join(SOURCES)} but is {source!r}.")
+            module, librarys = SOURCES[source](
+                Request(model, self.weights, self.model_options, prefix, keeps_head(layer))
+            )
+            own = None if is_complete(preprocessing) else librarys()
+        if not callable(module):
+            raise TypeError(
+                f"module must be a torch.nn.Module or a callable but is a {type(module).__name__}."
+            )
+        self.preprocessing = merge(own, preprocessing)
+        if self.preprocessing is not None:
+            channels = len(self.preprocessing.mean)
+            if len(self.mean) not in (1, channels):
+                raise ValueError(
+                    f"mean and std must have 1 or {channels} numbers, as the teacher's "
+                    f"preprocessing has, but have {len(self.mean)}."
+                )
+        if isinstance(module, nn.Module):
+            _cast(module.requires_grad_(False).eval(), torch.float32)
+            if source is not None:
+                self._check_runs(module)
+            _cast(module, self.dtype)
+            if layer is not None and layer not in dict(module.named_modules()):
+                top = ", ".join(name for name, _ in module.named_children())
+                raise ValueError(
+                    f"layer must be the name of a submodule but is {layer!r}; the uppermost are "
+                    f"{top}, and module.named_modules() has all."
+                )
+        elif layer is not None:
+            raise ValueError("layer must be None for a callable that is no torch.nn.Module.")
+        # In a tuple, torch does not see it: no submodule, it is not trained, saved or moved.
+        self._held = (module,)
+        self._output = _Output()
+        if isinstance(module, nn.Module) and layer is not None:
+            # Hooked once, here: a compiler cannot trace the hooking.
+            module.get_submodule(layer).register_forward_hook(self._output)
+
+    @property
+    def module(self) -> Callable[..., Any]:
+        """The network."""
+        return self._held[0]
+
+    def extra_repr(self) -> str:
+        """Returns the main arguments, for printing."""
+        named = f"{self.source}: {self.model}" if self.source else type(self.module).__name__
+        return f"{named}, weights={self.weights}, layer={self.layer}, token={self.token}"
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Undoes the student's normalisation and prepares the images for the teacher.
+
+        Args:
+            images: Tensor of shape (N, C, H, W), normalised with ``mean`` and ``std``.
+
+        Returns:
+            What the teacher sees, shape (N, C', H', W').
+
+        Raises:
+            ValueError: If the channels do not fit or, on a CPU, undoing the normalisation does not
+                give pixels from 0 to 1.
+        """
+        if self.preprocessing is None:
+            return images
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"images must have {len(self.mean)} channels, as mean and std, but have shape "
+                f"{tuple(images.shape)}."
+            )
+        mean, std = (
+            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
+            for v in (self.mean, self.std)
+        )
+        pixels = images * std + mean
+        # Where values can be read without waiting: on a CPU, of plain tensors.
+        if pixels.device.type == "cpu" and type(pixels) is Tensor and not is_compiling():
+            low, high = pixels.detach().aminmax()
+            # Room for what resizing with bicubic interpolation overshoots.
+            if low < -0.2 or high > 1.2:
+                raise ValueError(
+                    "images must be normalised with the teacher's arguments mean and std, but "
+                    f"undoing mean {self.mean} and std {self.std} gives pixels from {low:.2f} to "
+                    f"{high:.2f}, not from 0 to 1; give those of the student's images."
+                )
+        pixels = pixels.clamp(0, 1)
+        if pixels.shape[1] == 1:
+            pixels = pixels.expand(-1, len(self.preprocessing.mean), -1, -1)
+        return self.preprocessing(pixels, quantize=not self.differentiable)
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Computes the teacher's features of checked images.
+
+        Args:
+            images: Tensor of shape (N, C, H, W).
+
+        Returns:
+            Tensor of shape (N, ...), float32.
+        """
+        device = images.device if self.device is None else self.device
+        # Prepared where the teacher is: smaller images travel.
+        features = self._features(self.preprocess(images.to(device, torch.float32)))
+        features = features.to(images.device, images.dtype)
+        if features.shape[0] != len(images) or features.ndim < 2:
+            raise ValueError(
+                f"the teacher must give features of shape ({len(images)}, ...), a row for each "
+                f"image, but gave {tuple(features.shape)}."
+            )
+        return F.normalize(features.flatten(1), dim=1) if self.l2_normalize else features
+
+    def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns the shape of one image's features; the teacher runs once to tell.
+
+        Args:
+            channels: Number of channels.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            The shape without the batch dimension.
+        """
+        device = self.device or next(_tensors(self.module), torch.empty(0)).device
+        black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+        if self.preprocessing is None:
+            black = torch.zeros(channels)
+        images = black[None, :, None, None].expand(1, -1, height, width).to(device)
+        return tuple(self(images).shape[1:])
+
+    def _check_runs(self, network: nn.Module) -> None:
+        """Raises if the network does not take images of the preprocessing's size."""
+        if self.preprocessing is None:
+            return
+        wanted = self.preprocessing.crop or self.preprocessing.resize
+        if wanted is None:
+            return
+        side = (wanted, wanted) if isinstance(wanted, int) else wanted
+        shape = (1, len(self.preprocessing.mean), *side)
+        device = next(_tensors(network), torch.empty(0)).device
+        try:
+            with torch.no_grad():
+                network(torch.zeros(shape, device=device, dtype=torch.float32))
+        except Exception as error:  # Whatever the network raises, AssertionError too.
+            raise ValueError(
+                f"{self.source}: {self.model or self.weights} must take the images of shape {shape} "
+                f"that its preprocessing gives, but fails ({error or type(error).__name__}); check "
+                "model_options, or give preprocessing."
+            ) from error
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Runs the network and chooses layer and token."""
+        network, pixels = self.module, pixels.to(self.dtype)
+        if isinstance(network, nn.Module):
+            if any(submodule.training for submodule in network.modules()):
+                network.eval()
+            if next(_tensors(network), pixels).device != pixels.device:
+                network.to(pixels.device)
+        if self.layer is None:
+            output = network(pixels)
+        else:
+            self._output.begin()
+            try:
+                network(pixels)
+            finally:
+                outputs = self._output.end()
+            if not outputs:
+                raise ValueError(f"layer must be used by the network but {self.layer!r} is not.")
+            output = outputs[-1]
+        features = _as_tensor(output)
+        if self.token is not None:
+            if features.ndim != 3:
+                raise ValueError(
+                    "token must be None unless the features have shape (N, T, D), but they have "
+                    f"{tuple(features.shape)}; choose a layer that has tokens."
+                )
+            if self.token == "mean":
+                features = features.mean(dim=1)
+            else:
+                index = 0 if self.token == "cls" else self.token
+                if not -features.shape[1] <= int(index) < features.shape[1]:
+                    raise ValueError(
+                        f"token must be among the {features.shape[1]} tokens but is {self.token}."
+                    )
+                features = features[:, int(index)]
+        return features
+
+
+def _as_tensor(output: Any) -> Tensor:
+    """Returns the features out of a network's output."""
+    for name in ("image_embeds", "pooler_output", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            # Without a pooled output: the class token.
+            return value[:, 0] if name == "last_hidden_state" and value.ndim == 3 else value
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the teacher must give a tensor of features but gave a {type(output).__name__}; "
+            "choose a layer that does."
+        )
+    return output
+
+
+class _Output:
+    """A forward hook that keeps its layer's outputs, during a teacher's call alone."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.kept: list[Any] = []
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.wanted:
+            self.kept.append(output)
+
+    def begin(self) -> None:
+        """Begins to keep outputs."""
+        self.wanted = True
+
+    def end(self) -> list[Any]:
+        """Ends that and returns them."""
+        self.wanted, outputs = False, list(self.kept)
+        self.kept.clear()
+        return outputs
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Converts parameters and buffers of other floating-point types; complex ones stay."""
+    if any(t.is_floating_point() and t.dtype != dtype for t in _tensors(module)):
+        module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def _check_token(token: Any) -> int | str | None:
+    """Returns which token to take after checking it."""
+    if isinstance(token, str):
+        if token not in ("cls", "mean"):
+            raise ValueError(f'token must be an index, "cls" or "mean" but is {token!r}.')
+        return token
+    try:
+        return None if token is None else check_int("token", token)
+    except TypeError:
+        raise TypeError(f"token must be an int or a str but is a {type(token).__name__}.") from None
+
+
+def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """Returns a floating-point type, also given by name; float32 by default."""
+    if dtype is None:
+        return torch.float32
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type such as bfloat16 but is {dtype!r}.")
+    return chosen
+
+
+def _tensors(module: Any) -> Any:
+    """Yields a module's parameters and buffers; nothing for a callable."""
+    if isinstance(module, nn.Module):
+        yield from module.parameters()
+        yield from module.buffers()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+import torch
+
+from mvmr_loss.cache import (
+    RepresentationCache,
+)
+from tests.cache.helpers import (
+    as_nobody,
+    damaged_store,
+    features,
+)
+
+
+def test_exception_disk_too_small(tmp_path):
+    huge = shutil.disk_usage(tmp_path).total
+    with pytest.raises(OSError, match=r"needs .* GB but the disk has only .* GB free") as caught:
+        RepresentationCache.create(tmp_path / "s", {"a": 512}, huge // 1024)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "s" / "rows.bin").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_exception_disk_full_while_reserving(tmp_path, monkeypatch, code):
+    def no_space(*arguments):
+        raise OSError(code, "no space")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(OSError, match="free some, use another disk"):
+        RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    monkeypatch.undo()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["lock"]
+    RepresentationCache.create(tmp_path, {"a": 5}, 6)
+
+
+def test_exception_disk_full_while_writing(tmp_path, monkeypatch):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    calls, pwrite = [], os.pwrite
+
+    def fails_on_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fails_on_the_third)
+    with pytest.raises(OSError, match=r"could not be written .No space left on device"):
+        store.write(range(6), features(range(6)))
+    assert not store.is_valid().any()
+    store.write(range(6), features(range(6)))
+    assert torch.equal(store.read(range(6))["a"], features(range(6))["a"])
+
+
+def test_read_only_folder(public_folder):
+    folder = damaged_store(public_folder / "s")
+    os.truncate(folder / "lock", 0)
+    with open(folder / "index.bin", "r+b") as file:
+        file.write(bytes(8))  # Row 0 is missing.
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555)
+
+    def read():
+        store = RepresentationCache(folder)
+        rows = store.read([1, 5])
+        raise RuntimeError(torch.equal(rows["a"], features([1, 5])["a"]))
+
+    def write():
+        RepresentationCache(folder).write([0], features([0]))
+
+    def create():
+        RepresentationCache.create(folder / "new", {"a": 5}, 6)
+
+    assert as_nobody(read) == "RuntimeError: True"
+    assert as_nobody(write).startswith("PermissionError")
+    assert "may not be written; change its permissions" in as_nobody(write)
+    assert "cannot be created because the folder may not be written" in as_nobody(create)

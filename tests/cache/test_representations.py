@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from mvmr_loss import Representations
+from mvmr_loss.cache import (
+    CachedRepresentations,
+)
+from tests.cache.helpers import (
+    NAMES,
+    Counting,
+    as_nobody,
+    cached,
+    snapshot,
+)
+
+
+def test_second_epoch_computes_nothing(tmp_path, images):
+    module = cached(tmp_path, ["counting", "pixels"])
+    Counting.count = 0
+    first = module(images, torch.arange(20))
+    assert Counting.count == 21  # 20 images and the test image
+    second = module(images, torch.arange(20))
+    assert Counting.count == 22  # one drawn row a batch is compared with a live one
+    third = module(images, torch.arange(20))
+    without_images = module(None, torch.arange(20))
+    assert Counting.count == 23  # Without images, nothing is computed.
+    for name in first:
+        assert torch.equal(first[name], images.flatten(1).half().float())
+        for other in (second, third, without_images):
+            assert torch.equal(first[name], other[name])
+
+
+def test_equals_live_ones_but_for_half_precision(tmp_path, images):
+    names = ["pixels", "local_std", "hog"]
+    representations = Representations(names, sketch_dim=64)
+    module = CachedRepresentations(representations, tmp_path, num_samples=20)
+    for name, y in module(images, torch.arange(20)).items():
+        torch.testing.assert_close(y, representations(images)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_partly_filled_repeated_and_shuffled(tmp_path, images):
+    module = cached(tmp_path)
+    for indices in ([3, 4], [4, 3, 5, 3], [19, 0], list(range(19, -1, -1))):
+        rows = module(images[indices], torch.tensor(indices))
+        assert torch.equal(rows["pixels"], images[indices].flatten(1).half().float())
+    assert module.cache.is_valid().all()
+
+
+def test_augmented_pixels_are_live_and_in_place(tmp_path, images):
+    module = cached(tmp_path, ["pixels", "augmented_pixels", "local_std"])
+    first = module(images, torch.arange(20))
+    second = module(images, torch.arange(20))
+    assert list(first) == ["pixels", "augmented_pixels", "local_std"]
+    assert list(module.cache.widths) == ["pixels", "local_std"]
+    assert not torch.equal(first["augmented_pixels"], second["augmented_pixels"])
+    with pytest.raises(ValueError, match="augmented_pixels must be computed live"):
+        module(None, torch.arange(20))
+    with pytest.raises(ValueError, match="must have one that is cacheable but augmented_pixels"):
+        cached(tmp_path / "n", ["augmented_pixels"])
+
+
+def test_reading_without_representations(tmp_path, images):
+    module = cached(tmp_path, fingerprint="f")
+    written = module(images, torch.arange(20))
+    reader = CachedRepresentations(None, tmp_path)
+    assert torch.equal(reader(None, torch.tensor([3]))["pixels"], written["pixels"][3:4])
+    assert torch.equal(reader(images[:2], [0, 1])["pixels"], written["pixels"][:2])
+    with pytest.raises(ValueError, match="fingerprint is f there but g here"):
+        CachedRepresentations(None, tmp_path, fingerprint="g")
+    with pytest.raises(FileNotFoundError, match="no store"):
+        CachedRepresentations(None, tmp_path / "none")
+    partly = cached(tmp_path / "p")
+    partly(images[:2], [0, 1])
+    with pytest.raises(ValueError, match="without representations but lacks 1 of 2"):
+        CachedRepresentations(None, tmp_path / "p")(images[:2], [1, 2])
+
+
+def test_moves_and_saves_nothing(tmp_path, images):
+    module = cached(tmp_path)
+    assert module.state_dict() == {}
+    assert list(module.parameters()) == []
+    rows = pickle.loads(pickle.dumps(module(images, range(20))))
+    assert torch.equal(module(images.half(), list(range(20)))["pixels"], rows["pixels"])
+
+
+def test_image_shape_known_beforehand(tmp_path, images):
+    module = cached(tmp_path, image_shape=(3, 8, 8))
+    assert module.cache is not None
+    module(images, range(20))
+    again = cached(tmp_path)
+    assert again.cache is not None  # Taken from the store.
+    assert torch.equal(again(None, [1])["pixels"], images[1:2].flatten(1).half().float())
+    with pytest.raises(ValueError, match="image_shape must be"):
+        cached(tmp_path / "n", image_shape=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "match"),
+    [
+        (["pixels"], {}, "settings.representations is"),
+        ([{"name": "local_std", "window_size": 5}, "pixels"], {}, "window_size is 3 there but 5"),
+        (NAMES, {"num_samples": 21}, "num_samples is 20 there but 21"),
+        (NAMES, {"image_shape": (3, 9, 8)}, "is 192 there but 216|image_shape is"),
+        (NAMES, {"fingerprint": "other"}, "fingerprint is None there but other"),
+        (NAMES, {"normalization": ([0.5], [0.5])}, "normalization is None there"),
+        (NAMES, {"dtype": torch.float32}, "dtype is float16 there"),
+    ],
+)
+def test_exception_store_of_other_settings(tmp_path, images, names, options, match):
+    cached(tmp_path)(images, range(20))
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        cached(tmp_path, names, **options)
+    assert snapshot(tmp_path) == before
+
+
+def test_exception_other_sketch(tmp_path, images):
+    def sketched(seed):
+        representations = Representations(["pixels"], sketch_dim=64, sketch_seed=seed)
+        return CachedRepresentations(representations, tmp_path, num_samples=20)
+
+    sketched(0)(images, range(20))
+    with pytest.raises(ValueError, match="seed is 0 there but 1 here"):
+        sketched(1)
+
+
+def test_exception_other_computation_of_the_same_name(tmp_path, images, monkeypatch):
+    cached(tmp_path, ["counting"])(images, range(20))
+    monkeypatch.setattr(Counting, "extract", lambda self, images: images * 1.1)
+    with pytest.raises(
+        ValueError, match=r"'counting' .* was computed by something else.* differs by"
+    ):
+        cached(tmp_path, ["counting"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.flip(0),
+        lambda x: x * 1.1,
+        lambda x: x + 0.1,
+        lambda x: x.flip(-1),
+    ],
+    ids=["order", "std", "mean", "augmented"],
+)
+def test_exception_other_images(tmp_path, images, change):
+    cached(tmp_path)(images, range(20))
+    with pytest.raises(ValueError, match=r"row \d+ of the store at .* is not of this image"):
+        cached(tmp_path)(change(images), range(20))
+
+
+def test_exception_calls(tmp_path, images):
+    module = cached(tmp_path)
+    with pytest.raises(ValueError, match="there is no store at"):
+        module(None, [0])
+    module(images[:4], range(4))
+    with pytest.raises(ValueError, match=r"None: 1 of 2 rows are missing .* first of them 7"):
+        module(None, [3, 7])
+    with pytest.raises(ValueError, match="same number but are 3 and 2"):
+        module(images[:3], [0, 1])
+    with pytest.raises(ValueError, match=r"must have shape \(N, 3, 8, 8\).*\(2, 3, 9, 9\)"):
+        module(torch.randn(2, 3, 9, 9), [0, 1])
+    with pytest.raises(ValueError, match="from 0 to 19"):
+        module(images[:2], [0, 20])
+    with pytest.raises(ValueError, match="finite"):
+        module(torch.full((1, 3, 8, 8), torch.nan), [9])
+    with pytest.raises(TypeError, match="representations must be"):
+        CachedRepresentations(NAMES, tmp_path, num_samples=20)
+    with pytest.raises(ValueError, match="num_samples, its length, must be given"):
+        CachedRepresentations(Representations(NAMES), tmp_path)
+
+
+def test_exception_read_only_and_incomplete(public_folder):
+    images = torch.randn(4, 3, 8, 8)
+    folder = public_folder / "s"
+    cached(folder, num_samples=4)(images[:2], [0, 1])
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555)
+
+    def read():
+        rows = cached(folder, num_samples=4)(images[:2], [0, 1])
+        raise RuntimeError(rows["pixels"].shape[0])
+
+    assert as_nobody(read) == "RuntimeError: 2"
+    message = as_nobody(lambda: cached(folder, num_samples=4)(images, range(4)))
+    assert message.startswith("PermissionError")
+    assert "may not be written" in message
+
+
+def test_gradients_are_not_recorded(tmp_path, images):
+    rows = cached(tmp_path)(images.requires_grad_(), range(20))
+    assert not any(y.requires_grad for y in rows.values())
+
+
+def test_compiled_caller(tmp_path, images):
+    module = cached(tmp_path)
+    expected = module(images, range(20))["pixels"].sum(1)
+    compiled = torch.compile(lambda x, i: module(x, i)["pixels"].sum(1), backend="eager")
+    torch.testing.assert_close(compiled(images, torch.arange(20)), expected)
+
+
+def test_exception_some_images_replaced(tmp_path):
+    images = torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    module = cached(tmp_path, num_samples=400)
+    module(images, range(400))
+    replaced = images.clone()
+    replaced[::10] = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    reader = cached(tmp_path, num_samples=400)
+    reader._draw.seed(0)
+
+    def epoch():
+        for start in range(0, 400, 4):
+            reader(replaced[start : start + 4], range(start, start + 4))
+
+    with pytest.raises(ValueError, match=r"row \d*0 of the store"):
+        epoch()
+
+
+def test_fingerprint_by_the_data_set(tmp_path, images):
+    representations = Representations(NAMES)
+    module = CachedRepresentations(representations, tmp_path, dataset=images)
+    module(images, range(20))
+    CachedRepresentations(representations, tmp_path, dataset=images.clone())
+    with pytest.raises(ValueError, match="fingerprint is"):
+        CachedRepresentations(representations, tmp_path, dataset=images.flip(0))

@@ -1,0 +1,63 @@
+"""Each example is run as a newcomer runs it: as a file, from a folder that is not the checkout."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+# What is not on a package index: the checkout's own folders.
+NOT_INSTALLED = {"benchmarks", "examples", "adapters", "tests", *(path.stem for path in EXAMPLES)}
+
+
+def by_name(path):
+    return path.stem
+
+
+def run(path, folder, *options):
+    """Runs a file in a folder and returns what it printed."""
+    command = [sys.executable, str(path), *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=by_name)
+def test_runs_from_anywhere(path, tmp_path):
+    output = run(path, tmp_path, "--steps", "2", "--batch-size", "8")
+    assert "step    2, loss" in output or "kNN accuracy" in output
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=by_name)
+def test_is_short_and_imports_installed_packages_only(path):
+    source = path.read_text()
+    assert 40 <= len(source.splitlines()) <= 100
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert node.module.partition(".")[0] not in NOT_INSTALLED
+        elif isinstance(node, ast.Import):
+            assert not {alias.name.partition(".")[0] for alias in node.names} & NOT_INSTALLED
+
+
+def test_names_are_those_of_the_readme():
+    assert [path.stem for path in EXAMPLES] == ["add_to_vicreg", "lightly_mvmr", "plain_pytorch"]
+
+
+def test_benchmarks_do_not_import_examples():
+    for path in (EXAMPLES[0].parents[1] / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module.partition(".")[0] != "examples", path
+
+
+def test_without_the_marked_lines_it_is_plain_vicreg(tmp_path):
+    lines = EXAMPLES[0].read_text().splitlines(keepends=True)
+    plain = [line for line in lines if not line.rstrip().endswith("# MV-MR")]
+    assert len(lines) - len(plain) == 9
+    path = tmp_path / "plain_vicreg.py"
+    path.write_text("".join(plain))
+    assert "mvmr_loss" not in path.read_text()
+    assert "step    2, loss" in run(path, tmp_path, "--steps", "2", "--batch-size", "8")
