@@ -208,11 +208,11 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     assert sum(seen) == 3 * 12
     seen.clear()
     kept = losses(cache=str(tmp_path / "store"), fill_cache=True)
-    # Besides, single images by which the store is laid out and checked.
-    assert 12 < sum(seen) < 12 + 4
+    # Besides, single images by which the store is laid out and checked, one a batch.
+    assert 12 < sum(seen) < 12 + 4 + 9
     seen.clear()
     assert losses(cache=tmp_path / "store") == kept
-    assert sum(seen) < 4
+    assert sum(seen) < 4 + 9
     # The store rounds to half precision.
     assert kept == pytest.approx(live, rel=1e-3)
 
