@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import mvmr_loss
 from mvmr_loss import MVMRLoss, Representations
 from mvmr_loss.adapters import lightly as adapter
-from mvmr_loss.adapters.lightly import MVMR, MVMRViT
+from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
 from mvmr_loss.dependence import dependence_measure
@@ -215,6 +215,32 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     assert sum(seen) < 4 + 9
     # The store rounds to half precision.
     assert kept == pytest.approx(live, rel=1e-3)
+
+
+def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
+    """As the guide writes it, and read from another working directory."""
+    for i in range(8):
+        folder = tmp_path / "images" / str(i % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        torchvision.utils.save_image(torch.rand(3, SIZE, SIZE), folder / f"{i}.png")
+    (tmp_path / "elsewhere").mkdir()
+
+    def run(images, store, fill):
+        dataset = LightlyDataset(images, transform=MVMRTransform.cifar(SIZE))
+        normalization = (dataset.transform.transforms[0].normalize[n] for n in ("mean", "std"))
+        representations = Representations(["hog"], normalization=list(normalization))
+        model = method(representations=representations, cache=store, fill_cache=fill)
+        trainer(max_epochs=2).fit(model, DataLoader(dataset, 4))
+        return model._kept.representations.cache.is_valid().all()
+
+    monkeypatch.chdir(tmp_path)
+    assert run("images", "store", fill=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("../images", "../store", fill=False)
+    assert run(str(tmp_path / "images"), str(tmp_path / "store"), fill=False)
+    (tmp_path / "images" / "0" / "0.png").rename(tmp_path / "images" / "1" / "0.png")
+    with pytest.raises(ValueError, match="fingerprint is .* there but"):
+        run("../images", "../store", fill=False)
 
 
 def test_exception_kept_representations(tmp_path):
