@@ -453,7 +453,8 @@ def _weighted(
     """Returns all terms and their weighted sum."""
     terms = {**terms, **others}
     magnitudes = {name: abs(weight) for name, weight in weights.items()}
-    total = torch.stack([magnitudes[name] * term for name, term in terms.items()]).sum()
+    # As vectors of one number: torch gives the forward derivative of a number times a scalar in float64.
+    total = torch.cat([term[None] * magnitudes[name] for name, term in terms.items()]).sum()
     return LossComponents(total, terms, magnitudes)
 
 

@@ -192,13 +192,13 @@ class TestValue:
 class TestCost:
     def test_each_matrix_is_made_once(self, batch, monkeypatch):
         made = []
-        plain = matrices._distances_on_cpu
+        plain = matrices._float32_distances
 
         def counted(x):
             made.append(x.shape[1])
             return plain(x)
 
-        monkeypatch.setattr(matrices, "_distances_on_cpu", counted)
+        monkeypatch.setattr(matrices, "_float32_distances", counted)
         z, v, ys = batch
         MVMRLoss(representation_views="both")(z, [v, 2 * v], ys)
         assert sorted(made) == sorted([*[z.shape[1]] * 3, *(y[0].numel() for y in ys.values())])

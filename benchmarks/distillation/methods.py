@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHead
-from mvmr_loss.dependence.distances import pairwise_distances
+from mvmr_loss.dependence import pairwise_distances
 
 
 class Batch(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_compute, can_read, load_library, pointers, sizes
+from mvmr_loss._native import can_read, load_library, pointers, sizes
 
 _SOURCE = Path(__file__).with_name("gram_cpu.cpp")
 # Every thread has sums of its own: so many numbers in all, 128 MiB.
@@ -33,33 +33,6 @@ def centered_gram(x: Tensor) -> Tensor | None:
     gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.centered_gram(*pointers(x), *sizes(x), *pointers(gram, peak), _threads(x))
     return None if failed or not _is_sane(peak) else gram
-
-
-def unit_centered_distances(x: Tensor, exponent: float, corrected: bool) -> Tensor | None:
-    """Computes the centred distances of a batch, divided by their norm.
-
-    Args:
-        x: Tensor of shape (N, D), N >= 3 if ``corrected``.
-        exponent: Exponent of the distance.
-        corrected: U-centred if True, doubly centred if False.
-
-    Returns:
-        A tensor of shape (N, N) without a gradient; or None, as for :func:`centered_gram`, and where
-        a gradient is wanted.
-    """
-    library = _library_for(x) if can_compute(x) else None
-    if library is None:
-        return None
-    distances, peak = x.new_empty(len(x), len(x)), x.new_empty(())
-    failed = library.unit_centered_distances(
-        *pointers(x),
-        *sizes(x),
-        *pointers(distances, peak),
-        ctypes.c_float(exponent),
-        int(corrected),
-        _threads(x),
-    )
-    return None if failed or not _is_sane(peak) else distances
 
 
 def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:

@@ -1,5 +1,5 @@
 // The Gram matrix of the rows of a float32 matrix about their mean, and products with those rows, on a
-// CPU. Their plain definitions are in distances.py.
+// CPU. What they are for is in matrices.py.
 //
 // Of the symmetric Gram matrix only the lower half is computed. The columns are read in slices that stay
 // in the cache: their means and largest magnitude, then the rows about the mean, in panels of a few rows
@@ -252,50 +252,6 @@ std::int32_t gram(const float* x, Index rows, Index columns, Index stride, float
     return peak;
 }
 
-// Turns a Gram matrix into distances to a power, centred, of norm 1 or 0: what centered_distances in
-// distance_correlation.py defines.
-void center_distances(float* a, Index n, float exponent, bool corrected, int threads) {
-    constexpr float rounding = 16 * std::numeric_limits<float>::epsilon();
-    std::vector<float> norms(n), means(n);
-    // Of each row: summed up afterwards in order, whatever the threads did first.
-    std::vector<double> sums(n), squares(n), rest(n);
-    for (Index i = 0; i < n; ++i) norms[i] = a[i * n + i];
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (Index i = 0; i < n; ++i) {
-        float* row = a + i * n;
-        for (Index j = 0; j < n; ++j) {
-            const float total = norms[i] + norms[j], squared = total - 2 * row[j];
-            row[j] = squared <= rounding * total ? 0.0f : squared;
-        }
-        if (exponent == 1) {
-            for (Index j = 0; j < n; ++j) row[j] = std::sqrt(row[j]);
-        } else {
-            for (Index j = 0; j < n; ++j) row[j] = row[j] > 0 ? std::pow(row[j], exponent / 2) : 0.0f;
-        }
-        row[i] = 0;
-        for (Index j = 0; j < n; ++j) {
-            sums[i] += row[j];
-            squares[i] += double(row[j]) * row[j];
-        }
-        means[i] = float(sums[i] / (corrected ? n - 2 : n));
-    }
-    const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
-    const float mean = float(corrected ? sum / double((n - 1) * (n - 2)) : sum / double(n * n));
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (Index i = 0; i < n; ++i) {
-        float* row = a + i * n;
-        for (Index j = 0; j < n; ++j) row[j] -= means[i] + (means[j] - mean);
-        if (corrected) row[i] = 0;
-        for (Index j = 0; j < n; ++j) rest[i] += double(row[j]) * row[j];
-    }
-    const double norm = std::sqrt(std::accumulate(rest.begin(), rest.end(), 0.0));
-    const double before = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
-    const float factor = norm <= rounding * before ? 0.0f : float(1 / norm);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (Index i = 0; i < n; ++i)
-        for (Index j = 0; j < n; ++j) a[i * n + j] *= factor;
-}
-
 }  // namespace
 
 // All return 0, or 1 where there is no memory for the work.
@@ -304,18 +260,6 @@ extern "C" int centered_gram(const float* x, Index rows, Index columns, Index st
                              std::int32_t* peak, int threads) {
     try {
         *peak = gram(x, rows, columns, stride, out, threads);
-        return 0;
-    } catch (const std::exception&) {
-        return 1;
-    }
-}
-
-extern "C" int unit_centered_distances(const float* x, Index rows, Index columns, Index stride,
-                                       float* out, std::int32_t* peak, float exponent,
-                                       int corrected, int threads) {
-    try {
-        *peak = gram(x, rows, columns, stride, out, threads);
-        center_distances(out, rows, exponent, corrected, threads);
         return 0;
     } catch (const std::exception&) {
         return 1;

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mvmr_loss._checks import (
     can_be_seen,
@@ -301,3 +302,13 @@ def _product_on_cpu(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
 @_product_on_cpu.register_fake
 def _(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@register_flop_formula(torch.ops.mvmr_loss.squared_distances)  # type: ignore[untyped-decorator, unused-ignore]
+def _distance_flops(x_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x_shape[0] ** 2 * x_shape[1]
+
+
+@register_flop_formula(torch.ops.mvmr_loss.product_about_mean)  # type: ignore[untyped-decorator, unused-ignore]
+def _product_flops(_weight: Sequence[int], x_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x_shape[0] ** 2 * x_shape[1]

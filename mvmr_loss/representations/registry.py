@@ -73,8 +73,8 @@ def list_representations() -> list[str]:
     """Returns the names that :class:`~mvmr_loss.Representations` knows, one's own included.
 
     Examples:
-        >>> list_representations()[:3]
-        ['augmented_pixels', 'dct', 'hog']
+        >>> {"augmented_pixels", "dct", "hog"} <= set(list_representations())
+        True
     """
     return sorted(_REGISTRY)
 

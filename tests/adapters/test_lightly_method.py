@@ -213,10 +213,10 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     seen.clear()
     kept = losses(cache=str(tmp_path / "store"), fill_cache=True)
     # Besides, single images by which the store is laid out and checked, one a batch.
-    assert 12 < sum(seen) < 12 + 4 + 9
+    assert 12 + 6 <= sum(seen) < 12 + 6 + 4
     seen.clear()
     assert losses(cache=tmp_path / "store") == kept
-    assert sum(seen) < 4 + 9
+    assert 9 <= sum(seen) < 9 + 4
     # The store rounds to half precision.
     assert kept == pytest.approx(live, rel=1e-3)
 

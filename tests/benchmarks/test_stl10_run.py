@@ -435,8 +435,10 @@ def test_distillation_with_a_kept_teacher(stl10_files, teacher, tmp_path):
         extract = Teacher.extract
         patch.setattr(Teacher, "extract", lambda s, x: (seen.append(len(x)), extract(s, x))[1])
         run(kept, tmp_path / "again")
-    # Single images, by which the store is checked.
-    assert 0 < sum(seen) < 4
+    # Single images: of each batch, and by which the store is laid out.
+    assert set(seen) == {1}
+    steps = losses(tmp_path / "again")[-1]["step"]
+    assert steps <= len(seen) < steps + 4
     names = {"loss_teacher", "loss_hog"}
     for row, again, exact in zip(
         *(losses(tmp_path / name) for name in ("kept", "again", "whole")), strict=True

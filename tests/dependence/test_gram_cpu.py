@@ -1,18 +1,12 @@
 """The C++ kernel of Gram matrices against the plain definitions."""
 
-import sys
-
 import pytest
 import torch
 
 from mvmr_loss import MVMRLoss
-from mvmr_loss.dependence import _gram_cpu, distance_correlation
-from mvmr_loss.dependence.distance_correlation import centered_distances
-from mvmr_loss.dependence.distances import centered_gram, pairwise_distances
+from mvmr_loss.dependence import _gram_cpu, definitions, distance_correlation, pairwise_distances
 
 SHAPES = [(1, 1), (2, 3), (5, 7), (24, 128), (25, 129), (100, 1000), (257, 513), (1100, 40)]
-# The package exports a function of the module's name.
-MODULE = sys.modules["mvmr_loss.dependence.distance_correlation"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +47,6 @@ def test_product_equals_definition(n, d, threads, monkeypatch):
     assert (product - expected).norm() <= 2e-6 * expected.norm() + 1e-5
 
 
-@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize(
     "x",
@@ -67,13 +60,10 @@ def test_product_equals_definition(n, d, threads, monkeypatch):
     ],
     ids=["narrow", "usual", "large", "duplicates", "ties", "constant"],
 )
-def test_distances_equal_definition(x, exponent, corrected, monkeypatch):
-    options = {"corrected": corrected, "unit": True}
-    actual = centered_distances("x", x, exponent, 0.0, **options)
-    monkeypatch.setattr(MODULE, "unit_centered_distances", lambda *_: None)
-    expected = centered_distances("x", x.double(), exponent, 0.0, **options)
-    assert torch.allclose(actual.double(), expected, rtol=0, atol=3e-6)
-    assert bool(actual.any()) == bool(expected.any())
+def test_distances_equal_definition(x, exponent):
+    actual = pairwise_distances(x, exponent=exponent)
+    expected = definitions.pairwise_distances(x.double(), exponent)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
 
 
 def test_strides():
@@ -98,7 +88,6 @@ def test_leaves_what_needs_care_to_the_definition(value, d):
     x = torch.full((5, d), 0.0 if abs(value) > 1e-30 or value != value else value / 2)
     x[2, d - 1] = value
     assert _gram_cpu.centered_gram(x) is None
-    assert _gram_cpu.unit_centered_distances(x, 1.0, False) is None
 
 
 def test_is_used_where_it_can_be(monkeypatch):
@@ -109,8 +98,6 @@ def test_is_used_where_it_can_be(monkeypatch):
     assert _gram_cpu.centered_gram(x) is None
     monkeypatch.undo()
     with_gradient = x.clone().requires_grad_()
-    assert _gram_cpu.unit_centered_distances(with_gradient, 1.0, False) is None
-    assert centered_gram("x", with_gradient).matrix.requires_grad
     calls = []
     for name in ("centered_gram", "product_about_mean"):
         kernel = getattr(_gram_cpu, name)
@@ -118,7 +105,7 @@ def test_is_used_where_it_can_be(monkeypatch):
             _gram_cpu, name, lambda *a, kernel=kernel: calls.append(kernel) or kernel(*a)
         )
     MVMRLoss()(with_gradient, with_gradient + x, {"y": x}).backward()
-    assert len(calls) == 4  # a matrix and its gradient for each view
+    assert len(calls) == 5  # a matrix for each of three, and the gradient of each view's
 
 
 def test_gradient_equals_definition(monkeypatch):
