@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss._checks import check_bool, check_int, check_number
+from mvmr_loss.normalization import NormalizationLike
 
 from .. import GATHER_DISTRIBUTED, PAPER_REPRESENTATIONS  # noqa: TID252 - of the same checkout
 from .backbone import build_backbone
 from .hyperparameters import without_objects
 from .kept import KeptRepresentations
+from .transform import check_normalization
 
 
 class MVMR(LightningModule):
@@ -58,6 +60,9 @@ class MVMR(LightningModule):
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or such a module;
             empty means no representation terms.
+        normalization: How the images are normalised, told to the representations; what
+            :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data
+            that normalises otherwise is refused.
         cache: Folder of a store of the representations, a teacher's among them, from which they are
             read by the images' file names; the data set must be a ``LightlyDataset``. None: they
             are computed in each step.
@@ -93,6 +98,7 @@ class MVMR(LightningModule):
         hidden_dim: int = 8192,
         output_dim: int = 8192,
         representations: Sequence[Any] | Mapping[str, Any] | nn.Module = PAPER_REPRESENTATIONS,
+        normalization: NormalizationLike = "imagenet",
         cache: str | os.PathLike[str] | None = None,
         fill_cache: bool = False,
         loss: Mapping[str, Any] | None = None,
@@ -124,7 +130,7 @@ class MVMR(LightningModule):
         self.representations = (
             representations
             if isinstance(representations, nn.Module)
-            else Representations(representations)
+            else Representations(representations, normalization=normalization)
             if representations
             else None
         )
@@ -175,15 +181,18 @@ class MVMR(LightningModule):
         return features
 
     def on_train_start(self) -> None:
-        """Opens the store of representations, if there is to be one.
+        """Compares the images' normalisation, and opens the store of representations, if there is one.
 
         Raises:
-            TypeError: If the data set is not a ``LightlyDataset``.
-            ValueError: If the store is missing, or is of other images or settings.
+            TypeError: If there is to be a store and the data set is not a ``LightlyDataset``.
+            ValueError: If the images are normalised otherwise than the representations were told,
+                or the store is missing, or is of other images or settings.
             OSError: If the store is damaged.
         """
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if isinstance(self.representations, Representations):
+            check_normalization(dataset, self.representations.normalization)
         if self.cache is not None:
-            dataset = getattr(self.trainer.train_dataloader, "dataset", None)
             self._kept = KeptRepresentations(
                 self.representations, self.cache, dataset, fill=self.fill_cache
             )

@@ -114,6 +114,7 @@ def representation_source(
 
     Examples:
         >>> import torch
+        >>> from mvmr_loss.adapters.solo.options import check_method_options
         >>> options = check_method_options({"representations": ["pixels"]})
         >>> source = representation_source(options)
         >>> source(torch.rand(4, 3, 8, 8), torch.arange(4))["pixels"].shape

@@ -12,14 +12,15 @@ from lightly.utils.benchmarking import LinearClassifier
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss import MVMRLoss, Normalization, Representations
 from mvmr_loss.adapters import lightly as adapter
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
+from mvmr_loss.adapters.lightly.transform import CIFAR_NORMALIZE
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import Pixels
 from mvmr_loss.teachers import Teacher
@@ -174,6 +175,9 @@ def test_a_teacher_on_the_command_line(teacher):
     assert list(model.representations(torch.rand(2, 3, 32, 32))) == ["teacher", "hog"]
 
 
+IMAGE = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
 class Photos(torch.utils.data.Dataset):
     """Noise whose samples are given as views, the first of them always the same."""
 
@@ -217,6 +221,35 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     assert kept == pytest.approx(live, rel=1e-3)
 
 
+CIFAR = list(CIFAR_NORMALIZE.values())
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(4))])
+def test_the_normalisation_of_the_transform_and_of_the_representations(wrap, monkeypatch):
+    monkeypatch.setattr(Photos, "__getitem__", lambda self, i: (self.transform(IMAGE), i % CLASSES))
+
+    def fit(transform, **options):
+        photos = Photos()
+        photos.transform = transform
+        model = method(**{"representations": ["augmented_pixels"], **options})
+        trainer(max_epochs=1).fit(model, DataLoader(wrap(photos), 4))
+        return model.representations.normalization
+
+    fit(MVMRTransform.stl10(SIZE))
+    told = fit(MVMRTransform.cifar(SIZE), normalization=CIFAR)
+    assert told == Normalization.of(CIFAR)
+    fit(MVMRTransform(SIZE, normalize=None), normalization="none")
+    with pytest.raises(ValueError, match=r"normalization must be .*0\.491.* but is mean \(0\.485"):
+        fit(MVMRTransform.cifar(SIZE))
+    with pytest.raises(
+        ValueError, match=r"normalization must be .*std \(1\.0.* but is mean \(0\.485"
+    ):
+        fit(
+            MVMRTransform(SIZE, normalize=None),
+            representations=Representations({"augmented_pixels": None}),
+        )
+
+
 def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
     """As the guide writes it, and read from another working directory."""
     for i in range(8):
@@ -227,9 +260,7 @@ def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
 
     def run(images, store, fill):
         dataset = LightlyDataset(images, transform=MVMRTransform.cifar(SIZE))
-        normalization = (dataset.transform.transforms[0].normalize[n] for n in ("mean", "std"))
-        representations = Representations(["hog"], normalization=list(normalization))
-        model = method(representations=representations, cache=store, fill_cache=fill)
+        model = method(representations=["hog"], normalization=CIFAR, cache=store, fill_cache=fill)
         trainer(max_epochs=2).fit(model, DataLoader(dataset, 4))
         return model._kept.representations.cache.is_valid().all()
 
