@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mvmr_loss._checks import can_be_seen, check_batch, check_bool, check_choice, check_number
 from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.dependence import dependence_measure as resolve_measure
-from mvmr_loss.distributed import ALL_ROWS, Gatherer, Rows
+from mvmr_loss.distributed import ALL_ROWS, Rows, gather
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
 Weights = float | Mapping[str, float]
@@ -177,7 +177,6 @@ class MultiRepresentationRegularizer(nn.Module):
         self.weights = _check_weights("weights", weights)
         self.measure = resolve_measure(dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
-        self._gather = Gatherer()
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -309,7 +308,6 @@ class MVMRLoss(nn.Module):
         self.eps = check_number("eps", eps, minimum=0)
         self.measure = resolve_measure(dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
-        self._gather = Gatherer()
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -516,7 +514,7 @@ def _checked(
     features, rows = dict(representations), ALL_ROWS
     if module.gather_distributed:
         labels = {f"representations[{name!r}]": name for name in features}
-        gathered, rows = module._gather(
+        gathered, rows = gather(
             {**named, **{label: features[name] for label, name in labels.items()}}
         )
         named = {label: gathered[label] for label in named}

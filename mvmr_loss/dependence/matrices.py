@@ -73,8 +73,10 @@ class _SquaredDistances(torch.autograd.Function):
             n, d = x.shape
             scale = None
             if x.dtype == wide:  # whose squares could leave the range of the type
-                exponent = torch.frexp(torch.linalg.vector_norm(x, torch.inf)).exponent
-                scale = torch.ldexp(torch.ones_like(x[0, 0]), exponent)
+                largest = torch.linalg.vector_norm(x, torch.inf)
+                largest = torch.where(largest == 0, 1.0, largest)
+                # A number over its mantissa is the power of two above it.
+                scale = largest / torch.frexp(largest).mantissa
                 x = x / scale
             gram = norm = None
             for part in (
@@ -97,7 +99,8 @@ class _SquaredDistances(torch.autograd.Function):
         squared.diagonal(start, dim1=1, dim2=2).zero_()
         # The power of two above the root of the largest squared distance, at most twice the norm's.
         peak = norm.amax(dim=1).sqrt()
-        units = torch.ldexp(torch.ones_like(peak), torch.frexp(peak).exponent + 1)
+        peak = torch.where(peak == 0, torch.finfo(wide).tiny, peak)
+        units = 2 * peak / torch.frexp(peak).mantissa
         true_units = units
         if any(scale is not None for scale in scales):
             ones = torch.ones_like(peak[0])
