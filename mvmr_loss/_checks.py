@@ -222,7 +222,7 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
-    """Raises unless ``x`` is a batch of at least so many samples, finite where that can be seen.
+    """Raises unless ``x`` is a batch of at least so many samples; its values are not looked at.
 
     Args:
         name: What to call ``x`` in errors.
@@ -231,7 +231,7 @@ def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
 
     Raises:
         TypeError: If ``x`` is not a floating-point tensor.
-        ValueError: If its shape is wrong, N too small or a value that can be seen not finite.
+        ValueError: If its shape is wrong or N too small.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         check_float_tensor(name, x)
@@ -245,6 +245,3 @@ def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
             f"{name} must have at least {min_samples} samples for this measure "
             f"but has {x.shape[0]}; use a larger batch."
         )
-    # A sum is finite only if all terms are: what is not is looked at again, and named.
-    if can_be_seen(x) and not math.isfinite(x.detach().sum().item()):
-        check_finite(name, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import can_be_seen, check_batch, check_bool, check_choice, check_number
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_batch,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_number,
+)
 from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.distributed import ALL_ROWS, Rows, gather
@@ -216,14 +224,12 @@ class MultiRepresentationRegularizer(nn.Module):
         named = _named_views("embeddings", embeddings)
         if not representations:
             raise ValueError("representations must not be empty but is {}.")
-        views, features, rows = _checked(self, named, representations, self.weights)
-        weights = _weights_by_term(self.weights, features)
+        batch = _checked(self, named, representations, self.weights)
+        weights = _weights_by_term(self.weights, batch.features)
         met: _Meetings = {}
-        for term, name in zip(weights, features, strict=True):
-            met[term] = [(i, name) for i in range(len(views))]
-        return _components(
-            {}, _dependence_terms(self.measure, views, features, met, weights, rows), weights
-        )
+        for term, name in zip(weights, batch.features, strict=True):
+            met[term] = [(i, name) for i in range(len(batch.views))]
+        return _components(_dependence_terms(self.measure, batch, met, weights), weights, batch)
 
 
 class MVMRLoss(nn.Module):
@@ -360,8 +366,9 @@ class MVMRLoss(nn.Module):
         """
         named = {"z": z, **_named_views("z_augmented", z_augmented)}
         given = {} if representations is None else representations
-        views, features, rows = _checked(self, named, given, self.representation_weights)
-        by_representation = _weights_by_term(self.representation_weights, features)
+        batch = _checked(self, named, given, self.representation_weights)
+        views = batch.views
+        by_representation = _weights_by_term(self.representation_weights, batch.features)
         weights = {
             "invariance": self.invariance_weight,
             "variance": self.variance_weight,
@@ -370,30 +377,41 @@ class MVMRLoss(nn.Module):
         }
         first = 0 if self.representation_views == "both" else 1
         met: _Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
-        for term, name in zip(by_representation, features, strict=True):
+        for term, name in zip(by_representation, batch.features, strict=True):
             met[term] = [(i, name) for i in range(first, len(views))]
         spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
         terms = {
             "invariance": _mean([invariance_loss(views[0], view) for view in views[1:]]),
             "variance": spread[0] + _mean(spread[1:]),
         }
-        return _components(
-            terms, _dependence_terms(self.measure, views, features, met, weights, rows), weights
-        )
+        terms |= _dependence_terms(self.measure, batch, met, weights)
+        return _components(terms, weights, batch)
+
+
+class _Batch(NamedTuple):
+    """What the loss is computed of, checked.
+
+    Attributes:
+        views: Embeddings of shape (N, D), float32 at least, the non-augmented view's first if given.
+        features: Representations by name.
+        rows: Which rows of the matrices are computed in this process.
+        named: All of them by what to call them in errors.
+    """
+
+    views: list[Tensor]
+    features: dict[str, Tensor]
+    rows: Rows
+    named: dict[str, Tensor]
 
 
 def _dependence_terms(
-    measure: DependenceMeasure,
-    views: Sequence[Tensor],
-    features: Mapping[str, Tensor],
-    met: _Meetings,
-    weights: Mapping[str, float],
-    rows: Rows,
+    measure: DependenceMeasure, batch: _Batch, met: _Meetings, weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
 
     Each matrix is made once and met by all the others.
     """
+    views, features = batch.views, batch.features
     wanted = {term: pairs for term, pairs in met.items() if weights[term] != 0}
     terms = {term: views[0].new_zeros(()) for term in met if term not in wanted}
     if wanted:
@@ -402,7 +420,7 @@ def _dependence_terms(
         place = {side: i for i, side in enumerate(order)}
         batches = [views[s] if isinstance(s, int) else features[s].flatten(1) for s in order]
         pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
-        values = measure.compare(batches, pairs, rows).to(views[0].dtype)
+        values = measure.compare(batches, pairs, batch.rows).to(views[0].dtype)
         counts = [len(pairs) for pairs in wanted.values()]
         for term, value, lack in zip(
             wanted, values.split(counts), (1 - values).split(counts), strict=True
@@ -413,17 +431,23 @@ def _dependence_terms(
 
 
 def _components(
-    terms: dict[str, Tensor], others: dict[str, Tensor], weights: Mapping[str, float]
+    terms: dict[str, Tensor], weights: Mapping[str, float], batch: _Batch
 ) -> LossComponents:
-    """Returns all terms and their weighted sum."""
-    terms = {**terms, **others}
+    """Returns all terms and their weighted sum.
+
+    Any value of the batch that is not finite makes it NaN, so that the batch is looked at only then.
+    """
     magnitudes = {name: abs(weight) for name, weight in weights.items()}
     equal: dict[float, list[Tensor]] = {}
     for name, term in terms.items():
         equal.setdefault(magnitudes[name], []).append(term)
     # As vectors of one number: torch gives the forward derivative of a number times a scalar in float64.
     total = torch.cat([torch.stack(same).sum()[None] * weight for weight, same in equal.items()])
-    return LossComponents(total.sum(), terms, magnitudes)
+    loss = total.sum()
+    if can_be_seen(loss) and not math.isfinite(loss.item()):
+        for label, tensor in batch.named.items():
+            check_finite(label, tensor)
+    return LossComponents(loss, terms, magnitudes)
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:
@@ -473,11 +497,8 @@ def _checked(
     named: Mapping[str, Tensor],
     representations: Any,
     weights: float | dict[str, float],
-) -> tuple[list[Tensor], dict[str, Tensor], Rows]:
-    """Returns checked views and representations, of all processes if asked for, and the own rows.
-
-    The views are in float32 at least.
-    """
+) -> _Batch:
+    """Returns checked views and representations, of all processes if asked for."""
     first = next(iter(named))
     for label, view in named.items():
         check_batch(label, view)
@@ -511,20 +532,17 @@ def _checked(
             raise ValueError(
                 f"{label} must be on {z.device} like the embeddings but is on {y.device}."
             )
-    features, rows = dict(representations), ALL_ROWS
+    # In one order in all processes: sums of all terms are exchanged together.
+    names = sorted(representations) if module.gather_distributed else list(representations)
+    labels = {name: f"representations[{name!r}]" for name in names}
+    tensors, rows = {**named, **{labels[name]: representations[name] for name in names}}, ALL_ROWS
     if module.gather_distributed:
-        labels = {f"representations[{name!r}]": name for name in features}
-        gathered, rows = gather(
-            {**named, **{label: features[name] for label, name in labels.items()}}
-        )
-        named = {label: gathered[label] for label in named}
-        # In one order everywhere: sums of all terms are exchanged together.
-        features = {labels[label]: gathered[label] for label in sorted(labels)}
-    views = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in named.values()]
+        tensors, rows = gather(tensors)
+    views = [tensors[label].to(torch.promote_types(z.dtype, torch.float32)) for label in named]
     if len(views[0]) < module.measure.min_samples:
         measure = getattr(module.measure, "name", type(module.measure).__name__)
         raise ValueError(
             f"{first} must have at least {module.measure.min_samples} samples for {measure} but has "
             f"{len(views[0])}; use a larger batch."
         )
-    return views, features, rows
+    return _Batch(views, {name: tensors[label] for name, label in labels.items()}, rows, tensors)

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_batch, check_number
+from mvmr_loss._checks import check_batch, check_finite, check_number
 from mvmr_loss.dependence.matrices import squared_distances
 from mvmr_loss.dependence.measures import Distance, Estimator, compare_two, dependence
 from mvmr_loss.distributed import ALL_ROWS
@@ -262,6 +262,7 @@ def partial_distance_correlation(
     estimator = distance_estimator(exponent=exponent, eps=eps, corrected=True)
     for name, batch in (("x", x), ("y", y), ("z", z)):
         check_batch(name, batch, 4)
+        check_finite(name, batch)
         if len(batch) != len(x):
             raise ValueError(
                 f"x and {name} must have the same number of samples "
@@ -308,6 +309,7 @@ def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) ->
     """
     matrix = distance_estimator(exponent=exponent, eps=eps).matrix
     check_batch("x", x)
+    check_finite("x", x)
     squared, units = squared_distances([x.reshape(len(x), -1)])
     distances = matrix.matrices(squared, units, ALL_ROWS)[0]
     dtype = torch.promote_types(x.dtype, torch.float32)

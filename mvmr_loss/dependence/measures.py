@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mvmr_loss._checks import check_batch, check_int
+from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_int
 from mvmr_loss.dependence.matrices import squared_distances
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
@@ -359,4 +359,9 @@ def compare_two(
             f"x and y must have the same number of samples but have {len(x)} and {len(y)}."
         )
     batches = [x.reshape(len(x), -1), y.reshape(len(y), -1)]
-    return dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
+    value = dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
+    # Any value that is not finite makes it NaN, so that the batches are looked at only then.
+    if can_be_seen(value) and not math.isfinite(value.item()):
+        check_finite("x", x)
+        check_finite("y", y)
+    return value
