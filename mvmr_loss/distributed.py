@@ -57,6 +57,12 @@ class Rows(NamedTuple):
 ALL_ROWS = Rows()
 
 
+# By their names of torch 2.14, and before.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_REDUCE_SCATTER: Any = getattr(
+    dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None)
+)
+
 # The exchanges are ops, so that a compiler takes them as they are.
 
 
@@ -77,7 +83,7 @@ def _gather(x: Tensor, description: str) -> Tensor:
     if description:
         _check_alike(description, x.device)
     whole = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(whole, x.contiguous())
+    _ALL_GATHER(whole, x.contiguous())
     return whole
 
 
@@ -93,7 +99,7 @@ def _scatter(x: Tensor) -> Tensor:
         total: Tensor = _sum(x)
         return total[dist.get_rank() * n : (dist.get_rank() + 1) * n].clone()
     own = x.new_empty(n, *x.shape[1:])
-    dist.reduce_scatter_tensor(own, x.contiguous())
+    _REDUCE_SCATTER(own, x.contiguous())
     return own
 
 
@@ -185,7 +191,7 @@ def _check_alike(description: str, device: torch.device) -> None:
     digest = hashlib.sha256(description.encode()).digest()
     own = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(device)
     digests = own.new_empty(world_size() * len(own))
-    dist.all_gather_into_tensor(digests, own)
+    _ALL_GATHER(digests, own)
     if device.type != "cpu" and description in _agreed:
         return
     if bool((digests.view(world_size(), -1) != own).any()):

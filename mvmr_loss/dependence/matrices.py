@@ -161,10 +161,15 @@ def _gradient(grad: Tensor, x: Tensor, unit: Tensor, rows: slice) -> Tensor:
     weight = -2 * grad.to(unit.dtype)
     wide = _in_units(x, unit)
     own = weight @ wide - weight.sum(dim=1, keepdim=True) * wide[rows]
-    others = weight.T @ wide[rows] - weight.sum(dim=0)[:, None] * wide
-    before, after = rows.start, len(x) - rows.stop
-    total = others + torch.nn.functional.pad(own, (0, 0, before, after))
-    return (total / unit).to(x.dtype)
+    pad = (0, 0, rows.start, len(x) - rows.stop)
+    if torch.is_grad_enabled():  # for a further derivative
+        whole = weight.T @ wide[rows] - weight.sum(dim=0)[:, None] * wide
+        whole = whole + torch.nn.functional.pad(own, pad)
+    else:
+        # A matrix is symmetric, and so is its gradient: what a pair adds in the row of the one sample it
+        # adds in that of the other, wherever that is computed.
+        whole = torch.nn.functional.pad(2 * own, pad)
+    return (whole / unit).to(x.dtype)
 
 
 def _is_for_kernel(x: Tensor) -> bool:
