@@ -244,15 +244,8 @@ def _modulus(field: Tensor) -> Tensor:
 def _wavelet_modulus(spectrum: Tensor, wavelets: _Wavelets) -> Tensor:
     """Convolves fields with the L wavelets of a scale, subsamples, and takes the modulus.
 
-    The multiplication by the wavelet and the folding that subsamples are one: no product of full
-    resolution is stored.
-
-    Args:
-        spectrum: Complex tensor of shape (..., P1, P2), the fields' DFT.
-        wavelets: The wavelets of a scale.
-
-    Returns:
-        Real tensor of shape (..., L, P1 / step, P2 / step).
+    Of the fields' DFT (..., P1, P2) it makes (..., L, P1 / step, P2 / step). The multiplication by
+    the wavelet and the folding that subsamples are one: no product of full resolution is stored.
     """
     size = spectrum.shape[-2] // wavelets.step, spectrum.shape[-1] // wavelets.step
     blocks = torch.view_as_real(_alias_blocks(spectrum, wavelets.step)).flatten(-2).unsqueeze(-3)
@@ -321,7 +314,8 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     on, leaves about 1e-3.
 
     Source: Mallat, "Group invariant scattering", Comm. Pure Appl. Math. 65(10), 2012; Bruna and
-    Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35(8), 2013, section 2.
+    Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35(8), 2013, section 2. The
+    module is :class:`Scattering`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image; height and width at
@@ -333,11 +327,6 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     Returns:
         Tensor of shape (N, C, K, H // 2^J, W // 2^J), float32 (float64 for float64 images), with
         K = 1 + J L, and J (J - 1) / 2 L^2 more of order 2.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range, the images' shape is wrong, they are too small
-            or, on a CPU, not finite.
 
     Examples:
         >>> ramp = torch.arange(16.0).expand(1, 3, 16, 16)
@@ -395,21 +384,7 @@ def _(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
 def scattering_shape(
     height: int, width: int, J: int = 2, L: int = 8, max_order: int = 2
 ) -> tuple[int, int, int]:
-    """Returns the shape (K, H // 2^J, W // 2^J) of one channel's coefficients.
-
-    Args:
-        height: Height in pixels, at least 2^J.
-        width: Width in pixels, at least 2^J.
-        J: As in :func:`scattering`.
-        L: As in :func:`scattering`.
-        max_order: As in :func:`scattering`.
-
-    Returns:
-        Number of paths, height and width.
-
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
+    """Returns the shape (K, H // 2^J, W // 2^J) of one channel's :func:`scattering`.
 
     Examples:
         >>> scattering_shape(96, 96)
@@ -422,24 +397,16 @@ def scattering_shape(
 
 @register_representation("scattering")
 class Scattering(Representation):
-    """The scattering transform of every channel: :func:`scattering` as a module.
+    """Module form of :func:`scattering`, with the same options.
 
     Args:
-        J: Logarithm to base 2 of the scale in pixels, at least 1; images must be at least 2^J high
-            and wide.
-        L: Number of angles over a half turn, at least 1.
-        max_order: 1 or 2.
+        J, L, max_order: As in :func:`scattering`.
         differentiable: If True, the gradient flows through to the images.
 
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
-
     Examples:
-        >>> scattering = Scattering(J=2)
-        >>> scattering(torch.ones(2, 3, 32, 32)).shape
+        >>> Scattering()(torch.ones(2, 3, 32, 32)).shape
         torch.Size([2, 3, 81, 8, 8])
-        >>> scattering.output_shape(3, 96, 96)
+        >>> Scattering().output_shape(3, 96, 96)
         (3, 81, 24, 24)
     """
 
@@ -451,13 +418,10 @@ class Scattering(Representation):
         self.minimum_size = 2**self.J
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the coefficients, a tensor of shape (N, C, K, H // 2^J, W // 2^J)."""
         return scattering(images, self.J, self.L, self.max_order)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (C, K, H // 2^J, W // 2^J); see :func:`scattering_shape`."""
         return (channels, *scattering_shape(height, width, self.J, self.L, self.max_order))
 
     def extra_repr(self) -> str:
-        """Returns the options, for ``repr``."""
         return f"J={self.J}, L={self.L}, max_order={self.max_order}"

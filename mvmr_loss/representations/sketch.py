@@ -48,7 +48,8 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
     every version.
 
     Source: feature hashing, whose mean and variance these are, with a rotated position for the
-    hash: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009.
+    hash: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009. The module is
+    :class:`FoldedSignSketch`.
 
     Args:
         x: Tensor of shape (N, D), or (N, ...), which is flattened.
@@ -58,13 +59,6 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
     Returns:
         Tensor of shape (N, dim), float32 (float64 for float64 input), differentiable with respect
         to ``x``; where D <= dim there is nothing to gain and it is ``x`` itself, of shape (N, D).
-
-    Raises:
-        TypeError: If ``x`` is not a floating-point tensor, or ``dim`` or ``seed`` is no integer.
-        ValueError: If ``x`` has no batch dimension, or ``dim`` or ``seed`` is out of range.
-
-    See Also:
-        :class:`FoldedSignSketch`, the module.
 
     Examples:
         >>> x = torch.arange(12.0).reshape(2, 6)
@@ -86,12 +80,7 @@ class FoldedSignSketch(nn.Module):
     """Module form of :func:`folded_sign_sketch`; it has no state, nothing to save or to move.
 
     Args:
-        dim: Width m of the sketch, at least 1.
-        seed: Seed of the signs, in [0, 2^64).
-
-    Raises:
-        TypeError: If ``dim`` or ``seed`` is no integer.
-        ValueError: If ``dim`` or ``seed`` is out of range.
+        dim, seed: As in :func:`folded_sign_sketch`.
 
     Examples:
         >>> sketch = FoldedSignSketch(dim=256)
@@ -108,22 +97,10 @@ class FoldedSignSketch(nn.Module):
         self.seed = check_seed(seed)
 
     def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
         return f"dim={self.dim}, seed={self.seed}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the sketch of a batch.
-
-        Args:
-            x: Tensor of shape (N, D), or (N, ...), which is flattened.
-
-        Returns:
-            Tensor of shape (N, min(dim, D)), float32 (float64 for float64 input).
-
-        Raises:
-            TypeError: If ``x`` is not a floating-point tensor.
-            ValueError: If ``x`` has no batch dimension.
-        """
+        """Computes the sketch, of shape (N, min(dim, D)), of a batch (N, D) or (N, ...)."""
         check_float_tensor("x", x)
         if x.ndim < 2:
             raise ValueError(
@@ -210,12 +187,7 @@ class Sketched(Representation):
 
     Args:
         representation: What to sketch.
-        dim: Width of the sketch, at least 1.
-        seed: Seed of the signs, in [0, 2^64).
-
-    Raises:
-        TypeError: If ``representation`` is no Representation, or ``dim`` or ``seed`` is no integer.
-        ValueError: If ``dim`` or ``seed`` is out of range.
+        dim, seed: As in :func:`folded_sign_sketch`.
 
     Examples:
         >>> from mvmr_loss.representations import Pixels
@@ -240,28 +212,10 @@ class Sketched(Representation):
         self.minimum_size = representation.minimum_size
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the sketched features of checked images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, min(dim, D)).
-        """
         sketch: Tensor = self.sketch(self.representation.extract(images))
         return sketch
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's sketch.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(min(dim, D),)``.
-        """
         return (
             min(self.dim, math.prod(self.representation.output_shape(channels, height, width))),
         )
