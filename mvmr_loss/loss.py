@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import (
-    can_be_seen,
-    check_batch,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_number,
-)
+from mvmr_loss._batch import Batch, check_weights, checked_batch, named_views
+from mvmr_loss._checks import can_be_seen, check_bool, check_choice, check_finite, check_number
 from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.dependence import dependence_measure as resolve_measure
-from mvmr_loss.distributed import ALL_ROWS, Rows, gather
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
 Weights = float | Mapping[str, float]
@@ -182,7 +175,7 @@ class MultiRepresentationRegularizer(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        self.weights = _check_weights("weights", weights)
+        self.weights = check_weights("weights", weights)
         self.measure = resolve_measure(dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
@@ -212,19 +205,17 @@ class MultiRepresentationRegularizer(nn.Module):
     def forward_components(
         self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
     ) -> LossComponents:
-        """Computes each representation term.
-
-        Args:
-            embeddings: As in :meth:`forward`.
-            representations: As in :meth:`forward`.
-
-        Returns:
-            The terms and their weighted sum.
-        """
-        named = _named_views("embeddings", embeddings)
-        if not representations:
+        """Computes each representation term; arguments and errors as of :meth:`forward`."""
+        named = named_views("embeddings", embeddings)
+        if representations == {}:
             raise ValueError("representations must not be empty but is {}.")
-        batch = _checked(self, named, representations, self.weights)
+        batch = checked_batch(
+            named,
+            representations,
+            self.weights,
+            self.measure,
+            gather_distributed=self.gather_distributed,
+        )
         weights = _weights_by_term(self.weights, batch.features)
         met: _Meetings = {}
         for term, name in zip(weights, batch.features, strict=True):
@@ -304,7 +295,7 @@ class MVMRLoss(nn.Module):
         self.invariance_weight = check_number("invariance_weight", invariance_weight, minimum=0)
         self.variance_weight = check_number("variance_weight", variance_weight, minimum=0)
         self.dependence_weight = check_number("dependence_weight", dependence_weight)
-        self.representation_weights = _check_weights(
+        self.representation_weights = check_weights(
             "representation_weights", representation_weights
         )
         self.representation_views = check_choice(
@@ -354,19 +345,15 @@ class MVMRLoss(nn.Module):
         z_augmented: Tensor | Sequence[Tensor],
         representations: Mapping[str, Tensor] | None = None,
     ) -> LossComponents:
-        """Computes each term of the loss.
-
-        Args:
-            z: As in :meth:`forward`.
-            z_augmented: As in :meth:`forward`.
-            representations: As in :meth:`forward`.
-
-        Returns:
-            The terms and their weighted sum.
-        """
-        named = {"z": z, **_named_views("z_augmented", z_augmented)}
-        given = {} if representations is None else representations
-        batch = _checked(self, named, given, self.representation_weights)
+        """Computes each term of the loss; arguments and errors as of :meth:`forward`."""
+        named = {"z": z, **named_views("z_augmented", z_augmented)}
+        batch = checked_batch(
+            named,
+            {} if representations is None else representations,
+            self.representation_weights,
+            self.measure,
+            gather_distributed=self.gather_distributed,
+        )
         views = batch.views
         by_representation = _weights_by_term(self.representation_weights, batch.features)
         weights = {
@@ -388,24 +375,8 @@ class MVMRLoss(nn.Module):
         return _components(terms, weights, batch)
 
 
-class _Batch(NamedTuple):
-    """What the loss is computed of, checked.
-
-    Attributes:
-        views: Embeddings of shape (N, D), float32 at least, the non-augmented view's first if given.
-        features: Representations by name.
-        rows: Which rows of the matrices are computed in this process.
-        named: All of them by what to call them in errors.
-    """
-
-    views: list[Tensor]
-    features: dict[str, Tensor]
-    rows: Rows
-    named: dict[str, Tensor]
-
-
 def _dependence_terms(
-    measure: DependenceMeasure, batch: _Batch, met: _Meetings, weights: Mapping[str, float]
+    measure: DependenceMeasure, batch: Batch, met: _Meetings, weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
 
@@ -431,7 +402,7 @@ def _dependence_terms(
 
 
 def _components(
-    terms: dict[str, Tensor], weights: Mapping[str, float], batch: _Batch
+    terms: dict[str, Tensor], weights: Mapping[str, float], batch: Batch
 ) -> LossComponents:
     """Returns all terms and their weighted sum.
 
@@ -463,86 +434,3 @@ def _weights_by_term(
         f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
         for name in features
     }
-
-
-def _check_weights(name: str, weights: Any) -> float | dict[str, float]:
-    """Returns one weight, or a weight per representation, as floats after checking them."""
-    if isinstance(weights, Mapping):
-        return {key: check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
-    if isinstance(weights, Sequence) and not isinstance(weights, str):
-        raise TypeError(
-            f"{name} must be a number or a mapping from the representations' names to numbers but "
-            f"is a {type(weights).__name__}; for example {{'pixels': 1.0, 'hog': 0.5}}."
-        )
-    return check_number(name, weights)
-
-
-def _named_views(name: str, views: Any) -> dict[str, Tensor]:
-    """Returns embeddings of one or several views by what to call them in errors."""
-    if isinstance(views, Tensor):
-        return {name: views}
-    if not isinstance(views, Sequence) or isinstance(views, str):
-        raise TypeError(
-            f"{name} must be a torch.Tensor or a list of them but is a {type(views).__name__}."
-        )
-    if not views:
-        raise ValueError(f"{name} must not be empty but is [].")
-    if len(views) == 1:
-        return {name: views[0]}
-    return {f"{name}[{i}]": view for i, view in enumerate(views)}
-
-
-def _checked(
-    module: MVMRLoss | MultiRepresentationRegularizer,
-    named: Mapping[str, Tensor],
-    representations: Any,
-    weights: float | dict[str, float],
-) -> _Batch:
-    """Returns checked views and representations, of all processes if asked for."""
-    first = next(iter(named))
-    for label, view in named.items():
-        check_batch(label, view)
-        if view.ndim != 2:
-            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        if view.shape != named[first].shape:
-            raise ValueError(
-                f"{label} must have the same shape as the other embeddings, "
-                f"{tuple(named[first].shape)}, but has shape {tuple(view.shape)}."
-            )
-    z = named[first]
-    if not isinstance(representations, Mapping):
-        raise TypeError(
-            "representations must be a mapping from name to tensor "
-            f"but is a {type(representations).__name__}."
-        )
-    if isinstance(weights, dict) and representations and set(weights) != set(representations):
-        raise ValueError(
-            "representations and their weights must have the same names but are "
-            f"{sorted(representations)} and {sorted(weights)}."
-        )
-    for name, y in representations.items():
-        label = f"representations[{name!r}]"
-        check_batch(label, y)
-        if len(y) != len(z):
-            raise ValueError(
-                f"{label} must have shape ({len(z)}, ...), one row for each embedding, "
-                f"but has shape {tuple(y.shape)}."
-            )
-        if y.device != z.device:
-            raise ValueError(
-                f"{label} must be on {z.device} like the embeddings but is on {y.device}."
-            )
-    # In one order in all processes: sums of all terms are exchanged together.
-    names = sorted(representations) if module.gather_distributed else list(representations)
-    labels = {name: f"representations[{name!r}]" for name in names}
-    tensors, rows = {**named, **{labels[name]: representations[name] for name in names}}, ALL_ROWS
-    if module.gather_distributed:
-        tensors, rows = gather(tensors)
-    views = [tensors[label].to(torch.promote_types(z.dtype, torch.float32)) for label in named]
-    if len(views[0]) < module.measure.min_samples:
-        measure = getattr(module.measure, "name", type(module.measure).__name__)
-        raise ValueError(
-            f"{first} must have at least {module.measure.min_samples} samples for {measure} but has "
-            f"{len(views[0])}; use a larger batch."
-        )
-    return _Batch(views, {name: tensors[label] for name, label in labels.items()}, rows, tensors)
