@@ -15,7 +15,7 @@ def fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor
     """Adds signed and rotated slices of features.
 
     Args:
-        x: Tensor of shape (N, D) that a kernel can read.
+        x: Tensor of shape (N, D) on a CPU.
         signs: Contiguous tensor of shape (D,).
         rotations: For each slice how far it is rotated, from 0 to ``dim - 1``.
         dim: Width of the slices.
@@ -23,7 +23,8 @@ def fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor
     Returns:
         Tensor of shape (N, dim), or None where the kernel cannot do it.
     """
-    library = load_library("sketch") if x.stride(1) == 1 else None
+    fits = x.dtype == torch.float32 and not x.is_neg() and x.stride(1) == 1
+    library = load_library("sketch") if fits else None
     if library is None:
         return None
     out = x.new_empty(len(x), dim)
