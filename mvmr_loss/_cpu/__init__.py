@@ -21,8 +21,6 @@ def can_run(x: Tensor) -> bool:
         and not (x.requires_grad and torch.is_grad_enabled())
         and (
             torch.compiler.is_compiling()
-            or (
-                not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
-            )
+            or (not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0)
         )
     )

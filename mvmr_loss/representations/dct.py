@@ -8,9 +8,9 @@ import operator
 import torch
 from torch import Tensor
 
-from mvmr_loss.representations._constants import constant
 from mvmr_loss._checks import can_be_seen
 from mvmr_loss._cpu import can_run
+from mvmr_loss.representations._constants import constant
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
 

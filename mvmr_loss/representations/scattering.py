@@ -359,17 +359,17 @@ def _scattering_on_cpu(images: Tensor, J: int, L: int, max_order: int) -> Tensor
         kernel = _build_kernel(*images.shape[-2:], J, L, max_order)
     if kernel is None:
         return _scattering(images, J, L, max_order)
+    height, width = images.shape[-2:]
     planes, bank = _planes(images.resolve_neg(), J, L)
     slice_size = max(
         _SLICE_KERNEL // (len(bank.rows) * len(bank.columns)), 4 * torch.get_num_threads()
     )
-    scattered = planes.new_empty(
-        len(planes), *scattering_shape(*images.shape[-2:], J, L, max_order)
-    )
+    scattered = planes.new_empty(len(planes), *scattering_shape(height, width, J, L, max_order))
     with torch.no_grad(), without_autocast(images):
         for part, out in zip(planes.split(slice_size), scattered.split(slice_size), strict=True):
             _scatter_by_kernel(part, bank, kernel, out)
-    return scattered.unflatten(0, images.shape[:2])
+    coefficients: Tensor = scattered.unflatten(0, images.shape[:2])
+    return coefficients
 
 
 @_scattering_on_cpu.register_fake

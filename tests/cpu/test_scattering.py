@@ -24,7 +24,7 @@ def plain(monkeypatch):
 
     def compute(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_kernel_for", lambda *_: None)
+            patch.setattr(module, "_build_kernel", lambda *_: None)
             return scattering(*args, **kwargs)
 
     return compute
@@ -83,16 +83,26 @@ def test_constant_images_have_order_0_alone():
 
 
 @pytest.mark.usefixtures("kernel")
-def test_is_used_where_it_can_be():
-    images = make_images(1, 1, 16, 16)
-    assert module._kernel_for(images, 2, 8, 2) is not None
-    assert module._kernel_for(images.double(), 2, 8, 2) is None
+def test_is_used_where_it_can_be(monkeypatch):
+    images, used = make_images(1, 1, 16, 16), []
+    by_kernel = module._scatter_by_kernel
+    monkeypatch.setattr(
+        module, "_scatter_by_kernel", lambda *args: (used.append(True), by_kernel(*args))
+    )
+
+    def uses(images):
+        used.clear()
+        scattering(images)
+        return bool(used)
+
+    assert uses(images)
+    assert not uses(images.double())
     with_gradient = images.clone().requires_grad_()
-    assert module._kernel_for(with_gradient, 2, 8, 2) is None
+    assert not uses(with_gradient)
     with torch.no_grad():
-        assert module._kernel_for(with_gradient, 2, 8, 2) is not None
+        assert uses(with_gradient)
     with torch.inference_mode():
-        assert module._kernel_for(images + 0, 2, 8, 2) is not None
+        assert uses(images + 0)
 
 
 @pytest.mark.parametrize("representation", [Scattering, PatchScattering])
@@ -112,7 +122,7 @@ def test_does_without(monkeypatch, plain):
     module._build_kernel.cache_clear()
     try:
         images = make_images(1, 1, 12, 16)
-        assert module._kernel_for(images, 2, 4, 2) is None
+        assert module._build_kernel(12, 16, 2, 4, 2) is None
         assert torch.equal(scattering(images, 2, 4), plain(images, 2, 4))
     finally:
         module._build_kernel.cache_clear()
