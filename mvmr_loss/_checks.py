@@ -80,15 +80,16 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number but is a {type(value).__name__}.")
     number = float(value)
-    bounds = [
+    needed, fits = "finite", math.isfinite(number)
+    for bound, words, holds in (
         (minimum, "at least", operator.ge),
         (maximum, "at most", operator.le),
         (above, "above", operator.gt),
         (below, "below", operator.lt),
-    ]
-    given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
-    if not math.isfinite(number) or not all(holds(number, bound) for bound, _, holds in given):
-        needed = " and ".join(["finite", *(f"{words} {bound:g}" for bound, words, _ in given)])
+    ):
+        if bound is not None:
+            needed, fits = f"{needed} and {words} {bound:g}", fits and holds(number, bound)
+    if not fits:
         raise ValueError(f"{name} must be {needed} but is {value}.")
     return number
 
@@ -218,3 +219,29 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(x.device.type):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
+    """Raises unless ``x`` is a batch of at least so many samples; its values are not looked at.
+
+    Args:
+        name: What to call ``x`` in errors.
+        x: To be a floating-point tensor of shape (N, ...) with none of its sizes 0.
+        min_samples: The smallest N allowed.
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor.
+        ValueError: If its shape is wrong or N too small.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        check_float_tensor(name, x)
+    if x.ndim < 1 or 0 in x.shape:
+        raise ValueError(
+            f"{name} must have shape (N, D) or (N, ...), none of them 0, "
+            f"but has shape {tuple(x.shape)}."
+        )
+    if x.shape[0] < min_samples:
+        raise ValueError(
+            f"{name} must have at least {min_samples} samples for this measure "
+            f"but has {x.shape[0]}; use a larger batch."
+        )

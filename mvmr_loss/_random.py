@@ -27,10 +27,10 @@ def threefry_2x32(key: tuple[int, int], counter: tuple[Tensor, Tensor]) -> tuple
 
     Args:
         key: Two words in [0, 2^32).
-        counter: Two int64 tensors of one shape with values in [0, 2^32).
+        counter: Two int64 tensors of one shape, of such words.
 
     Returns:
-        Two int64 tensors of that shape with values in [0, 2^32).
+        Two int64 tensors of that shape, of such words.
     """
     keys = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     x, y = (counter[0] + keys[0]) & _MASK, (counter[1] + keys[1]) & _MASK
@@ -88,17 +88,10 @@ def uniform(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draws numbers from the uniform distribution on [0, 1), multiples of 2^-24.
+    """Draws numbers, of shape (count,), from the uniform distribution on [0, 1).
 
-    Args:
-        seed: An integer in [0, 2^64).
-        start: The first position, at least 0.
-        count: How many.
-        device: Where to compute.
-        dtype: float32 or float64; the values are the same.
-
-    Returns:
-        Tensor of shape (count,).
+    They are multiples of 2^-24, the same in float32 and float64. The arguments are those of
+    :func:`random_bits`.
 
     Examples:
         >>> uniform(0, 0, 2)
@@ -114,17 +107,9 @@ def random_signs(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draws random signs: sign i is bit i mod 32 of number i // 32, 0 giving +1 and 1 giving -1.
+    """Draws random signs, of shape (count,): sign i is bit i mod 32 of number i // 32, 1 giving -1.
 
-    Args:
-        seed: An integer in [0, 2^64).
-        start: The first position, at least 0.
-        count: How many.
-        device: Where to compute.
-        dtype: Of the result.
-
-    Returns:
-        Tensor of shape (count,) of +1 and -1.
+    The arguments are those of :func:`random_bits`.
 
     Examples:
         >>> random_signs(0, 0, 4)

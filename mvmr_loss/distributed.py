@@ -50,11 +50,62 @@ class Rows(NamedTuple):
         """Returns what the processes have of shape (K, rows) as (K, N), with gradient."""
         if self.stop is None:
             return x
-        whole: Tensor = _Gather.apply(x.T.contiguous())
+        whole: Tensor = _Gather.apply(x.T, "")
         return whole.T
 
 
 ALL_ROWS = Rows()
+
+
+# By their names of torch 2.14, and before.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_REDUCE_SCATTER: Any = getattr(
+    dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None)
+)
+
+# The exchanges are ops, so that a compiler takes them as they are.
+
+
+@torch.library.custom_op("mvmr_loss::sum_over_processes", mutates_args=())
+def _sum(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+@_sum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("mvmr_loss::gather_rows", mutates_args=())
+def _gather(x: Tensor, description: str) -> Tensor:
+    if description:
+        _check_alike(description, x.device)
+    whole = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+    _ALL_GATHER(whole, x.contiguous())
+    return whole
+
+
+@_gather.register_fake
+def _(x: Tensor, description: str) -> Tensor:
+    return x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+
+
+@torch.library.custom_op("mvmr_loss::scatter_sum", mutates_args=())
+def _scatter(x: Tensor) -> Tensor:
+    n = x.shape[0] // world_size()
+    if dist.get_backend() == "gloo":  # which has no reduce-scatter
+        total: Tensor = _sum(x)
+        return total[dist.get_rank() * n : (dist.get_rank() + 1) * n].clone()
+    own = x.new_empty(n, *x.shape[1:])
+    _REDUCE_SCATTER(own, x.contiguous())
+    return own
+
+
+@_scatter.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0] // world_size(), *x.shape[1:])
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -62,9 +113,8 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
+        total: Tensor = _sum(x)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -76,15 +126,13 @@ class _Gather(torch.autograd.Function):
     """All-gather along the batch, whose gradient is a reduce-scatter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        whole = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x)
+    def forward(ctx: Any, x: Tensor, description: str) -> Tensor:
+        whole: Tensor = _gather(x, description)
         return whole
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        own: Tensor = _Scatter.apply(grad.contiguous())
-        return own
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Scatter.apply(grad), None
 
 
 class _Scatter(torch.autograd.Function):
@@ -92,71 +140,65 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        n = x.shape[0] // world_size()
-        if dist.get_backend() == "gloo":  # which has no reduce-scatter
-            x = x.clone()
-            dist.all_reduce(x)
-            return x[dist.get_rank() * n : (dist.get_rank() + 1) * n].clone()
-        own = x.new_empty(n, *x.shape[1:])
-        dist.reduce_scatter_tensor(own, x)
+        own: Tensor = _scatter(x)
         return own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        whole: Tensor = _Gather.apply(grad.contiguous())
+        whole: Tensor = _Gather.apply(grad, "")
         return whole
 
 
-class Gatherer:
-    """Gathers named tensors from all processes, after all have shown that theirs are alike.
+def gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
+    """Gathers named tensors from all processes, with gradient, if theirs are alike.
 
     Each process sends a digest of its tensors' names, shapes and types. On a CPU everybody compares the
-    digests in every step. On an accelerator, where looking makes the host wait, a process looks in its
-    first step and whenever its own tensors have changed, so that a steady loop never waits.
+    digests in every step. On an accelerator, where looking makes the host wait, a process looks the
+    first time that it has such tensors, so that a steady loop never waits.
+
+    Args:
+        tensors: Name -> tensor of shape (N, ...); the order does not matter.
+
+    Returns:
+        Name -> tensor of shape (world_size * N, ...), and which rows are this process's; the tensors
+        themselves and all rows where there is one process.
+
+    Raises:
+        ValueError: If the processes' tensors differ in name, shape or type.
     """
+    if world_size() == 1:
+        return dict(tensors), ALL_ROWS
+    # By name: every process gathers in the same order.
+    names = sorted(tensors)
+    description = "\n".join(
+        [f"{name}: {list(tensors[name].shape)} {tensors[name].dtype}" for name in names]
+    )
+    gathered = {}
+    for name in names:
+        gathered[name] = _Gather.apply(tensors[name], description)
+        description = ""  # shown once
+    n = len(tensors[names[0]])
+    start = dist.get_rank() * n
+    return {name: gathered[name] for name in tensors}, Rows(start, start + n)
 
-    def __init__(self) -> None:
-        self._checked: str | None = None
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
-        """Gathers each tensor along its first dimension.
+# What all processes have shown to have in common, on an accelerator.
+_agreed: set[str] = set()
 
-        Args:
-            tensors: Name -> tensor of shape (N, ...); the order does not matter.
 
-        Returns:
-            Name -> tensor of shape (world_size * N, ...), and which rows are this process's; the
-            tensors themselves and all rows where there is one process.
-
-        Raises:
-            ValueError: If the processes' tensors differ in name, shape or type.
-        """
-        if world_size() == 1:
-            return dict(tensors), ALL_ROWS
-        self._check(tensors)
-        # By name: every process gathers in the same order.
-        gathered = {name: _Gather.apply(tensors[name].contiguous()) for name in sorted(tensors)}
-        n = next(iter(tensors.values())).shape[0]
-        start = dist.get_rank() * n
-        return {name: gathered[name] for name in tensors}, Rows(start, start + n)
-
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        described = "\n".join(
-            f"{name}: {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
-            for name, x in sorted(tensors.items())
-        )
-        device = next(iter(tensors.values())).device
-        digest = hashlib.sha256(described.encode()).digest()
-        own = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(device)
-        digests = own.new_empty(world_size() * len(own))
-        dist.all_gather_into_tensor(digests, own)
-        if device.type != "cpu" and described == self._checked:
-            return
-        if bool((digests.view(world_size(), -1) != own).any()):
-            descriptions: list[Any] = [None] * world_size()
-            dist.all_gather_object(descriptions, described)
-            raise ValueError(_explain(descriptions))
-        self._checked = described
+def _check_alike(description: str, device: torch.device) -> None:
+    """Raises in every process that sees it if another one has other tensors."""
+    digest = hashlib.sha256(description.encode()).digest()
+    own = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(device)
+    digests = own.new_empty(world_size() * len(own))
+    _ALL_GATHER(digests, own)
+    if device.type != "cpu" and description in _agreed:
+        return
+    if bool((digests.view(world_size(), -1) != own).any()):
+        descriptions: list[Any] = [None] * world_size()
+        dist.all_gather_object(descriptions, description)
+        raise ValueError(_explain(descriptions))
+    _agreed.add(description)
 
 
 def _explain(descriptions: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from mvmr_loss._checks import check_int
+
 
 class MVMRProjectionHead(nn.Module):
     """Projection head of MV-MR: linear layers without biases, BatchNorm and ReLU between them.
@@ -19,9 +21,6 @@ class MVMRProjectionHead(nn.Module):
         hidden_dim: Width of the hidden layers.
         output_dim: Width of the embeddings.
         num_layers: Number of linear layers, at least 1.
-
-    Raises:
-        ValueError: If an argument is smaller than 1.
 
     Examples:
         >>> import torch
@@ -38,14 +37,10 @@ class MVMRProjectionHead(nn.Module):
         num_layers: int = 3,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "input_dim": input_dim,
-            "hidden_dim": hidden_dim,
-            "output_dim": output_dim,
-            "num_layers": num_layers,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 but is {value}.")
+        input_dim = check_int("input_dim", input_dim, minimum=1)
+        hidden_dim = check_int("hidden_dim", hidden_dim, minimum=1)
+        output_dim = check_int("output_dim", output_dim, minimum=1)
+        num_layers = check_int("num_layers", num_layers, minimum=1)
         widths = [input_dim, *[hidden_dim] * (num_layers - 1)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
@@ -57,13 +52,6 @@ class MVMRProjectionHead(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the embeddings.
-
-        Args:
-            x: Backbone features of shape (N, input_dim).
-
-        Returns:
-            Embeddings of shape (N, output_dim).
-        """
+        """Computes the embeddings (N, output_dim) of a backbone's features (N, input_dim)."""
         projection: Tensor = self.layers(x)
         return projection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,19 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import (
-    can_be_seen,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_float_tensor,
-    check_number,
-    low_precision_to_float32,
-    without_autocast,
-)
+from mvmr_loss._batch import Batch, check_weights, checked_batch, named_views
+from mvmr_loss._checks import can_be_seen, check_bool, check_choice, check_finite, check_number
 from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.dependence import dependence_measure as resolve_measure
-from mvmr_loss.distributed import ALL_ROWS, Gatherer, Rows
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
 Weights = float | Mapping[str, float]
@@ -31,6 +23,9 @@ RepresentationViews = Literal["augmented", "both"]
 # On a CPU, batches of so many numbers are read in slices of columns that stay in the cache.
 _SLICED_FROM = 2**17
 _SLICE_COLUMNS = 1024
+
+# Term -> the pairs that meet: an embedding, by its place, and another one or a representation, by name.
+_Meetings = dict[str, list[tuple[int, int | str]]]
 
 
 def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
@@ -49,7 +44,8 @@ def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
         >>> invariance_loss(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor(0.5000)
     """
-    return F.mse_loss(low_precision_to_float32(z), low_precision_to_float32(z_augmented))
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    return F.mse_loss(z.to(dtype), z_augmented.to(dtype))
 
 
 def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
@@ -72,23 +68,11 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
         >>> variance_loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))  # std 0.01 (collapsed) and 1.41
         tensor(0.4950)
     """
-    return F.relu(margin - torch.sqrt(batch_variance(low_precision_to_float32(z)) + eps)).mean()
-
-
-def batch_variance(z: Tensor) -> Tensor:
-    """Computes the variance of each coordinate over the batch (divided by N - 1).
-
-    Args:
-        z: Tensor of shape (N, D), N >= 2.
-
-    Returns:
-        Tensor of shape (D,).
-    """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     # Wide batches on a CPU: torch strides through memory, in up to four times the time.
-    if can_be_seen(z) and z.numel() >= _SLICED_FROM:
-        variance: Tensor = _VarianceInSlices.apply(z)
-        return variance
-    return z.var(dim=0)
+    sliced = z.is_cpu and z.numel() >= _SLICED_FROM and can_be_seen(z)
+    variance = _VarianceInSlices.apply(z) if sliced else z.var(dim=0)
+    return F.relu(margin - torch.sqrt(variance + eps)).mean()
 
 
 class _VarianceInSlices(torch.autograd.Function):
@@ -191,10 +175,9 @@ class MultiRepresentationRegularizer(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        self.weights = _check_weights("weights", weights)
+        self.weights = check_weights("weights", weights)
         self.measure = resolve_measure(dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
-        self._gather = Gatherer()
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -222,29 +205,22 @@ class MultiRepresentationRegularizer(nn.Module):
     def forward_components(
         self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
     ) -> LossComponents:
-        """Computes each representation term.
-
-        Args:
-            embeddings: As in :meth:`forward`.
-            representations: As in :meth:`forward`.
-
-        Returns:
-            The terms and their weighted sum.
-        """
-        views = _check_views("embeddings", embeddings)
-        features = _check_representations(representations, views[0], self.weights)
-        if not features:
+        """Computes each representation term; arguments and errors as of :meth:`forward`."""
+        named = named_views("embeddings", embeddings)
+        if representations == {}:
             raise ValueError("representations must not be empty but is {}.")
-        rows = ALL_ROWS
-        if self.gather_distributed:
-            views, features, rows = _gather(self._gather, views, features)
-        _check_batch("embeddings", views[0], self.measure)
-        weights = _weights_by_term(self.weights, features)
-        met = _meetings(features, range(len(views)))
-        with without_autocast(views[0]):
-            return _weighted(
-                {}, _dependence_terms(self.measure, views, features, met, weights, rows), weights
-            )
+        batch = checked_batch(
+            named,
+            representations,
+            self.weights,
+            self.measure,
+            gather_distributed=self.gather_distributed,
+        )
+        weights = _weights_by_term(self.weights, batch.features)
+        met: _Meetings = {}
+        for term, name in zip(weights, batch.features, strict=True):
+            met[term] = [(i, name) for i in range(len(batch.views))]
+        return _components(_dependence_terms(self.measure, batch, met, weights), weights, batch)
 
 
 class MVMRLoss(nn.Module):
@@ -319,7 +295,7 @@ class MVMRLoss(nn.Module):
         self.invariance_weight = check_number("invariance_weight", invariance_weight, minimum=0)
         self.variance_weight = check_number("variance_weight", variance_weight, minimum=0)
         self.dependence_weight = check_number("dependence_weight", dependence_weight)
-        self.representation_weights = _check_weights(
+        self.representation_weights = check_weights(
             "representation_weights", representation_weights
         )
         self.representation_views = check_choice(
@@ -329,7 +305,6 @@ class MVMRLoss(nn.Module):
         self.eps = check_number("eps", eps, minimum=0)
         self.measure = resolve_measure(dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
-        self._gather = Gatherer()
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -370,97 +345,85 @@ class MVMRLoss(nn.Module):
         z_augmented: Tensor | Sequence[Tensor],
         representations: Mapping[str, Tensor] | None = None,
     ) -> LossComponents:
-        """Computes each term of the loss.
-
-        Args:
-            z: As in :meth:`forward`.
-            z_augmented: As in :meth:`forward`.
-            representations: As in :meth:`forward`.
-
-        Returns:
-            The terms and their weighted sum.
-        """
-        views = _check_views("z_augmented", z_augmented, z)
-        features = _check_representations(
-            {} if representations is None else representations, z, self.representation_weights
+        """Computes each term of the loss; arguments and errors as of :meth:`forward`."""
+        named = {"z": z, **named_views("z_augmented", z_augmented)}
+        batch = checked_batch(
+            named,
+            {} if representations is None else representations,
+            self.representation_weights,
+            self.measure,
+            gather_distributed=self.gather_distributed,
         )
-        rows = ALL_ROWS
-        if self.gather_distributed:
-            views, features, rows = _gather(self._gather, views, features)
-        _check_batch("z", views[0], self.measure)
+        views = batch.views
+        by_representation = _weights_by_term(self.representation_weights, batch.features)
         weights = {
             "invariance": self.invariance_weight,
             "variance": self.variance_weight,
             "dependence": self.dependence_weight,
-            **_weights_by_term(self.representation_weights, features),
+            **by_representation,
         }
-        augmented = range(1, len(views))
-        meeting = range(len(views)) if self.representation_views == "both" else augmented
-        met: _Meetings = {"dependence": [(0, i) for i in augmented]}
-        met |= _meetings(features, meeting)
-        with without_autocast(z):
-            z, *others = views = [low_precision_to_float32(view) for view in views]
-            spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
-            terms = {
-                "invariance": _mean([invariance_loss(z, view) for view in others]),
-                "variance": spread[0] + _mean(spread[1:]),
-            }
-            return _weighted(
-                terms, _dependence_terms(self.measure, views, features, met, weights, rows), weights
-            )
-
-
-# Term -> which embeddings, by their places, meet which others or which representations, by name.
-_Meetings = dict[str, list[tuple[int, int | str]]]
-
-
-def _meetings(features: Mapping[str, Tensor], views: Sequence[int]) -> _Meetings:
-    """Returns which embeddings meet each representation."""
-    return {f"representations/{name}": [(i, name) for i in views] for name in features}
+        first = 0 if self.representation_views == "both" else 1
+        met: _Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
+        for term, name in zip(by_representation, batch.features, strict=True):
+            met[term] = [(i, name) for i in range(first, len(views))]
+        spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
+        terms = {
+            "invariance": _mean([invariance_loss(views[0], view) for view in views[1:]]),
+            "variance": spread[0] + _mean(spread[1:]),
+        }
+        terms |= _dependence_terms(self.measure, batch, met, weights)
+        return _components(terms, weights, batch)
 
 
 def _dependence_terms(
-    measure: DependenceMeasure,
-    views: Sequence[Tensor],
-    features: Mapping[str, Tensor],
-    met: _Meetings,
-    weights: Mapping[str, float],
-    rows: Rows,
+    measure: DependenceMeasure, batch: Batch, met: _Meetings, weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
 
     Each matrix is made once and met by all the others.
     """
-    wanted = {name: pairs for name, pairs in met.items() if weights[name] != 0}
-    terms = {name: views[0].new_zeros(()) for name in met}
-    if not wanted:
-        return terms
-    sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
-    keys = [key for key in (*range(len(views)), *features) if key in sides]
-    batches = [views[k] if isinstance(k, int) else features[k].flatten(1) for k in keys]
-    place = {key: i for i, key in enumerate(keys)}
-    pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
-    values = measure.compare(batches, pairs, rows).to(views[0].dtype)
-    parts = values.split([len(pairs) for pairs in wanted.values()])
-    for name, part in zip(wanted, parts, strict=True):
-        terms[name] = 1 - part.mean() if weights[name] > 0 else part.mean()
-    return terms
+    views, features = batch.views, batch.features
+    wanted = {term: pairs for term, pairs in met.items() if weights[term] != 0}
+    terms = {term: views[0].new_zeros(()) for term in met if term not in wanted}
+    if wanted:
+        sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
+        order = [side for side in (*range(len(views)), *features) if side in sides]
+        place = {side: i for i, side in enumerate(order)}
+        batches = [views[s] if isinstance(s, int) else features[s].flatten(1) for s in order]
+        pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
+        values = measure.compare(batches, pairs, batch.rows).to(views[0].dtype)
+        counts = [len(pairs) for pairs in wanted.values()]
+        for term, value, lack in zip(
+            wanted, values.split(counts), (1 - values).split(counts), strict=True
+        ):
+            chosen = lack if weights[term] > 0 else value
+            terms[term] = chosen.mean() if len(chosen) > 1 else chosen[0]
+    return {term: terms[term] for term in met}
 
 
-def _weighted(
-    terms: dict[str, Tensor], others: dict[str, Tensor], weights: Mapping[str, float]
+def _components(
+    terms: dict[str, Tensor], weights: Mapping[str, float], batch: Batch
 ) -> LossComponents:
-    """Returns all terms and their weighted sum."""
-    terms = {**terms, **others}
+    """Returns all terms and their weighted sum.
+
+    Any value of the batch that is not finite makes it NaN, so that the batch is looked at only then.
+    """
     magnitudes = {name: abs(weight) for name, weight in weights.items()}
+    equal: dict[float, list[Tensor]] = {}
+    for name, term in terms.items():
+        equal.setdefault(magnitudes[name], []).append(term)
     # As vectors of one number: torch gives the forward derivative of a number times a scalar in float64.
-    total = torch.cat([term[None] * magnitudes[name] for name, term in terms.items()]).sum()
-    return LossComponents(total, terms, magnitudes)
+    total = torch.cat([torch.stack(same).sum()[None] * weight for weight, same in equal.items()])
+    loss = total.sum()
+    if can_be_seen(loss) and not math.isfinite(loss.item()):
+        for label, tensor in batch.named.items():
+            check_finite(label, tensor)
+    return LossComponents(loss, terms, magnitudes)
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:
     """Returns the mean of scalar tensors."""
-    return torch.stack(list(terms)).mean()
+    return torch.stack(list(terms)).mean() if len(terms) > 1 else terms[0]
 
 
 def _weights_by_term(
@@ -471,96 +434,3 @@ def _weights_by_term(
         f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
         for name in features
     }
-
-
-def _check_weights(name: str, weights: Any) -> float | dict[str, float]:
-    """Returns one weight, or a weight per representation, as floats after checking them."""
-    if isinstance(weights, Mapping):
-        return {key: check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
-    if isinstance(weights, Sequence) and not isinstance(weights, str):
-        raise TypeError(
-            f"{name} must be a number or a mapping from the representations' names to numbers but "
-            f"is a {type(weights).__name__}; for example {{'pixels': 1.0, 'hog': 0.5}}."
-        )
-    return check_number(name, weights)
-
-
-def _check_views(name: str, views: Any, z: Tensor | None = None) -> list[Tensor]:
-    """Returns the embeddings of all views, ``z``'s first if given, after checking them."""
-    if isinstance(views, Tensor):
-        views = [views]
-    elif not isinstance(views, Sequence) or isinstance(views, str):
-        raise TypeError(
-            f"{name} must be a torch.Tensor or a list of them but is a {type(views).__name__}."
-        )
-    if not views:
-        raise ValueError(f"{name} must not be empty but is [].")
-    labels = [name] if len(views) == 1 else [f"{name}[{i}]" for i in range(len(views))]
-    named = list(zip(labels, views, strict=True))
-    if z is not None:
-        named.insert(0, ("z", z))
-    for label, view in named:
-        check_float_tensor(label, view)
-        if view.ndim != 2 or view.shape[1] == 0:
-            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        reference = named[0][1]
-        if view.shape != reference.shape:
-            raise ValueError(
-                f"{label} must have the same shape as the other embeddings, "
-                f"{tuple(reference.shape)}, but has shape {tuple(view.shape)}."
-            )
-        check_finite(label, view)
-    return [view for _, view in named]
-
-
-def _check_representations(
-    representations: Any, embeddings: Tensor, weights: float | dict[str, float]
-) -> dict[str, Tensor]:
-    """Returns the representations after checking names, batch size, device and values."""
-    if not isinstance(representations, Mapping):
-        raise TypeError(
-            "representations must be a mapping from name to tensor "
-            f"but is a {type(representations).__name__}."
-        )
-    if isinstance(weights, dict) and set(weights) != set(representations) and representations:
-        raise ValueError(
-            "representations and their weights must have the same names but are "
-            f"{sorted(representations)} and {sorted(weights)}."
-        )
-    for name, y in representations.items():
-        label = f"representations[{name!r}]"
-        check_float_tensor(label, y)
-        if y.ndim < 1 or len(y) != len(embeddings) or y.numel() == 0:
-            raise ValueError(
-                f"{label} must have shape ({len(embeddings)}, ...), one row for each embedding, "
-                f"but has shape {tuple(y.shape)}."
-            )
-        if y.device != embeddings.device:
-            raise ValueError(
-                f"{label} must be on {embeddings.device} like the embeddings but is on {y.device}."
-            )
-        check_finite(label, y)
-    return dict(representations)
-
-
-def _check_batch(name: str, embeddings: Tensor, measure: DependenceMeasure) -> None:
-    """Raises if the whole batch is too small for the dependence measure."""
-    if len(embeddings) < measure.min_samples:
-        raise ValueError(
-            f"{name} must have at least {measure.min_samples} samples for "
-            f"{getattr(measure, 'name', type(measure).__name__)} but has {len(embeddings)}; use a "
-            "larger batch."
-        )
-
-
-def _gather(
-    gatherer: Gatherer, views: list[Tensor], features: dict[str, Tensor]
-) -> tuple[list[Tensor], dict[str, Tensor], Rows]:
-    """Returns the views and representations of all processes, and which rows are this one's."""
-    labels = ["z", *(f"z_augmented[{i}]" for i in range(len(views) - 1))]
-    named = dict(zip(labels, views, strict=True))
-    named |= {f"representations[{name!r}]": y for name, y in features.items()}
-    gathered, rows = gatherer(named)
-    # In one order everywhere: sums of all terms are exchanged together.
-    whole = {name: gathered[f"representations[{name!r}]"] for name in sorted(features)}
-    return [gathered[label] for label in labels], whole, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,12 +82,6 @@ class Normalization:
             value: A Normalization, ``"imagenet"``, ``"cifar10"``, ``"cifar100"``, ``"stl10"`` or
                 ``"none"``, or a pair of means and standard deviations.
 
-        Returns:
-            The normalisation.
-
-        Raises:
-            ValueError: If it is none of these, or a number is out of range.
-
         Examples:
             >>> Normalization.of([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]])
             Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -96,43 +90,30 @@ class Normalization:
             return value
         if isinstance(value, str) and value in _NAMES:
             return _NAMES[value]()
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
-            mean, std = value
-            return cls(mean, std)  # type: ignore[arg-type]
+        if not isinstance(value, (str, Mapping)):
+            try:
+                mean, std = value
+            except (TypeError, ValueError):
+                pass  # Said below.
+            else:
+                return cls(mean, std)  # type: ignore[arg-type]
         raise ValueError(
             f"normalization must be one of {', '.join(map(repr, _NAMES))}, a pair (mean, std) or a "
             f"Normalization but is {value!r}."
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalises images in [0, 1].
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of the same shape.
-        """
+        """Normalises images (N, C, H, W) in [0, 1]."""
         return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
 
     def undo(self, images: Tensor) -> Tensor:
-        """Takes normalised images back to [0, 1].
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of the same shape.
-        """
+        """Takes normalised images (N, C, H, W) back to [0, 1]."""
         return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
 
     def check(self, images: Tensor) -> None:
-        """Raises, or warns once, if images cannot have been normalised so.
+        """Raises, or warns once, if images (N, C, H, W) cannot have been normalised so.
 
-        Their least and greatest value are looked at where that costs nothing, on a CPU in eager mode.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
+        Their least and greatest value are looked at where that costs little, on a CPU in eager mode.
 
         Raises:
             ValueError: If a value is out of the range that the statistics allow.
@@ -177,19 +158,7 @@ def _warn_not_normalized(normalization: Normalization) -> None:
 
 
 def check_numbers(name: str, values: object, length: int | None = None) -> tuple[float, ...]:
-    """Returns several finite numbers as floats.
-
-    Args:
-        name: The argument's name, for the error.
-        values: The values to check, numpy's included.
-        length: How many there must be; None: at least one.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ValueError: If they are anything else.
-    """
+    """Returns finite numbers, numpy's included, as floats: at least one, or ``length`` of them."""
     try:
         numbers = tuple(check_number(name, value) for value in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
 from mvmr_loss.dependence import list_dependence_measures
-from mvmr_loss.distributed import ALL_ROWS, Gatherer, world_size
+from mvmr_loss.distributed import ALL_ROWS, gather, world_size
 
 BATCH, WIDTH = 6, 5
 BLOCKS = {"name": "u_distance_correlation_sqr", "block_size": 4}
@@ -151,8 +151,19 @@ def check_share_of_the_work(rank, processes):
         MVMRLoss(gather_distributed=True), *own, {k: shard(y, rank) for k, y in ys.items()}
     )
     whole = flops(MVMRLoss(), x.requires_grad_(), v.requires_grad_(), ys)
-    # One product forward; backward one of a symmetric matrix in one process, two of rows otherwise.
-    assert 0 < mine <= 1.5 * whole / processes
+    assert mine == whole / processes
+
+
+def check_compiled(rank, processes):
+    x, v, ys = data(processes)
+    z, v = shard(x, rank).clone().requires_grad_(), shard(v, rank)
+    ys = {k: shard(y, rank) for k, y in ys.items()}
+    criterion = MVMRLoss(gather_distributed=True)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    value, expected = compiled(z, v, ys), criterion(z, v, ys)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    (gradient,), (wanted,) = torch.autograd.grad(value, z), torch.autograd.grad(expected, z)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 
 def check_small_local_batches(rank, processes):
@@ -232,6 +243,7 @@ def test_every_measure_equals_one_process(tmp_path, kind):
     [
         check_double_backward,
         check_another_order,
+        check_compiled,
         check_share_of_the_work,
         check_small_local_batches,
     ],
@@ -243,7 +255,7 @@ def test_two_processes(tmp_path, check):
 def test_without_process_group_is_a_no_op():
     x, v, ys = data(1)
     tensors = {"z": x, "v": v}
-    gathered, rows = Gatherer()(tensors)
+    gathered, rows = gather(tensors)
     assert gathered["z"] is x
     assert rows == ALL_ROWS
     torch.testing.assert_close(

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,3 +36,11 @@ def test_cardinality(num_layers):
 def test_exception(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1 but is 0"):
         MVMRProjectionHead(**{name: 0})
+    with pytest.raises(TypeError, match=f"{name} must be an int but is a float"):
+        MVMRProjectionHead(**{name: 2.0})
+
+
+def test_numpy_options():
+    head = MVMRProjectionHead(np.int64(8), np.int32(6), np.int64(5), np.uint8(2))
+    assert head(torch.randn(3, 8)).shape == (3, 5)
+    assert repr(head) == repr(MVMRProjectionHead(8, 6, 5, 2))

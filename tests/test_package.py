@@ -67,7 +67,7 @@ def test_wheel_and_sdist_hold_every_module(tmp_path):
     core = {str(path.relative_to(ROOT)) for path in (ROOT / "mvmr_loss").rglob("*.py")}
     adapters = {str(path.relative_to(ROOT)) for path in (ROOT / "adapters").rglob("*.py")}
     assert "mvmr_loss/py.typed" in in_wheel
-    assert "mvmr_loss/representations/scattering_cpu.cpp" in in_wheel
+    assert "mvmr_loss/_cpu/scattering.cpp" in in_wheel
     assert core <= in_wheel
     assert {f"mvmr_loss/{name}" for name in adapters if "hydra_plugins" not in name} <= in_wheel
     assert core | adapters <= in_sdist

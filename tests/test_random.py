@@ -1,5 +1,6 @@
 """The counter-based generator: published numbers, slices, statistics, compile."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,11 @@ def test_slices(draw, start):
     assert whole.shape == (100,)
     parts = [draw(3, start + i, min(7, 100 - i)) for i in range(0, 100, 7)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("draw", [random_bits, uniform, random_signs])
+def test_numpy_numbers(draw):
+    assert torch.equal(draw(np.uint64(2**63 + 1), np.int64(5), 9), draw(2**63 + 1, 5, 9))
 
 
 def test_start_as_tensor():

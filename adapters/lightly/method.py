@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from lightly.data import LightlyDataset
 from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.benchmarking import KNNClassifier, OnlineLinearClassifier
 from lightly.utils.scheduler import CosineWarmupScheduler
@@ -16,10 +16,14 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.cache import CachedRepresentations, dataset_fingerprint
+from mvmr_loss._checks import check_bool, check_int, check_number
+from mvmr_loss.normalization import NormalizationLike
 
-# The five that the authors' release trains with.
-REPRESENTATIONS = ("pixels", "augmented_pixels", "scattering", "hog", "local_std")
+from .. import GATHER_DISTRIBUTED, PAPER_REPRESENTATIONS  # noqa: TID252 - of the same checkout
+from .backbone import build_backbone
+from .hyperparameters import without_objects
+from .kept import KeptRepresentations
+from .transform import check_normalization
 
 
 class MVMR(LightningModule):
@@ -35,6 +39,10 @@ class MVMR(LightningModule):
     cosine to a hundredth. A linear classifier is trained online beside the method, on detached
     features; with ``knn_k``, a weighted kNN is evaluated in each validation as well, for which the
     trainer must be given two validation loaders, ``[train, val]``, as lightly's benchmark does.
+
+    Checkpoints keep the arguments as plain values. One that is or holds an object (a module, a
+    teacher in ``representations``, a measure in ``loss``) is left out of them: it must be given
+    again, ``MVMR.load_from_checkpoint(path, representations=...)``.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), and the authors' release.
 
@@ -52,9 +60,13 @@ class MVMR(LightningModule):
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or such a module;
             empty means no representation terms.
-        representation_cache: Folder in which the representations, a teacher's among them, are kept
-            once computed, and from which later epochs and trainings read them by the images' file
-            names; the data set must be a ``LightlyDataset``. None: they are computed in each step.
+        normalization: How the images are normalised, told to the representations; what
+            :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data
+            that normalises otherwise is refused.
+        cache: Folder of a store of the representations, a teacher's among them, from which they are
+            read by the images' file names; the data set must be a ``LightlyDataset``. None: they
+            are computed in each step.
+        fill_cache: Whether the store is made if there is none, and filled in the first epoch.
         loss: Options of :class:`~mvmr_loss.MVMRLoss`; ``gather_distributed`` is True unless given.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
@@ -63,7 +75,8 @@ class MVMR(LightningModule):
 
     Raises:
         TypeError: If an option of the loss or of a representation is unknown.
-        ValueError: If an argument is out of range or the backbone's name is unknown.
+        ValueError: If an argument is out of range, the backbone's name is unknown, or a checkpoint
+            is loaded without an argument that held an object.
 
     Examples:
         >>> model = MVMR(4, num_classes=10, backbone="resnet18", hidden_dim=64, output_dim=32)
@@ -84,8 +97,10 @@ class MVMR(LightningModule):
         feature_dim: int | None = None,
         hidden_dim: int = 8192,
         output_dim: int = 8192,
-        representations: Sequence[Any] | Mapping[str, Any] | nn.Module = REPRESENTATIONS,
-        representation_cache: str | None = None,
+        representations: Sequence[Any] | Mapping[str, Any] | nn.Module = PAPER_REPRESENTATIONS,
+        normalization: NormalizationLike = "imagenet",
+        cache: str | os.PathLike[str] | None = None,
+        fill_cache: bool = False,
         loss: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
@@ -93,43 +108,41 @@ class MVMR(LightningModule):
         classifier_lr: float = 1e-3,
     ) -> None:
         super().__init__()
-        # Modules are in the checkpoint as weights; among the hyperparameters they would be pickled.
-        modules = {"backbone": backbone, "representations": representations}
-        self.save_hyperparameters(
-            ignore=[name for name, value in modules.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters()
+        self.batch_size_per_device = check_int(
+            "batch_size_per_device", batch_size_per_device, minimum=1
         )
-        for name, value in {"batch_size_per_device": batch_size_per_device, "knn_k": knn_k}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 but is {value}.")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2 but is {num_classes}.")
-        rates = {"lr": lr, "classifier_lr": classifier_lr, "weight_decay": weight_decay}
-        for name, rate in {**rates, "warmup_epochs": warmup_epochs}.items():
-            if not 0 <= rate < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite but is {rate}.")
-        self.batch_size_per_device = batch_size_per_device
-        self.lr, self.classifier_lr, self.weight_decay = lr, classifier_lr, weight_decay
-        self.warmup_epochs = warmup_epochs
+        check_int("num_classes", num_classes, minimum=2)
+        if knn_k is not None:
+            check_int("knn_k", knn_k, minimum=1)
+        self.lr = check_number("lr", lr, minimum=0)
+        self.classifier_lr = check_number("classifier_lr", classifier_lr, minimum=0)
+        self.weight_decay = check_number("weight_decay", weight_decay, minimum=0)
+        self.warmup_epochs = check_number("warmup_epochs", warmup_epochs, minimum=0)
+        if not isinstance(loss, Mapping | None):
+            raise TypeError(
+                "loss must be a mapping of options of mvmr_loss.MVMRLoss, such as "
+                f"{{'variance_weight': 2.0}}, but is a {type(loss).__name__}."
+            )
 
-        self.backbone, feature_dim = _backbone(backbone, feature_dim)
+        self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
         self.representations = (
             representations
             if isinstance(representations, nn.Module)
-            else Representations(representations)
+            else Representations(representations, normalization=normalization)
             if representations
             else None
         )
-        if representation_cache is not None and not isinstance(
-            self.representations, Representations
-        ):
+        if cache is not None and not isinstance(self.representations, Representations):
             raise ValueError(
-                "representation_cache must be None where there are no mvmr_loss.Representations to "
-                f"keep, but is {representation_cache!r}."
+                "cache must be None where there are no mvmr_loss.Representations to keep, but is "
+                f"{cache!r}."
             )
-        self.representation_cache = representation_cache
-        self._kept: _KeptRepresentations | None = None
-        self.criterion = MVMRLoss(**{"gather_distributed": True, **(loss or {})})
+        self.cache = None if cache is None else Path(cache)
+        self.fill_cache = check_bool("fill_cache", fill_cache)
+        self._kept: KeptRepresentations | None = None
+        self.criterion = MVMRLoss(**{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})})
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)
@@ -150,6 +163,10 @@ class MVMR(LightningModule):
             )
         )
 
+    def _set_hparams(self, hp: Any) -> None:
+        """Keeps no objects, whichever class saves its arguments: they would be pickled."""
+        super()._set_hparams(without_objects(self._to_hparams_dict(hp)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes the backbone's features.
 
@@ -164,18 +181,20 @@ class MVMR(LightningModule):
         return features
 
     def on_train_start(self) -> None:
-        """Opens the store of representations, if there is to be one.
+        """Compares the images' normalisation, and opens the store of representations, if there is one.
 
         Raises:
-            TypeError: If the data set is not a ``LightlyDataset``.
-            ValueError: If the store is of other images or settings.
+            TypeError: If there is to be a store and the data set is not a ``LightlyDataset``.
+            ValueError: If the images are normalised otherwise than the representations were told,
+                or the store is missing, or is of other images or settings.
             OSError: If the store is damaged.
         """
-        if self.representation_cache is not None:
-            self._kept = _KeptRepresentations(
-                self.representations,
-                self.representation_cache,
-                getattr(self.trainer.train_dataloader, "dataset", None),
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if isinstance(self.representations, Representations):
+            check_normalization(dataset, self.representations.normalization)
+        if self.cache is not None:
+            self._kept = KeptRepresentations(
+                self.representations, self.cache, dataset, fill=self.fill_cache
             )
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:
@@ -362,30 +381,6 @@ class MVMRViT(MVMR):
         )
 
 
-class _KeptRepresentations:
-    """Representations kept on disk, of images that are known by their file names."""
-
-    def __init__(self, representations: Any, folder: str, dataset: Any) -> None:
-        if not isinstance(dataset, LightlyDataset):
-            raise TypeError(
-                "representation_cache needs a LightlyDataset, by whose file names images are known, "
-                f"but the data set is a {type(dataset).__name__}."
-            )
-        self.index = {name: i for i, name in enumerate(dataset.get_filenames())}
-        self.representations = CachedRepresentations(
-            representations,
-            folder,
-            num_samples=len(dataset),
-            fingerprint=dataset_fingerprint(dataset),
-        )
-
-    def __call__(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = self.representations(
-            images, [self.index[name] for name in names]
-        )
-        return values
-
-
 class _OnlineKNNClassifier(KNNClassifier):  # type: ignore[misc]  # lightly is not typed
     """lightly's kNN as a part of a method, which logs the accuracies that it returns."""
 
@@ -413,58 +408,3 @@ def _check_views(views: object) -> list[Tensor]:
             f"{shapes}; {remedy}, which gives all views one input_size."
         )
     return list(views)
-
-
-def _backbone(backbone: str | nn.Module, feature_dim: int | None) -> tuple[nn.Module, int]:
-    """Returns the backbone without classifier and the width of its features."""
-    if isinstance(backbone, str):
-        if backbone in torchvision.models.list_models():
-            backbone, known = _torchvision_backbone(backbone)
-        else:
-            backbone, known = _timm_backbone(backbone)
-    elif isinstance(backbone, nn.Module):
-        known = getattr(backbone, "num_features", None)
-    else:
-        raise TypeError(
-            f"backbone must be a name or a torch.nn.Module but is a {type(backbone).__name__}."
-        )
-    width = known if feature_dim is None else feature_dim
-    if isinstance(width, bool) or not isinstance(width, int):
-        raise ValueError(
-            "feature_dim must be given for a backbone that has no num_features: the width of its "
-            f"features, an int, but it is {width!r}."
-        )
-    return backbone, width
-
-
-def _torchvision_backbone(name: str) -> tuple[nn.Module, int | None]:
-    """Returns a torchvision model whose classifier is replaced by the identity."""
-    # The release's residual branches start at zero.
-    options = {"zero_init_residual": True} if name.startswith(("resne", "wide_resnet")) else {}
-    model = torchvision.models.get_model(name, weights=None, **options)
-    for attribute in ("fc", "classifier", "heads", "head"):
-        if isinstance(classifier := getattr(model, attribute, None), nn.Module):
-            linear = [m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)]
-            setattr(model, attribute, nn.Identity())
-            return model, linear[0] if linear else None
-    return model, None
-
-
-def _timm_backbone(name: str) -> tuple[nn.Module, int | None]:
-    """Returns a timm model without classifier."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"backbone {name!r} is no torchvision model, and timm, where it may be one, is not "
-            "installed; install it with: pip install timm"
-        ) from error
-    if not timm.is_model(name):
-        raise ValueError(
-            "backbone must be the name of a torchvision or timm model, or a torch.nn.Module, but "
-            f"is {name!r}."
-        )
-    # ViTs of lightly's benchmarks take images of any size, and drop paths while they train.
-    vit: dict[str, Any] = {"dynamic_img_size": True, "drop_path_rate": 0.1}
-    model: Any = timm.create_model(name, num_classes=0, **vit if name.startswith("vit_") else {})
-    return model, model.num_features

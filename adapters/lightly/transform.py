@@ -12,7 +12,10 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from PIL.Image import Image
 from torch import Tensor
 
-Normalization = Mapping[str, Sequence[float]]
+from mvmr_loss import Normalization
+from mvmr_loss._checks import check_int, check_number
+
+Statistics = Mapping[str, Sequence[float]]
 
 CIFAR_NORMALIZE = {"mean": [0.491, 0.482, 0.447], "std": [0.247, 0.243, 0.261]}
 
@@ -45,11 +48,11 @@ class NonAugmentedViewTransform:
         input_size: int = 224,
         resize_size: int | None = None,
         interpolation: str = "bilinear",
-        normalize: Normalization | None = IMAGENET_NORMALIZE,
+        normalize: Statistics | None = IMAGENET_NORMALIZE,
     ) -> None:
         resize_size = input_size if resize_size is None else resize_size
-        _check_at_least("input_size", input_size, 1)
-        _check_at_least("resize_size", resize_size, input_size)
+        check_int("input_size", input_size, minimum=1)
+        check_int("resize_size", resize_size, minimum=input_size)
         self.normalize = _check_normalization(normalize)
         self.transform = T.Compose(
             [
@@ -127,9 +130,9 @@ class MVMRViewTransform:
         gaussian_blur: float = 1.0,
         blur_kernel_size: int | None = None,
         sigmas: tuple[float, float] = (0.1, 2.0),
-        normalize: Normalization | None = IMAGENET_NORMALIZE,
+        normalize: Statistics | None = IMAGENET_NORMALIZE,
     ) -> None:
-        _check_at_least("input_size", input_size, 1)
+        check_int("input_size", input_size, minimum=1)
         probabilities = {
             "hf_prob": hf_prob,
             "cj_prob": cj_prob,
@@ -137,10 +140,8 @@ class MVMRViewTransform:
             "gaussian_blur": gaussian_blur,
         }
         for name, value in probabilities.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a probability in [0, 1] but is {value}.")
-        if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale must be in (0, 1] but is {min_scale}.")
+            check_number(name, value, minimum=0, maximum=1)
+        check_number("min_scale", min_scale, above=0, maximum=1)
         if blur_kernel_size is None:
             blur_kernel_size = 2 * int(0.05 * input_size) + 1
         self.normalize = _check_normalization(normalize)
@@ -220,10 +221,10 @@ class MVMRTransform(MultiViewTransform):
         resize_size: int | None = None,
         num_augmented_views: int = 1,
         interpolation: str = "bilinear",
-        normalize: Normalization | None = IMAGENET_NORMALIZE,
+        normalize: Statistics | None = IMAGENET_NORMALIZE,
         **augmentation: Any,
     ) -> None:
-        _check_at_least("num_augmented_views", num_augmented_views, 1)
+        check_int("num_augmented_views", num_augmented_views, minimum=1)
         shared: dict[str, Any] = {"interpolation": interpolation, "normalize": normalize}
         plain = NonAugmentedViewTransform(input_size, resize_size, **shared)
         augmented = MVMRViewTransform(input_size, **shared, **augmentation)
@@ -278,15 +279,41 @@ class MVMRTransform(MultiViewTransform):
         return cls(input_size, **{**preset, **options})
 
 
-def _check_at_least(name: str, value: int, minimum: int) -> None:
-    """Raises if a size or number is no int or too small."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int but is {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum} but is {value}.")
+def check_normalization(dataset: Any, told: Normalization) -> None:
+    """Raises if a data set's :class:`MVMRTransform` normalises otherwise than it is told.
+
+    Args:
+        dataset: A data set, perhaps a wrapper of the one with the transform.
+        told: What representations undo.
+
+    Raises:
+        ValueError: If the normalisations differ.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> check_normalization(SimpleNamespace(transform=MVMRTransform()), Normalization.imagenet())
+    """
+    while (transform := getattr(dataset, "transform", None)) is None and hasattr(
+        dataset, "dataset"
+    ):
+        dataset = dataset.dataset
+    if not isinstance(transform, MVMRTransform):
+        return
+    given = transform.transforms[0].normalize
+    done = (
+        Normalization.none()
+        if given is None
+        else Normalization(tuple(given["mean"]), tuple(given["std"]))
+    )
+    if done != told:
+        raise ValueError(
+            f"normalization must be that of the data set's MVMRTransform, mean {done.mean} and std "
+            f"{done.std}, but is mean {told.mean} and std {told.std}; give "
+            f"normalization={[list(done.mean), list(done.std)]}, or normalize to the transform."
+        )
 
 
-def _check_normalization(normalize: Normalization | None) -> Normalization | None:
+def _check_normalization(normalize: Statistics | None) -> Statistics | None:
     """Returns the normalisation after checking it."""
     if normalize is None:
         return None
@@ -303,7 +330,7 @@ def _check_normalization(normalize: Normalization | None) -> Normalization | Non
     return normalize
 
 
-def _normalization(normalize: Normalization | None) -> list[Any]:
+def _normalization(normalize: Statistics | None) -> list[Any]:
     """Returns the last step of a transform, if there is one."""
     return [] if normalize is None else [T.Normalize(mean=normalize["mean"], std=normalize["std"])]
 
@@ -317,7 +344,7 @@ def _interpolation_mode(interpolation: str) -> Any:
     return T.InterpolationMode(interpolation)
 
 
-def _check_image(image: Tensor | Image, normalize: Normalization | None) -> Tensor | Image:
+def _check_image(image: Tensor | Image, normalize: Statistics | None) -> Tensor | Image:
     """Returns the image after checking its type and number of channels."""
     if isinstance(image, Tensor):
         if image.ndim != 3 or not (image.is_floating_point() or image.dtype == torch.uint8):

@@ -11,14 +11,9 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead
 
-from .options import (
-    LOSS_OPTIONS,
-    check_method_options,
-    check_pipelines,
-    chosen,
-    representation_source,
-    taken_out,
-)
+from .building import logged_terms, representation_source, take_out, with_host_normalization
+from .checks import check_pipelines
+from .options import LOSS_OPTIONS, check_method_options, select
 
 
 class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
@@ -52,7 +47,7 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             self.options["proj_output_dim"],
             self.options["proj_num_layers"],
         )
-        self.criterion = MVMRLoss(**chosen(self.options, LOSS_OPTIONS))
+        self.criterion = MVMRLoss(**select(self.options, LOSS_OPTIONS))
         self.representations: torch.nn.Module | None = None
         self._representation_state: dict[str, torch.Tensor] = {}
 
@@ -86,7 +81,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         super().on_train_start()
         if self.representations is None:
             dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-            source = representation_source(self.options, dataset)
+            options = with_host_normalization(self.options, self.cfg, view=0)
+            source = representation_source(options, dataset)
             if source is not None:
                 source.load_state_dict(self._representation_state, strict=False)
                 self.representations = source.to(self.device)
@@ -98,7 +94,7 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             checkpoint: What Lightning read.
         """
         state = checkpoint["state_dict"]
-        self._representation_state = taken_out(state, "representations.")
+        self._representation_state = take_out(state, "representations.")
 
     def forward(self, X: torch.Tensor) -> dict[str, Any]:
         """Computes features, logits and embeddings.
@@ -141,8 +137,7 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             {} if self.representations is None else self.representations(images, indices)
         )
         terms = self.criterion.forward_components(z, z_augmented, representations)
-        logged = {f"train_{n.rpartition('/')[2]}_loss": t for n, t in terms.as_dict().items()}
-        logged["train_mvmr_loss"] = logged.pop("train_loss_loss")
+        logged = {"train_mvmr_loss": terms.total, **logged_terms(terms)}
         self.log_dict(logged, on_epoch=True, sync_dist=True)
         loss: torch.Tensor = terms.total + out["loss"]
         return loss

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from .options import check_pretraining
+from .checks import check_pretraining
 
 _REMEDY = (
     "clone it with `git clone https://github.com/vturrisi/solo-learn` and `git checkout 9187ea3`, "
@@ -50,7 +50,9 @@ def register(road: str) -> bool:
     - the backbones ``resnet18_3x3`` and ``resnet50_3x3``, with the 3x3 stride-1 stem of the
       authors' STL10 settings;
     - checks of these in a pretraining configuration, before solo-learn's own;
-    - square images from pipelines without a random crop (resize, then centre crop).
+    - square images from pipelines without a random crop (resize, then centre crop);
+    - the results, printed at the end of pretraining and linear evaluation;
+    - top-five accuracies of fewer than five classes.
 
     Args:
         road: How it came to be called, for the message.
@@ -71,6 +73,7 @@ def register(road: str) -> bool:
 
     from .method import MVMR
     from .regularizer import regularized
+    from .results import allow_few_classes, print_results
 
     for name, method in methods.METHODS.items():
         if issubclass(method, methods.BaseMethod):  # not the linear evaluation
@@ -80,6 +83,8 @@ def register(road: str) -> bool:
         methods.BaseMethod._BACKBONES[f"resnet{depth}_3x3"] = partial(resnet_3x3, depth=depth)
     _check_before(pretrain)
     _make_square(pretrain_dataloader)
+    print_results(methods.BaseMethod, methods.LinearModel)
+    allow_few_classes(methods.base, methods.linear)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"mvmr-loss: method 'mvmr' and '+mvmr_regularizer' added by {road}", file=sys.stderr)
     return True

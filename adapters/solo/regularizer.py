@@ -12,16 +12,14 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import MultiRepresentationRegularizer
 
+from .building import logged_terms, representation_source, take_out, with_host_normalization
+from .checks import check_regularizer_pipelines, has_non_augmented_view
 from .options import (
     REGULARIZER,
     REGULARIZER_OPTIONS,
     SoloConfigError,
     check_regularizer_options,
-    check_regularizer_pipelines,
-    chosen,
-    has_non_augmented_view,
-    representation_source,
-    taken_out,
+    select,
 )
 
 
@@ -64,7 +62,7 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         self._mvmr_options = check_regularizer_options(self.cfg[REGULARIZER])
         self._mvmr_view = has_non_augmented_view(self.cfg.augmentations)
         self.mvmr_regularizer = MultiRepresentationRegularizer(
-            **chosen(self._mvmr_options, REGULARIZER_OPTIONS)
+            **select(self._mvmr_options, REGULARIZER_OPTIONS)
         )
         if self._mvmr_view:  # solo-learn has counted it as a small crop
             self.num_small_crops -= 1
@@ -96,7 +94,10 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         super().on_train_start()
         if self.mvmr_regularizer is not None and self.mvmr_representations is None:
             dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-            source = representation_source(self._mvmr_options, dataset, has_images=self._mvmr_view)
+            options = self._mvmr_options
+            if self._mvmr_view:
+                options = with_host_normalization(options, self.cfg, view=-1)
+            source = representation_source(options, dataset, has_images=self._mvmr_view)
             assert source is not None  # an empty list has been refused
             source.load_state_dict(self._mvmr_state, strict=False)
             self.mvmr_representations = source.to(self.device)
@@ -108,7 +109,7 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
             checkpoint: What Lightning read.
         """
         super().on_load_checkpoint(checkpoint)
-        self._mvmr_state = taken_out(checkpoint["state_dict"], "mvmr_representations.")
+        self._mvmr_state = take_out(checkpoint["state_dict"], "mvmr_representations.")
 
     def forward(self, X: torch.Tensor) -> dict[str, Any]:
         """Computes the method's outputs; within a training step, keeps the embeddings.
@@ -160,9 +161,7 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         terms = self.mvmr_regularizer.forward_components(
             embeddings, self.mvmr_representations(images, indices)
         )
-        logged = {f"train_{n.rpartition('/')[2]}_loss": t for n, t in terms.as_dict().items()}
-        del logged["train_loss_loss"]
-        self.log_dict(logged, on_epoch=True, sync_dist=True)
+        self.log_dict(logged_terms(terms), on_epoch=True, sync_dist=True)
         total = terms.total
         # solo-learn's base class, which only trains the online classifier, returns all its outputs.
         return {**out, "loss": out["loss"] + total} if isinstance(out, dict) else out + total

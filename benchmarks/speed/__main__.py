@@ -15,19 +15,17 @@ from typing import Any
 
 import torch
 
-import mvmr_loss
 from benchmarks.common.results import environment, write_json
 from benchmarks.speed import growth, losses, modes, representations, training_step
 from benchmarks.speed.report import record, write_report
-from mvmr_loss._native import load_library
+from mvmr_loss._cpu.build import load_library
 
 FOLDER = Path(__file__).parent
 
 
 def has_kernels() -> bool:
     """Tells whether the C++ kernels for CPUs are used on this machine."""
-    sources = Path(mvmr_loss.__file__).parent.rglob("*_cpu.cpp")
-    return all(load_library(source) is not None for source in sources)
+    return all(load_library(name) is not None for name in ("gram", "scattering", "sketch"))
 
 
 def main(command: Sequence[str] | None = None) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_number, without_autocast
-from mvmr_loss.dependence.matrices import check_batch, result_dtype, squared_distances
-from mvmr_loss.dependence.measures import (
-    Distance,
-    Estimator,
-    check_same_samples,
-    compare_two,
-    dependence,
-)
+from mvmr_loss._checks import check_batch, check_finite, check_number
+from mvmr_loss.dependence.matrices import squared_distances
+from mvmr_loss.dependence.measures import Distance, Estimator, compare_two, dependence
 from mvmr_loss.distributed import ALL_ROWS
 
 
+@functools.lru_cache(maxsize=64, typed=True)
 def distance_estimator(
     *,
     exponent: float = 1.0,
@@ -263,11 +260,16 @@ def partial_distance_correlation(
         -0.5
     """
     estimator = distance_estimator(exponent=exponent, eps=eps, corrected=True)
-    batches = [check_batch(name, t, 4) for name, t in (("x", x), ("y", y), ("z", z))]
-    check_same_samples("x", x, "y", y)
-    check_same_samples("x", x, "z", z)
-    with without_autocast(x):
-        xy, xz, yz = dependence(estimator, batches, [(0, 1), (0, 2), (1, 2)])
+    for name, batch in (("x", x), ("y", y), ("z", z)):
+        check_batch(name, batch, 4)
+        check_finite(name, batch)
+        if len(batch) != len(x):
+            raise ValueError(
+                f"x and {name} must have the same number of samples "
+                f"but have {len(x)} and {len(batch)}."
+            )
+    batches = [batch.reshape(len(x), -1) for batch in (x, y, z)]
+    xy, xz, yz = dependence(estimator, batches, [(0, 1), (0, 2), (1, 2)])
     left = (1 - xz.square()) * (1 - yz.square())
     vanishes = left <= 16 * torch.finfo(left.dtype).eps
     partial = (xy - xz * yz) / torch.where(vanishes, 1.0, left).sqrt()
@@ -306,10 +308,10 @@ def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) ->
                 [3., 4., 0.]])
     """
     matrix = distance_estimator(exponent=exponent, eps=eps).matrix
-    batch = check_batch("x", x)
-    with without_autocast(x):
-        squared, units = squared_distances([batch])
-        distances = matrix.matrices(squared, units, ALL_ROWS)[0]
-        dtype = result_dtype([batch])
-        scaled = distances * units.pow(exponent)
-        return scaled.clamp(max=torch.finfo(dtype).max).to(dtype)
+    check_batch("x", x)
+    check_finite("x", x)
+    squared, units = squared_distances([x.reshape(len(x), -1)])
+    distances = matrix.matrices(squared, units, ALL_ROWS)[0]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scaled = distances * units.pow(exponent)
+    return scaled.clamp(max=torch.finfo(dtype).max).to(dtype)

@@ -6,6 +6,7 @@ once centred, minus half of it. The precision is decided here, and only here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mvmr_loss._checks import (
-    can_be_seen,
-    check_finite,
-    check_float_tensor,
-    low_precision_to_float32,
-)
-from mvmr_loss.dependence import _gram_cpu
+from mvmr_loss._checks import can_be_seen
+from mvmr_loss._cpu import can_run
+from mvmr_loss._cpu import gram as gram_kernel
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
+# What is precise enough whatever the batch, but where a device has none.
+_WIDE = {"mps": torch.float32}
 # So many numbers of a batch are raised to float64 at once.
 _WIDE_NUMBERS = 2**24
 # A squared distance below this fraction of its two squared norms has lost too many of float32's
@@ -29,32 +28,6 @@ _WIDE_NUMBERS = 2**24
 _CLOSE = 2.0**-13
 # One below so many roundings of its two squared norms is rounding: the points coincide.
 _ROUNDINGS = 16
-
-
-def check_batch(name: str, x: Tensor, min_samples: int = 1) -> Tensor:
-    """Returns a checked batch in the shape (N, D); the values are looked at on a CPU.
-
-    Args:
-        name: What to call ``x`` in errors.
-        x: Tensor of shape (N, D) or (N, ...).
-        min_samples: The smallest N allowed.
-
-    Returns:
-        Tensor of shape (N, D).
-    """
-    check_float_tensor(name, x)
-    if x.ndim < 1 or 0 in x.shape:
-        raise ValueError(
-            f"{name} must have shape (N, D) or (N, ...), none of them 0, "
-            f"but has shape {tuple(x.shape)}."
-        )
-    if x.shape[0] < min_samples:
-        raise ValueError(
-            f"{name} must have at least {min_samples} samples for this measure "
-            f"but has {x.shape[0]}; use a larger batch."
-        )
-    check_finite(name, x)
-    return x.reshape(x.shape[0], -1)
 
 
 def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple[Tensor, Tensor]:
@@ -74,7 +47,7 @@ def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple
         float32; differentiable any number of times, forward and backward. Units, powers of two, a
         tensor of shape (K,): what the root of a value is to be multiplied by.
     """
-    raised = [low_precision_to_float32(x) for x in batches]
+    raised = [x.float() if x.element_size() < 4 else x for x in batches]
     function: Any = _WithTransforms.apply
     if torch.compiler.is_compiling():
         differentiated = any(x.requires_grad for x in raised)
@@ -88,22 +61,62 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(start: int, stop: int | None, *batches: Tensor) -> tuple[Tensor, Tensor]:
-        if stop is None and all(_is_for_kernel(x) for x in batches):
-            if all(can_be_seen(x) for x in batches):
-                found = [_float32_distances(x) for x in batches]
-                exact = [squared for squared in found if squared is not None]
-                if len(exact) == len(batches):
-                    squared = torch.stack(exact)
-                    return squared, squared.new_ones(len(batches), dtype=torch.float64)
-            else:
-                pairs = [_distances_on_cpu(x) for x in batches]
-                return torch.stack([s for s, _ in pairs]), torch.stack([u for _, u in pairs])
-        return _wide_distances(start, stop, batches)
+        if stop is None and all(map(_is_for_kernel, batches)):
+            found = _kernel_distances(batches)
+            if found is not None:
+                return found
+        wide = _WIDE.get(batches[0].device.type, torch.float64)
+        dtype = functools.reduce(torch.promote_types, [x.dtype for x in batches])
+        grams: list[Any] = []
+        norms: list[Any] = []
+        scales: list[Tensor | None] = []
+        for x in batches:
+            n, d = x.shape
+            scale = None
+            if x.dtype == wide:  # whose squares could leave the range of the type
+                largest = torch.linalg.vector_norm(x, torch.inf)
+                largest = torch.where(largest == 0, 1.0, largest)
+                # A number over its mantissa is the power of two above it.
+                scale = largest / torch.frexp(largest).mantissa
+                x = x / scale
+            gram = norm = None
+            for part in (
+                x.split(max(1, _WIDE_NUMBERS // n), dim=1) if n * d > _WIDE_NUMBERS else [x]
+            ):
+                part = part.to(wide)
+                part = part - part.mean(dim=0)
+                product = part[start:stop] @ part.T
+                gram = product if gram is None else gram + product
+                if stop is not None:
+                    square = part.square().sum(dim=1)
+                    norm = square if norm is None else norm + square
+            grams.append(gram)
+            norms.append(norm)
+            scales.append(scale)
+        gram = torch.stack(grams)
+        norm = gram.diagonal(dim1=1, dim2=2) if stop is None else torch.stack(norms)
+        total = norm[:, start:stop, None] + norm[:, None]
+        squared = torch.sub(total, gram, alpha=2)
+        squared.diagonal(start, dim1=1, dim2=2).zero_()
+        # The power of two above the root of the largest squared distance, at most twice the norm's.
+        peak = norm.amax(dim=1).sqrt()
+        peak = torch.where(peak == 0, torch.finfo(wide).tiny, peak)
+        units = 2 * peak / torch.frexp(peak).mantissa
+        true_units = units
+        if any(scale is not None for scale in scales):
+            ones = torch.ones_like(peak[0])
+            true_units = units * torch.stack([ones if s is None else s for s in scales])
+        # Gradients are of the order of 1 / unit: the margin keeps them within the range.
+        constant = true_units < 2 * 65536 * torch.finfo(dtype).tiny
+        nothing = squared <= _ROUNDINGS * torch.finfo(wide).eps * total
+        nothing = nothing | constant[:, None, None]
+        squared = torch.where(nothing, 0.0, squared / units.square()[:, None, None])
+        return squared, torch.where(constant, 1.0, true_units)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         start, stop, *batches = inputs
-        ctx.rows = slice(start, stop)
+        ctx.rows, ctx.dtype = slice(start, stop), output[0].dtype
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*batches, output[1])
         ctx.save_for_forward(*batches, output[1])
@@ -124,17 +137,12 @@ class _WithTransforms(_SquaredDistances):
     generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _SquaredDistances.setup_context(ctx, inputs, output)
-        ctx.dtype = output[0].dtype
-
-    @staticmethod
     def jvp(ctx: Any, _start: None, _stop: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
         *batches, units = ctx.saved_tensors
         changes = []
         for x, tangent, unit in zip(batches, tangents, units, strict=True):
-            wide, change = (_raise(t) / unit for t in (x, x * 0 if tangent is None else tangent))
-            product = (wide - wide.mean(dim=0)) @ (change - change.mean(dim=0)).T
+            wide, change = (_in_units(t, unit) for t in (x, x * 0 if tangent is None else tangent))
+            product = wide @ change.T
             own = product.diagonal()
             whole = 2 * (own[:, None] + own - product - product.T)
             changes.append(whole[ctx.rows])
@@ -150,107 +158,47 @@ def _gradient(grad: Tensor, x: Tensor, unit: Tensor, rows: slice) -> Tensor:
         if _is_for_kernel(x) and not torch.is_grad_enabled():
             product: Tensor = _product_on_cpu(weight, x, unit)
             return product
-        return ((weight.to(_wide_dtype(x)) @ _about_mean(x, unit)) / unit).to(x.dtype)
-    weight = -2 * grad.to(_wide_dtype(x))
-    wide = _about_mean(x, unit)
+        return ((weight.to(unit.dtype) @ _in_units(x, unit)) / unit).to(x.dtype)
+    weight = -2 * grad.to(unit.dtype)
+    wide = _in_units(x, unit)
     own = weight @ wide - weight.sum(dim=1, keepdim=True) * wide[rows]
-    others = weight.T @ wide[rows] - weight.sum(dim=0)[:, None] * wide
-    before, after = rows.start, len(x) - rows.stop
-    total = others + torch.nn.functional.pad(own, (0, 0, before, after))
-    return (total / unit).to(x.dtype)
+    pad = (0, 0, rows.start, len(x) - rows.stop)
+    if torch.is_grad_enabled():  # for a further derivative
+        whole = weight.T @ wide[rows] - weight.sum(dim=0)[:, None] * wide
+        whole = whole + torch.nn.functional.pad(own, pad)
+    else:
+        # A matrix is symmetric, and so is its gradient: what a pair adds in the row of the one sample it
+        # adds in that of the other, wherever that is computed.
+        whole = torch.nn.functional.pad(2 * own, pad)
+    return (whole / unit).to(x.dtype)
 
 
 def _is_for_kernel(x: Tensor) -> bool:
-    """Tells whether a batch is one of the kernels' on a CPU: they read float32, as it lies there."""
-    return (
-        x.is_cpu
-        and x.dtype == torch.float32
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
-    )
+    return x.dtype == torch.float32 and can_run(x)
 
 
-def _wide_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def result_dtype(batches: Sequence[Tensor]) -> torch.dtype:
-    """Returns the type of a result: float64 if a batch is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in batches) else torch.float32
-
-
-def _raise(x: Tensor) -> Tensor:
-    return x.to(_wide_dtype(x))
-
-
-def _about_mean(x: Tensor, unit: Tensor) -> Tensor:
+def _in_units(x: Tensor, unit: Tensor) -> Tensor:
     """Returns a batch about its mean in its units, in the wide type."""
-    scaled = _raise(x) / unit
+    scaled = x.to(_WIDE.get(x.device.type, torch.float64)) / unit
     return scaled - scaled.mean(dim=0)
 
 
-def _wide_distances(
-    start: int, stop: int | None, batches: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Computes rows of the squared distances of a stack in the wide type, on any device."""
-    grams, norms, scales = [], [], []
-    for x in batches:
-        wide, scale = _raise(x), None
-        if wide.dtype == x.dtype:  # whose squares could leave the range of the type
-            scale = _power_of_two(torch.linalg.vector_norm(x, torch.inf))
-            wide = wide / scale
-        n, d = x.shape
-        gram: Any = 0
-        norm: Any = 0
-        for part in wide.split(max(1, _WIDE_NUMBERS // n), dim=1):
-            part = part - part.mean(dim=0)
-            gram = (
-                part[start:stop] @ part.T + gram
-                if d * n > _WIDE_NUMBERS
-                else part[start:stop] @ part.T
-            )
-            if stop is not None:
-                norm = part.square().sum(dim=1) + norm
-        grams.append(gram)
-        norms.append(gram.diagonal() if stop is None else norm)
-        scales.append(scale)
-    gram, norm = torch.stack(grams), torch.stack(norms)
-    total = norm[:, start:stop, None] + norm[:, None]
-    squared = total - 2 * gram
-    nothing = squared <= _ROUNDINGS * torch.finfo(squared.dtype).eps * total
-    nothing = nothing | diagonal(squared, start)
-    peak = norm.amax(dim=1).sqrt()
-    if any(scale is not None for scale in scales):
-        ones = torch.ones_like(peak[0])
-        scale = torch.stack([ones if s is None else s.to(ones.dtype) for s in scales])
-    else:
-        scale = None
-    # Gradients are of the order of 1 / peak: the margin keeps them within the range.
-    true_peak = peak if scale is None else peak * scale
-    constant = true_peak < 65536 * torch.finfo(result_dtype(batches)).tiny
-    unit = torch.where(constant, torch.ones_like(peak), 2 * _power_of_two(peak))
-    squared = squared / (unit * unit)[:, None, None]
-    squared = torch.where(nothing | constant[:, None, None], 0.0, squared)
-    unit = unit if scale is None else torch.where(constant, unit, unit * scale)
-    return squared, unit
-
-
-def _power_of_two(x: Tensor) -> Tensor:
-    """Returns the power of two above a positive number, 1 for 0."""
-    mantissa, _ = torch.frexp(x)
-    # Exact: the quotient of a number and its mantissa.
-    return torch.where(x == 0, torch.ones_like(x), x / mantissa)
-
-
-def diagonal(matrices: Tensor, start: int) -> Tensor:
-    """Returns a mask of shape (rows, N) of the diagonal of rows that begin with row ``start``."""
-    rows, n = matrices.shape[-2:]
-    column = torch.arange(n, device=matrices.device)
-    return column[start : start + rows, None] == column
+def _kernel_distances(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Returns what the kernel makes of float32 batches; None where it would lose digits."""
+    if can_be_seen(batches[0]):
+        found = [_float32_distances(x) for x in batches]
+        exact = [squared for squared in found if squared is not None]
+        if len(exact) < len(found):
+            return None
+        return torch.stack(exact), exact[0].new_ones(len(exact), dtype=torch.float64)
+    # Where values cannot be looked at, the op decides, for each batch by itself.
+    squared, units = zip(*[_distances_on_cpu(x) for x in batches], strict=True)
+    return torch.stack(squared), torch.stack(units)
 
 
 def _float32_distances(x: Tensor) -> Tensor | None:
     """Computes squared distances in float32; None where too many of them would lose digits."""
-    gram = _gram_cpu.centered_gram(x.resolve_neg())
+    gram = gram_kernel.centered_gram(x.resolve_neg())
     if gram is None:
         return None
     norms = gram.diagonal()
@@ -270,7 +218,7 @@ def _distances_on_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
     squared = _float32_distances(x)
     if squared is not None:
         return squared, x.new_ones((), dtype=torch.float64)
-    squared, units = _wide_distances(0, None, [x])
+    squared, units = _SquaredDistances.forward(0, None, x.double())
     return squared[0].to(x.dtype), units[0]
 
 
@@ -293,9 +241,9 @@ def _correct(squared: Tensor, total: Tensor, x: Tensor, close: Tensor) -> None:
 @torch.library.custom_op("mvmr_loss::product_about_mean", mutates_args=())
 def _product_on_cpu(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
     x = x.resolve_neg()
-    product = _gram_cpu.product_about_mean(weight, x) if float(unit) == 1 else None
+    product = gram_kernel.product_about_mean(weight, x) if float(unit) == 1 else None
     if product is None:
-        product = ((weight.double() @ _about_mean(x, unit)) / unit).to(x.dtype)
+        product = ((weight.double() @ _in_units(x, unit)) / unit).to(x.dtype)
     return product
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mvmr_loss._checks import check_int, without_autocast
-from mvmr_loss.dependence.matrices import check_batch, diagonal, result_dtype, squared_distances
+from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_int
+from mvmr_loss.dependence.matrices import squared_distances
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
 # More numbers in a stack of matrices, and they are made one batch at a time.
@@ -96,19 +97,23 @@ class Estimator(NamedTuple):
     rooted: bool = False
     pairs_less_one: bool = False
 
-    @property
-    def min_samples(self) -> int:
-        """The smallest batch that it is defined on."""
-        return 4 if self.corrected else 2
+    def center(self, raw: Tensor, sums: Tensor, all_sums: Tensor, start: int) -> Tensor:
+        """Centres rows of symmetric matrices, whose column sums are their row sums.
 
+        Args:
+            raw: Tensor of shape (K, rows, N), with a zero diagonal if ``corrected``.
+            sums: Its row sums, of shape (K, rows).
+            all_sums: The sums of all rows, of shape (K, N).
+            start: The place of the first row.
 
-class _Centered(NamedTuple):
-    """Centred matrices (K, rows, N), their squared norms (K,), those of rounding, and the units."""
-
-    matrices: Tensor
-    squares: Tensor
-    rounding: Tensor
-    units: Tensor
+        Returns:
+            Tensor of shape (K, rows, N).
+        """
+        n = raw.shape[2]
+        divisor, count = (n - 2, (n - 1) * (n - 2)) if self.corrected else (n, n * n)
+        means = all_sums / divisor - (all_sums.sum(dim=1, keepdim=True) / count)
+        centered = raw - (sums / divisor)[:, :, None] - means[:, None]
+        return _without_diagonal(centered, start) if self.corrected else centered
 
 
 def dependence(
@@ -122,133 +127,113 @@ def dependence(
 
     Args:
         estimator: The measure.
-        batches: Tensors of shape (N, D_k), checked.
-        pairs: Which to compare, as places in ``batches``; the first of a pair are to be few.
+        batches: Checked tensors of shape (N, D_k).
+        pairs: Which to compare, as places in ``batches``; at least one.
         rows: Which rows of the matrices are computed here.
         block_size: How many rows exist at once; None: all.
 
     Returns:
         Tensor of shape (pairs,).
     """
+    n = len(batches[0])
+    matrices: list[Tensor] = []
     if block_size is not None:
         products, squares, rounding, units = _in_blocks(estimator, batches, pairs, rows, block_size)
     else:
-        products, squares, rounding, units = _whole(estimator, batches, pairs, rows)
-    n = len(batches[0])
-    dtype = result_dtype(batches)
+        height = n if rows.stop is None else rows.stop - rows.start
+        together = len(batches) * height * n <= _STACK_NUMBERS
+        found = []
+        for group in [list(batches)] if together else [[x] for x in batches]:
+            squared, units = squared_distances(group, rows)
+            raw = estimator.matrix.matrices(squared, units, rows)
+            if estimator.corrected:
+                raw = _without_diagonal(raw, rows.start)
+            sums = raw.sum(dim=2)
+            all_sums = sums if rows.stop is None else rows.concatenate(sums)
+            centered = estimator.center(raw, sums, all_sums, rows.start)
+            level = (_ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
+            rounding = level * raw.detach().square().sum(dim=(1, 2))
+            found.append((centered.square().sum(dim=(1, 2)), rounding, units))
+            matrices.extend(centered)
+        products = torch.stack([(matrices[i] * matrices[j]).sum() for i, j in pairs])
+        squares, rounding, units = map(torch.cat, zip(*found, strict=True))
+        if rows.stop is not None:
+            everything = rows.sum(torch.cat([products, squares, rounding]))
+            products, squares, rounding = everything.split([len(pairs), *[len(squares)] * 2])
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in batches], torch.float32)
     if estimator.normalized:
-        vanishes = squares <= rounding
-        norms = torch.where(vanishes, 1.0, squares).sqrt()
-        gone = torch.stack([vanishes[i] | vanishes[j] for i, j in pairs])
-        divisor = torch.stack([norms[i] * norms[j] for i, j in pairs])
-        values = torch.where(gone, 0.0, products / divisor)
-        return (_root(values) if estimator.rooted else values).to(dtype)
-    count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
-    values = products / count
-    scale = torch.stack([units[i] * units[j] for i, j in pairs])
-    power = estimator.matrix.exponent
-    if estimator.rooted:
-        values, power = _root(values), power / 2
-    return _in_range(values, scale.pow(power), dtype)
+        # A norm of rounding is none: its inverse is 0, with a zero gradient.
+        inverse = torch.where(squares <= rounding, torch.inf, squares).rsqrt()
+    else:
+        count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
+        products, inverse = products / count, units
+    first, second = (torch.stack([inverse[pair[side]] for pair in pairs]) for side in (0, 1))
+    values = products * (first * second) if estimator.normalized else products
+    if estimator.rooted:  # 0 with a zero gradient where a value is not above 0, NaN where it is NaN
+        vanishes = values <= 0
+        values = torch.where(vanishes, 0.0, torch.where(vanishes, 1.0, values).sqrt())
+    if not estimator.normalized:
+        power = estimator.matrix.exponent / (2 if estimator.rooted else 1)
+        values = _in_range(values, (first * second).pow(power), torch.finfo(dtype).max)
+    return values.to(dtype)
 
 
-def _in_range(values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the products, held within the range of a type, with a zero gradient where they are."""
-    limit = torch.finfo(dtype).max
+def _in_range(values: Tensor, factors: Tensor, limit: float) -> Tensor:
+    """Returns the products, held within a range, with a zero gradient where they are."""
     beyond = factors.isinf() & (values != 0)
     products = (values * torch.where(factors.isinf(), 0.0, factors)).clamp(-limit, limit)
-    return torch.where(beyond, values.detach().sign() * limit, products).to(dtype)
+    return torch.where(beyond, values.detach().sign() * limit, products)
 
 
-def _whole(
-    estimator: Estimator, batches: Sequence[Tensor], pairs: Pairs, rows: Rows
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns products of pairs, squared norms, those of rounding, and units, from whole matrices."""
-    n = len(batches[0])
-    height = n if rows.stop is None else rows.stop - rows.start
-    together = len(batches) * height * n <= _STACK_NUMBERS
-    groups = [list(batches)] if together else [[x] for x in batches]
-    stacks = [_center(estimator, group, rows) for group in groups]
-    matrices = [matrix for stack in stacks for matrix in stack.matrices]
-    products = torch.stack([(matrices[i] * matrices[j]).sum() for i, j in pairs])
-    squares, rounding, units = (
-        torch.cat([stack[k] for stack in stacks]) for k in range(1, len(_Centered._fields))
-    )
-    if rows.stop is not None:
-        together_sums = rows.sum(torch.cat([products, squares, rounding]))
-        products, squares, rounding = together_sums.split([len(pairs), *[len(squares)] * 2])
-    return products, squares, rounding, units
+def _without_diagonal(matrices: Tensor, start: int) -> Tensor:
+    """Returns rows of a stack, the first of them row ``start``, with zeros on the diagonal."""
+    return matrices.masked_fill(_diagonal(matrices, start), 0.0)
 
 
-def _center(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> _Centered:
-    """Returns the centred matrices of some batches."""
-    raw, units = _matrices(estimator, batches, rows)
-    sums = raw.sum(dim=2)
-    matrices = _about_means(estimator, raw, sums, rows.concatenate(sums), rows.start)
-    return _Centered(matrices, matrices.square().sum(dim=(1, 2)), _rounding(raw), units)
-
-
-def _matrices(estimator: Estimator, batches: Sequence[Tensor], rows: Rows) -> tuple[Tensor, Tensor]:
-    """Returns the matrices before they are centred, and their units."""
-    squared, units = squared_distances(batches, rows)
-    raw = estimator.matrix.matrices(squared, units, rows)
-    return raw.masked_fill(diagonal(raw, rows.start), 0.0) if estimator.corrected else raw, units
-
-
-def _about_means(
-    estimator: Estimator, raw: Tensor, sums: Tensor, all_sums: Tensor, start: int
-) -> Tensor:
-    """Centres rows of symmetric matrices, whose column sums are their row sums."""
-    n = raw.shape[2]
-    divisor, count = (n - 2, (n - 1) * (n - 2)) if estimator.corrected else (n, n * n)
-    total = all_sums.sum(dim=1) / count
-    centered = raw - (sums / divisor)[:, :, None] - (all_sums / divisor - total[:, None])[:, None]
-    return centered.masked_fill(diagonal(raw, start), 0.0) if estimator.corrected else centered
-
-
-def _rounding(raw: Tensor) -> Tensor:
-    """Returns the squared norms below which centred matrices are rounding."""
-    level = (_ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
-    return level * raw.detach().square().sum(dim=(1, 2))
+def _diagonal(matrices: Tensor, start: int) -> Tensor:
+    """Returns a mask of shape (rows, N) of the diagonal."""
+    height, n = matrices.shape[-2:]
+    column = torch.arange(n, device=matrices.device)
+    return column[start : start + height, None] == column
 
 
 def _in_blocks(
     estimator: Estimator, batches: Sequence[Tensor], pairs: Pairs, rows: Rows, block_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns what :func:`_whole` does from blocks of rows, of which one exists at a time.
+    """Returns products of pairs, squared norms, those of rounding, and units, from blocks of rows.
 
     The first pass over the blocks sums their rows, the second compares them; the gradient computes
     every block again.
     """
 
+    def matrices(start: int, stop: int, xs: Sequence[Tensor]) -> Tensor:
+        squared, units = squared_distances(xs, Rows(start, stop))
+        raw = estimator.matrix.matrices(squared, units, Rows(start, stop))
+        return _without_diagonal(raw, start) if estimator.corrected else raw
+
     def sum_rows(start: int, stop: int, *xs: Tensor) -> tuple[Tensor, Tensor]:
-        raw, _ = _matrices(estimator, xs, Rows(start, stop))
-        return raw.sum(dim=2), _rounding(raw)
+        raw = matrices(start, stop, xs)
+        return raw.sum(dim=2), raw.detach().square().sum(dim=(1, 2))
 
     def compare(start: int, stop: int, sums: Tensor, *xs: Tensor) -> Tensor:
-        raw, _ = _matrices(estimator, xs, Rows(start, stop))
-        matrices = _about_means(estimator, raw, sums[:, start:stop], sums, start)
-        products = [(matrices[i] * matrices[j]).sum(dtype=torch.float64) for i, j in pairs]
+        raw = matrices(start, stop, xs)
+        centered = estimator.center(raw, sums[:, start:stop], sums, start)
+        products = [(centered[i] * centered[j]).sum(dtype=torch.float64) for i, j in pairs]
         return torch.cat(
-            [torch.stack(products), matrices.square().sum((1, 2), dtype=torch.float64)]
+            [torch.stack(products), centered.square().sum((1, 2), dtype=torch.float64)]
         )
 
     end = len(batches[0]) if rows.stop is None else rows.stop
     blocks = [(i, min(i + block_size, end)) for i in range(rows.start, end, block_size)]
     found = [checkpoint(sum_rows, *block, *batches, use_reentrant=False) for block in blocks]
     sums = rows.concatenate(torch.cat([own for own, _ in found], dim=1))
-    rounding = rows.sum(torch.stack([level for _, level in found]).sum(dim=0))
+    level = (_ROUNDINGS * torch.finfo(sums.dtype).eps) ** 2
+    rounding = level * rows.sum(torch.stack([squares for _, squares in found]).sum(dim=0))
     parts = [checkpoint(compare, *block, sums, *batches, use_reentrant=False) for block in blocks]
     totals = rows.sum(torch.stack(parts).sum(dim=0)).to(sums.dtype)
     _, units = squared_distances(batches, Rows(0, 1))
     products, squares = totals.split([len(pairs), len(batches)])
     return products, squares, rounding, units
-
-
-def _root(values: Tensor) -> Tensor:
-    """Returns square roots; 0 with a zero gradient where a value is not above 0, NaN where it is NaN."""
-    vanishes = values <= 0
-    return torch.where(vanishes, 0.0, torch.where(vanishes, 1.0, values).sqrt())
 
 
 def _median(squared: Tensor, rows: Rows) -> Tensor:
@@ -257,7 +242,7 @@ def _median(squared: Tensor, rows: Rows) -> Tensor:
     Where it is 0, the mean takes its place, and 1 where that is 0 too.
     """
     n = squared.shape[2]
-    others = ~diagonal(squared, rows.start)
+    others = ~_diagonal(squared, rows.start)
     if rows.stop is None:
         # Without the diagonal: drop the first entry of every run of n + 1.
         pairs = squared.flatten(1)[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :-1]
@@ -341,7 +326,7 @@ class MatrixMeasure(DependenceMeasure):
         super().__init__()
         self.name = name
         self.estimator = estimator
-        self.min_samples = estimator.min_samples
+        self.min_samples = 4 if estimator.corrected else 2
         if block_size is not None:
             block_size = check_int("block_size", block_size, minimum=1)
         self.block_size = block_size
@@ -367,16 +352,16 @@ def compare_two(
     estimator: Estimator, x: Tensor, y: Tensor, block_size: int | None = None
 ) -> Tensor:
     """Computes the dependence between two batches after checking them."""
-    batches = [check_batch(name, t, estimator.min_samples) for name, t in (("x", x), ("y", y))]
-    check_same_samples("x", x, "y", y)
-    with without_autocast(x):
-        return dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
-
-
-def check_same_samples(name_x: str, x: Tensor, name_y: str, y: Tensor) -> None:
-    """Raises ValueError if two batches differ in their number of samples."""
+    for name, batch in (("x", x), ("y", y)):
+        check_batch(name, batch, 4 if estimator.corrected else 2)
     if len(x) != len(y):
         raise ValueError(
-            f"{name_x} and {name_y} must have the same number of samples "
-            f"but have {len(x)} and {len(y)}."
+            f"x and y must have the same number of samples but have {len(x)} and {len(y)}."
         )
+    batches = [x.reshape(len(x), -1), y.reshape(len(y), -1)]
+    value = dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
+    # Any value that is not finite makes it NaN, so that the batches are looked at only then.
+    if can_be_seen(value) and not math.isfinite(value.item()):
+        check_finite("x", x)
+        check_finite("y", y)
+    return value

@@ -25,11 +25,8 @@ def constant(
     tensors and other modes, whatever the first call is made in: what is kept serves all later calls.
     To a compiler it is a constant of the graph, not a computation in it.
 
-    Args:
-        maxsize: How many results to keep; the one used longest ago goes first.
-
-    Returns:
-        The decorator. What it returns takes the device of the tensors before the arguments.
+    Decorated, the function takes the device of the tensors before its arguments. Of its results the
+    ``maxsize`` last used are kept.
 
     Examples:
         >>> @constant(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from kornia.color import rgb_to_grayscale
 from kornia.filters import filter2d_separable
 from kornia.geometry.transform import remap
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from mvmr_loss._checks import check_bool, check_number
 from mvmr_loss._random import check_seed, uniform
@@ -66,7 +68,7 @@ def augmented_pixels(
 
     Source: ``full_img_augment`` of the authors' release of MV-MR (Entropy 26(6):466, 2024), which
     draws once a batch; the distributions are torchvision's, except that there the hue has no fixed
-    place in the order.
+    place in the order. The module, which counts the images, is :class:`AugmentedPixels`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, normalised as
@@ -90,11 +92,7 @@ def augmented_pixels(
         images), differentiable with respect to ``images``.
 
     Raises:
-        ValueError: If the shape or an option is wrong or, on a CPU, an image is not finite or cannot
-            have been normalised so.
-
-    See Also:
-        :class:`AugmentedPixels`, the module, which counts the images.
+        ValueError: Where images on a CPU cannot have been normalised so.
 
     Examples:
         >>> images = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
@@ -295,6 +293,13 @@ def _shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
+def _outside_of_transforms() -> AbstractContextManager[object]:
+    """Returns a context in which a transform of ``torch.func`` does not follow what is counted."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return nullcontext()
+    return temporarily_clear_interpreter_stack()
+
+
 @register_representation("augmented_pixels")
 class AugmentedPixels(Representation):
     """Module form of :func:`augmented_pixels`, a random augmentation drawn anew at each call.
@@ -310,10 +315,6 @@ class AugmentedPixels(Representation):
     Args:
         seed ... blur: As in :func:`augmented_pixels`.
         differentiable: If True, the gradient flows through to the images.
-
-    Shape:
-        - Input: (N, C, H, W), or (C, H, W) for a single image.
-        - Output: (N, C, H, W).
 
     Examples:
         >>> images = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -357,33 +358,15 @@ class AugmentedPixels(Representation):
         self.register_buffer("samples_drawn", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
         return ", ".join(
             f"{field.name}={getattr(self.options, field.name)}" for field in fields(self.options)
         )
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the augmented pixels of checked images, and counts them.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, C, H, W).
-        """
-        start = self.samples_drawn.to(images.device, copy=True)
-        self.samples_drawn += len(images)
+        with _outside_of_transforms():
+            start = self.samples_drawn.to(images.device, copy=True)
+            self.samples_drawn += len(images)
         return _augment(images, start, self.options)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(channels, height, width)``.
-        """
         return channels, height, width

@@ -10,19 +10,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from mvmr_loss._checks import check_bool, check_finite, check_float_tensor, low_precision_to_float32
-from mvmr_loss._native import can_compute
 
 
 def check_images(images: object, minimum_size: int = 1, name: str = "images") -> Tensor:
-    """Returns a batch of images in float32 or float64 after checking it.
+    """Returns a batch (N, C, H, W) in float32 or float64 after checking it.
+
+    A single image (C, H, W) becomes a batch of one, half precision float32.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image.
+        images: What the user gave.
         minimum_size: The smallest allowed height and width in pixels.
         name: What to call ``images`` in errors.
-
-    Returns:
-        Tensor of shape (N, C, H, W); half precision is raised to float32.
 
     Raises:
         TypeError: If ``images`` is not a floating-point tensor.
@@ -42,17 +40,7 @@ def check_images(images: object, minimum_size: int = 1, name: str = "images") ->
 
 
 def check_size(height: int, width: int, minimum_size: int, name: str = "images") -> None:
-    """Raises if images are too small.
-
-    Args:
-        height: Height in pixels.
-        width: Width in pixels.
-        minimum_size: The smallest allowed height and width in pixels.
-        name: What to call the images in errors.
-
-    Raises:
-        ValueError: If the height or the width is below ``minimum_size``.
-    """
+    """Raises a ValueError if height or width, in pixels, is below ``minimum_size``."""
     if min(height, width) < minimum_size:
         raise ValueError(
             f"{name} must be at least {minimum_size} x {minimum_size} pixels for this setting "
@@ -71,12 +59,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def follows_derivative(x: Tensor) -> bool:
     """Tells whether a derivative of what is computed from ``x`` may be asked for.
 
-    Args:
-        x: Tensor of any shape.
-
-    Returns:
-        True where ``x`` requires a gradient, under a transform of ``torch.func``, whose tensors do
-        not tell, and in forward-mode differentiation.
+    So it is where ``x`` requires a gradient, under a transform of ``torch.func``, whose tensors do
+    not tell, and in forward-mode differentiation.
     """
     return (
         x.requires_grad
@@ -85,17 +69,13 @@ def follows_derivative(x: Tensor) -> bool:
     )
 
 
-def can_use_kernel(x: Tensor) -> bool:
-    """Tells whether float32 ``x`` lies in the CPU's memory and no derivative is asked for."""
-    return can_compute(x) and forward_ad._current_level < 0
-
-
 class Representation(nn.Module, ABC):
     """A fixed map from images to features; the base of every representation.
 
     A subclass implements :meth:`extract` and :meth:`output_shape`, and sets ``minimum_size`` if small
-    images are out of its reach. Calling the module checks the images, leaves autocast, raises half
-    precision to float32 and, unless ``differentiable``, records no gradient.
+    images are out of its reach. Calling the module with images of shape (N, C, H, W), or (C, H, W)
+    for a single one, checks them, leaves autocast, raises half precision to float32 and, unless
+    ``differentiable``, records no gradient.
 
     Attributes:
         cacheable: Whether an image always has the same features, so that they may be stored.
@@ -103,6 +83,10 @@ class Representation(nn.Module, ABC):
 
     Args:
         differentiable: If True, the gradient flows through to the images.
+
+    Raises:
+        TypeError: On a call, if the images are not a floating-point tensor.
+        ValueError: On a call, if the shape is wrong, an image is too small or, on a CPU, not finite.
     """
 
     cacheable: bool = True
@@ -125,31 +109,10 @@ class Representation(nn.Module, ABC):
 
     @abstractmethod
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features, without computing them.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            The shape without the batch dimension.
-        """
+        """Returns the shape of the features of one image of that size, without computing them."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the features of a batch of images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, which is treated
-                as a batch of one.
-
-        Returns:
-            Tensor of shape (N, ...), float32 (float64 for float64 images).
-
-        Raises:
-            TypeError: If ``images`` is not a floating-point tensor.
-            ValueError: If the shape is wrong, an image is too small or, on a CPU, not finite.
-        """
+        """Computes the features, a tensor of shape (N, ...), of a batch of images."""
         images = check_images(images, self.minimum_size)
         if not self.differentiable:
             images = images.detach()

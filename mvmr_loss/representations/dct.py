@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from mvmr_loss.representations._constants import constant
-from mvmr_loss.representations.base import Representation, can_use_kernel, check_images
+from mvmr_loss._checks import can_be_seen
+from mvmr_loss._cpu import can_run
+from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
 
 # Numbers of a slice on a CPU.
@@ -23,10 +25,9 @@ def dct(images: Tensor) -> Tensor:
               \cos\frac{\pi (2 i + 1) k}{2 H} \cos\frac{\pi (2 j + 1) l}{2 W}
 
     with :math:`a_0 = \sqrt{1/H}`, :math:`a_k = \sqrt{2/H}` and b alike for W: the numbers of
-    ``scipy.fft.dctn(x, type=2, norm="ortho")``. Being orthonormal it keeps distances. Two matrix
-    products, whose bases are kept for the sizes seen last. Source: Ahmed, Natarajan and Rao,
-    "Discrete cosine transform" (1974); the representation ``full_img_dct`` of the authors' release
-    of MV-MR (Entropy 26(6):466, 2024).
+    ``scipy.fft.dctn(x, type=2, norm="ortho")``. Being orthonormal it keeps distances. Source: Ahmed,
+    Natarajan and Rao, "Discrete cosine transform" (1974); ``full_img_dct`` of the authors' release of
+    MV-MR (Entropy 26(6):466, 2024). The module is :class:`DCT`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values.
@@ -34,13 +35,6 @@ def dct(images: Tensor) -> Tensor:
     Returns:
         Tensor of shape (N, C, H, W), frequencies ascending from the top left, in units of the
         images, float32 (float64 for float64 images), differentiable with respect to ``images``.
-
-    Raises:
-        TypeError: If ``images`` is not a floating-point tensor.
-        ValueError: If the shape is wrong or, on a CPU, a value is not finite.
-
-    See Also:
-        :class:`DCT`, the module.
 
     Examples:
         >>> dct(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))[0, 0].round(decimals=4)
@@ -55,7 +49,7 @@ def _dct(images: Tensor) -> Tensor:
     rows, columns = (
         _basis(images.device, operator.index(size), images.dtype) for size in images.shape[-2:]
     )
-    if not can_use_kernel(images):
+    if not (can_run(images) and can_be_seen(images)):
         return rows @ (images @ columns.T)
     # The same in slices whose first product stays in the cache.
     transformed = images.new_empty(images.shape)
@@ -79,41 +73,18 @@ def _basis(size: int, dtype: torch.dtype) -> Tensor:
 
 @register_representation("dct")
 class DCT(Representation):
-    """Module form of :func:`dct`, the orthonormal two-dimensional DCT-II of each channel.
+    """Module form of :func:`dct`.
 
     Args:
         differentiable: If True, the gradient flows through to the images.
 
-    Shape:
-        - Input: (N, C, H, W), or (C, H, W) for a single image.
-        - Output: (N, C, H, W).
-
     Examples:
-        >>> DCT()(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))[0, 0].round(decimals=4)
-        tensor([[ 5., -1.],
-                [-2.,  0.]])
+        >>> DCT()(torch.ones(4, 3, 8, 8)).shape
+        torch.Size([4, 3, 8, 8])
     """
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the transform of checked images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, C, H, W).
-        """
         return _dct(images)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(channels, height, width)``.
-        """
         return channels, height, width

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvmr_loss._checks import check_choice, check_int
-from mvmr_loss._native import can_be_op
+from mvmr_loss._cpu import can_run
 from mvmr_loss.representations.base import Representation, check_images, follows_derivative
 from mvmr_loss.representations.registry import register_representation
 
@@ -39,7 +39,8 @@ def hog(
     followed by the first: bin k stands for the angle k :math:`\pi` / orientations. The mean over
     each cell is the histogram.
 
-    Rows and columns beyond the last whole cell are left out of the cells, as in scikit-image.
+    Rows and columns beyond the last whole cell are left out of the cells, as in scikit-image. The
+    module is :class:`HOG`.
 
     Settings of other works:
 
@@ -76,14 +77,6 @@ def hog(
         pixels_per_cell - b + 1, W // pixels_per_cell - b + 1): bin, row and column in the block,
         row and column of the block.
 
-    Raises:
-        TypeError: If ``images`` is not a floating-point tensor, or a number is not an int.
-        ValueError: If the shape or an option is wrong, an image is too small or, on a CPU, not
-        finite.
-
-    See Also:
-        :class:`HOG`, the module.
-
     Examples:
         >>> ramp = torch.arange(8.0).expand(1, 1, 8, 8)
         >>> hog(ramp, orientations=4)[0, 0, :, 0, 0]
@@ -99,7 +92,7 @@ def hog(
 
 def _extract(images: Tensor, *options: Any) -> Tensor:
     """Calls :func:`_hog`, as an op where that is faster."""
-    histograms: Tensor = (_opaque_hog if can_be_op(images) else _hog)(images, *options)
+    histograms: Tensor = (_hog_on_cpu if can_run(images) else _hog)(images, *options)
     return histograms
 
 
@@ -127,8 +120,8 @@ def _hog(
 
 
 # A CPU adds by index twice as fast in eager mode as in what a compiler makes of it.
-_opaque_hog = torch.library.custom_op("mvmr_loss::hog", _hog, mutates_args=())
-_opaque_hog.register_fake(_hog)
+_hog_on_cpu = torch.library.custom_op("mvmr_loss::hog", _hog, mutates_args=())
+_hog_on_cpu.register_fake(_hog)
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,32 +222,17 @@ def _check_options(
 
 @register_representation("hog")
 class HOG(Representation):
-    """Module form of :func:`hog`, the histograms of oriented gradients of each channel.
+    """Module form of :func:`hog`, with the same options.
 
     Args:
-        orientations: Number of bins over [0, pi), at least 1.
-        pixels_per_cell: Side of a cell in pixels, at least 1.
-        cells_per_block: Side of a block in cells, at least 1.
-        block_norm: None, ``"L1"``, ``"L1-sqrt"``, ``"L2"`` or ``"L2-Hys"``.
-        gradient: ``"sobel"`` or ``"central"``.
-        interpolation: ``"linear"`` or ``"none"``.
+        orientations ... interpolation: As in :func:`hog`.
         differentiable: If True, the gradient flows through to the images.
 
-    Shape:
-        - Input: (N, C, H, W), or (C, H, W) for a single image.
-        - Output: (N, C, orientations, H // pixels_per_cell, W // pixels_per_cell); with blocks of
-          several cells as :func:`hog` says.
-
-    Raises:
-        TypeError: If a number is not an int.
-        ValueError: If an option is out of range or unknown.
-
     Examples:
-        >>> ramp = torch.arange(8.0).expand(1, 1, 8, 8)
-        >>> HOG(orientations=4)(ramp)[0, 0, :, 0, 0]
-        tensor([7., 0., 0., 0.])
-        >>> HOG().output_shape(3, 96, 96)
-        (3, 24, 12, 12)
+        >>> HOG()(torch.rand(4, 3, 96, 96)).shape
+        torch.Size([4, 3, 24, 12, 12])
+        >>> HOG(orientations=9, cells_per_block=2, block_norm="L2").output_shape(3, 96, 96)
+        (3, 9, 2, 2, 11, 11)
     """
 
     def __init__(
@@ -282,7 +260,6 @@ class HOG(Representation):
         self.minimum_size = self.cells_per_block * self.pixels_per_cell
 
     def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
         return (
             f"orientations={self.orientations}, pixels_per_cell={self.pixels_per_cell}, "
             f"cells_per_block={self.cells_per_block}, block_norm={self.block_norm!r}, "
@@ -290,14 +267,6 @@ class HOG(Representation):
         )
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the histograms of checked images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of the shape that :func:`hog` tells.
-        """
         return _extract(
             images,
             self.orientations,
@@ -309,17 +278,6 @@ class HOG(Representation):
         )
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(channels, orientations, rows, columns)``, or with blocks of several cells
-            ``(channels, orientations, b, b, rows, columns)`` with the number of blocks.
-        """
         b = self.cells_per_block
         rows, columns = (size // self.pixels_per_cell - b + 1 for size in (height, width))
         block = (b, b) if b > 1 else ()

@@ -23,13 +23,14 @@ def patch_scattering(
     pixels, and each is scattered by itself: extended by its own reflection, so that no coefficient
     sees beyond its patch. Rows and columns beyond the last whole patch are left out. Source:
     ``patch_scatnet`` of the authors' release of MV-MR (Entropy 26(6):466, 2024), whose grid is 4 x 4
-    and whose J and L are those of its scattering of the whole image.
+    and whose J and L are those of its scattering of the whole image. The module is
+    :class:`PatchScattering`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
             height and width at least ``grid_size * 2^J``.
-        J: Logarithm to base 2 of the scale in pixels, at least 1.
-        L: Number of angles over a half turn, at least 1.
+        J: As in :func:`~mvmr_loss.representations.scattering`, like the two that follow.
+        L: Number of angles.
         max_order: 1 or 2.
         grid_size: Number of patches along each side, at least 1.
 
@@ -37,14 +38,6 @@ def patch_scattering(
         Tensor of shape (N, C, grid_size, grid_size, K, h, w): row and column of the patch, then its
         coefficients, K paths of H // grid_size // 2^J x W // grid_size // 2^J. In units of the
         images, float32 (float64 for float64 images), differentiable with respect to ``images``.
-
-    Raises:
-        TypeError: If ``images`` is not a floating-point tensor or an option is not an int.
-        ValueError: If an option is out of range, the shape is wrong, an image is too small or, on a
-            CPU, not finite.
-
-    See Also:
-        :class:`PatchScattering`, the module; :func:`~mvmr_loss.representations.scattering`.
 
     Examples:
         >>> import torch
@@ -76,29 +69,17 @@ def _check_options(J: int, L: int, max_order: int, grid_size: int) -> tuple[int,
 
 @register_representation("patch_scattering")
 class PatchScattering(Representation):
-    """Module form of :func:`patch_scattering`, the scattering transform of each patch of a grid.
+    """Module form of :func:`patch_scattering`, with the same options.
 
     Args:
-        J: Logarithm to base 2 of the scale in pixels, at least 1.
-        L: Number of angles over a half turn, at least 1.
-        max_order: 1 or 2.
-        grid_size: Number of patches along each side, at least 1.
+        J ... grid_size: As in :func:`patch_scattering`.
         differentiable: If True, the gradient flows through to the images.
-
-    Shape:
-        - Input: (N, C, H, W), or (C, H, W) for a single image, with H, W >= grid_size * 2^J.
-        - Output: (N, C, grid_size, grid_size, K, H // grid_size // 2^J, W // grid_size // 2^J).
-
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
 
     Examples:
         >>> import torch
-        >>> patch_scattering = PatchScattering()
-        >>> patch_scattering(torch.ones(2, 3, 32, 32)).shape
+        >>> PatchScattering()(torch.ones(2, 3, 32, 32)).shape
         torch.Size([2, 3, 4, 4, 81, 2, 2])
-        >>> patch_scattering.output_shape(3, 96, 96)
+        >>> PatchScattering().output_shape(3, 96, 96)
         (3, 4, 4, 81, 6, 6)
     """
 
@@ -116,31 +97,12 @@ class PatchScattering(Representation):
         self.minimum_size = self.grid_size * 2**self.J
 
     def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
         return f"J={self.J}, L={self.L}, max_order={self.max_order}, grid_size={self.grid_size}"
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the coefficients of checked images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, C, grid_size, grid_size, K, h, w).
-        """
         return _patch_scattering(images, self.J, self.L, self.max_order, self.grid_size)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(channels, grid_size, grid_size, K, h, w)``.
-        """
         grid = self.grid_size
         patch = scattering_shape(height // grid, width // grid, self.J, self.L, self.max_order)
         return (channels, grid, grid, *patch)

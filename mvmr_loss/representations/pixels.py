@@ -10,7 +10,7 @@ from mvmr_loss.representations.registry import register_representation
 
 @register_representation("pixels")
 class Pixels(Representation):
-    """The pixels of the images, unchanged.
+    """The pixels of the images, unchanged: (N, C, H, W) gives (N, C, H, W).
 
     The representation ``full_img`` of the authors' release of "MV-MR: Multi-Views and
     Multi-Representations for Self-Supervised Learning and Knowledge Distillation" (Entropy
@@ -18,10 +18,6 @@ class Pixels(Representation):
 
     Args:
         differentiable: If True, the gradient flows through to the images.
-
-    Shape:
-        - Input: (N, C, H, W), or (C, H, W) for a single image.
-        - Output: (N, C, H, W).
 
     Examples:
         >>> import torch
@@ -33,25 +29,7 @@ class Pixels(Representation):
     """
 
     def extract(self, images: Tensor) -> Tensor:
-        """Returns the images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, C, H, W).
-        """
         return images
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's features.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(channels, height, width)``.
-        """
         return channels, height, width

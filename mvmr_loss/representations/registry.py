@@ -26,12 +26,8 @@ def register_representation(name: str) -> Callable[[R], R]:
     Args:
         name: The name by which :class:`~mvmr_loss.Representations` and configuration files know it.
 
-    Returns:
-        The decorator, which returns the class unchanged.
-
     Raises:
-        TypeError: If what is decorated is not a subclass of Representation.
-        ValueError: If the name is empty or already taken by another class.
+        ValueError: If the name is already another class's.
 
     Examples:
         >>> import torch
@@ -80,17 +76,7 @@ def list_representations() -> list[str]:
 
 
 def representation_class(name: str) -> type[Representation]:
-    """Returns the class registered under a name.
-
-    Args:
-        name: A registered name.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: If no class has that name.
-    """
+    """Returns the class registered under a name."""
     if name not in _REGISTRY:
         raise ValueError(
             f"representation must be one of {', '.join(list_representations())} but is {name!r}; "
@@ -133,10 +119,6 @@ class Representations(nn.Module):
             sketch of this width (:func:`~mvmr_loss.representations.folded_sign_sketch`), which nearly
             keeps the distances, all that the loss reads. None: exact.
         sketch_seed: Seed of the sketches' signs, at least 0.
-
-    Raises:
-        TypeError: If the specification is of another form, or an option is unknown.
-        ValueError: If it is empty, a name is unknown or occurs twice, or an option is out of range.
 
     Examples:
         >>> import torch
@@ -183,10 +165,6 @@ class Representations(nn.Module):
 
         Returns:
             Name -> tensor of shape (N, D_k), float32 (float64 for float64 images).
-
-        Raises:
-            TypeError: If ``images`` is not a floating-point tensor.
-            ValueError: If the shape is wrong, the images are too small or, on a CPU, not finite.
         """
         images = check_images(images)
         return {
@@ -206,19 +184,7 @@ class Representations(nn.Module):
         return features
 
     def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
-        """Returns how many numbers each representation has for one image, without running it.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            Name -> D_k.
-
-        Raises:
-            ValueError: If the images are too small for a representation.
-        """
+        """Returns how many numbers D_k each representation has for one image, without running it."""
         sizes = {}
         for name, representation in cast("dict[str, Representation]", self.by_name).items():
             check_size(height, width, representation.minimum_size, f"images for {name}")
@@ -271,7 +237,7 @@ def _build(label: str, options: Options, normalization: Normalization) -> Repres
     arguments = {key: value for key, value in options.items() if key != "name"}
     cls = representation_class(options["name"])
     known = inspect.signature(cls).parameters
-    arguments = _with_normalization(arguments, known, normalization)
+    arguments = _with_normalization(label, arguments, known, normalization)
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         for key in arguments:
             if key not in known and key != "differentiable":
@@ -283,23 +249,25 @@ def _build(label: str, options: Options, normalization: Normalization) -> Repres
 
 
 def _with_normalization(
-    arguments: dict[str, Any], known: Container[str], default: Normalization
+    label: str, arguments: dict[str, Any], known: Container[str], default: Normalization
 ) -> dict[str, Any]:
     """Returns the arguments with the normalisation in the form that a class takes."""
-    as_one, as_two = "normalization" in known, "mean" in known and "std" in known
-    if not (as_one or as_two):
+    as_one = "normalization" in known
+    if not as_one and not ("mean" in known and "std" in known):
         return arguments
-    others = {k: v for k, v in arguments.items() if k not in ("normalization", "mean", "std")}
-    if len(others) == len(arguments):
+    given = {key: arguments[key] for key in ("normalization", "mean", "std") if key in arguments}
+    if not given:
         stated = default
-    elif "normalization" in arguments and len(others) == len(arguments) - 1:
-        stated = Normalization.of(arguments["normalization"])
-    elif (
-        as_one and "mean" in arguments and "std" in arguments and len(arguments) - len(others) == 2
-    ):
-        stated = Normalization(arguments["mean"], arguments["std"])
+    elif set(given) == {"normalization"}:
+        stated = Normalization.of(given["normalization"])
+    elif set(given) == {"mean", "std"}:
+        stated = Normalization(**given)
     else:
-        return arguments
+        raise ValueError(
+            f"{label} must be given normalization, or both mean and std, but is given "
+            f"{' and '.join(given)}."
+        )
+    others = {key: value for key, value in arguments.items() if key not in given}
     if as_one:
         return {**others, "normalization": stated}
     return {**others, "mean": stated.mean, "std": stated.std}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_choice, check_int
-from mvmr_loss._native import can_be_op
+from mvmr_loss._cpu import can_run
+from mvmr_loss._cpu.build import load_library
+from mvmr_loss._cpu.scattering import ScatteringKernel
 from mvmr_loss.representations._constants import constant
-from mvmr_loss.representations._scattering_cpu import ScatteringKernel, load_library
 from mvmr_loss.representations.base import (
     Representation,
-    can_use_kernel,
     check_images,
     follows_derivative,
     without_autocast,
@@ -208,13 +208,11 @@ def _filter_bank(height: int, width: int, J: int, L: int, dtype: torch.dtype) ->
 def _build_kernel(
     height: int, width: int, J: int, L: int, max_order: int
 ) -> ScatteringKernel | None:
-    library = load_library()
-    if library is None:
+    if load_library("scattering") is None:
         return None
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         padded = _padded_size(height, J), _padded_size(width, J)
         return ScatteringKernel(
-            library,
             _morlets(*padded, J, L),
             [
                 (_low_pass_kernel(padded[0], J, j), _low_pass_kernel(padded[1], J, j))
@@ -223,13 +221,6 @@ def _build_kernel(
             max_order,
             (height // 2**J, width // 2**J),
         )
-
-
-def _kernel_for(images: Tensor, J: int, L: int, max_order: int) -> ScatteringKernel | None:
-    """Returns the C++ kernel where it computes what is asked for, else None."""
-    if not can_use_kernel(images):
-        return None
-    return _build_kernel(*images.shape[-2:], J, L, max_order)
 
 
 def _modulus(field: Tensor) -> Tensor:
@@ -244,15 +235,8 @@ def _modulus(field: Tensor) -> Tensor:
 def _wavelet_modulus(spectrum: Tensor, wavelets: _Wavelets) -> Tensor:
     """Convolves fields with the L wavelets of a scale, subsamples, and takes the modulus.
 
-    The multiplication by the wavelet and the folding that subsamples are one: no product of full
-    resolution is stored.
-
-    Args:
-        spectrum: Complex tensor of shape (..., P1, P2), the fields' DFT.
-        wavelets: The wavelets of a scale.
-
-    Returns:
-        Real tensor of shape (..., L, P1 / step, P2 / step).
+    Of the fields' DFT (..., P1, P2) it makes (..., L, P1 / step, P2 / step). The multiplication by
+    the wavelet and the folding that subsamples are one: no product of full resolution is stored.
     """
     size = spectrum.shape[-2] // wavelets.step, spectrum.shape[-1] // wavelets.step
     blocks = torch.view_as_real(_alias_blocks(spectrum, wavelets.step)).flatten(-2).unsqueeze(-3)
@@ -321,7 +305,8 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     on, leaves about 1e-3.
 
     Source: Mallat, "Group invariant scattering", Comm. Pure Appl. Math. 65(10), 2012; Bruna and
-    Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35(8), 2013, section 2.
+    Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35(8), 2013, section 2. The
+    module is :class:`Scattering`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image; height and width at
@@ -334,11 +319,6 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
         Tensor of shape (N, C, K, H // 2^J, W // 2^J), float32 (float64 for float64 images), with
         K = 1 + J L, and J (J - 1) / 2 L^2 more of order 2.
 
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range, the images' shape is wrong, they are too small
-            or, on a CPU, not finite.
-
     Examples:
         >>> ramp = torch.arange(16.0).expand(1, 3, 16, 16)
         >>> coefficients = scattering(ramp, J=2, L=4)
@@ -349,44 +329,50 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     """
     J, L, max_order = check_scattering_options(J, L, max_order)
     images = check_images(images, 2**J)
-    if can_be_op(images):
-        coefficients: Tensor = _opaque_scattering(images, J, L, max_order)
-        return coefficients
-    return _scattering(images, J, L, max_order)
-
-
-def _scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
-    count, channels, *size = images.shape
-    # The filters are made for one size: a compiler that lets it vary must know.
-    height, width = (operator.index(length) for length in size)
-    planes = images.reshape(count * channels, height, width)
-    bank = _filter_bank(images.device, height, width, J, L, images.dtype)
-    kernel = _kernel_for(images, J, L, max_order)
-    largest = len(bank.rows) * len(bank.columns)
-    if kernel is not None:
-        slice_size = max(_SLICE_KERNEL // largest, 4 * torch.get_num_threads())
-        scattered = planes.new_empty(len(planes), *scattering_shape(height, width, J, L, max_order))
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for part, out in zip(
-                planes.split(slice_size), scattered.split(slice_size), strict=True
-            ):
-                _scatter_by_kernel(part, bank, kernel, out)
-    else:
-        largest *= L * (max(1, L // 4) if max_order == 2 else 1)
-        slice_size = max(1, (_SLICE_CPU if images.is_cpu else _SLICE_ACCELERATOR) // largest)
-        with without_autocast(images):
-            parts = [_scatter(part, bank, max_order) for part in planes.split(slice_size)]
-        scattered = torch.cat(parts)
-    coefficients: Tensor = scattered.unflatten(0, (count, channels))
+    function = _scattering_on_cpu if can_run(images) else _scattering
+    coefficients: Tensor = function(images, J, L, max_order)
     return coefficients
 
 
+def _scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
+    planes, bank = _planes(images, J, L)
+    largest = len(bank.rows) * len(bank.columns) * L * (max(1, L // 4) if max_order == 2 else 1)
+    slice_size = max(1, (_SLICE_CPU if images.is_cpu else _SLICE_ACCELERATOR) // largest)
+    with without_autocast(images):
+        parts = [_scatter(part, bank, max_order) for part in planes.split(slice_size)]
+    scattered: Tensor = torch.cat(parts).unflatten(0, images.shape[:2])
+    return scattered
+
+
+def _planes(images: Tensor, J: int, L: int) -> tuple[Tensor, _FilterBank]:
+    """Returns the channels of all images (N C, H, W), and the filters for them."""
+    # The filters are made for one size: a compiler that lets it vary must know.
+    height, width = (operator.index(length) for length in images.shape[-2:])
+    bank = _filter_bank(images.device, height, width, J, L, images.dtype)
+    return images.reshape(-1, height, width), bank
+
+
 @torch.library.custom_op("mvmr_loss::scattering", mutates_args=())
-def _opaque_scattering(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
-    return _scattering(images, J, L, max_order)
+def _scattering_on_cpu(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
+    kernel = None
+    if images.dtype == torch.float32:
+        kernel = _build_kernel(*images.shape[-2:], J, L, max_order)
+    if kernel is None:
+        return _scattering(images, J, L, max_order)
+    planes, bank = _planes(images.resolve_neg(), J, L)
+    slice_size = max(
+        _SLICE_KERNEL // (len(bank.rows) * len(bank.columns)), 4 * torch.get_num_threads()
+    )
+    scattered = planes.new_empty(
+        len(planes), *scattering_shape(*images.shape[-2:], J, L, max_order)
+    )
+    with torch.no_grad(), without_autocast(images):
+        for part, out in zip(planes.split(slice_size), scattered.split(slice_size), strict=True):
+            _scatter_by_kernel(part, bank, kernel, out)
+    return scattered.unflatten(0, images.shape[:2])
 
 
-@_opaque_scattering.register_fake
+@_scattering_on_cpu.register_fake
 def _(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
     count, channels, height, width = images.shape
     return images.new_empty(count, channels, *scattering_shape(height, width, J, L, max_order))
@@ -395,21 +381,7 @@ def _(images: Tensor, J: int, L: int, max_order: int) -> Tensor:
 def scattering_shape(
     height: int, width: int, J: int = 2, L: int = 8, max_order: int = 2
 ) -> tuple[int, int, int]:
-    """Returns the shape (K, H // 2^J, W // 2^J) of one channel's coefficients.
-
-    Args:
-        height: Height in pixels, at least 2^J.
-        width: Width in pixels, at least 2^J.
-        J: As in :func:`scattering`.
-        L: As in :func:`scattering`.
-        max_order: As in :func:`scattering`.
-
-    Returns:
-        Number of paths, height and width.
-
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
+    """Returns the shape (K, H // 2^J, W // 2^J) of one channel's :func:`scattering`.
 
     Examples:
         >>> scattering_shape(96, 96)
@@ -422,24 +394,16 @@ def scattering_shape(
 
 @register_representation("scattering")
 class Scattering(Representation):
-    """The scattering transform of every channel: :func:`scattering` as a module.
+    """Module form of :func:`scattering`, with the same options.
 
     Args:
-        J: Logarithm to base 2 of the scale in pixels, at least 1; images must be at least 2^J high
-            and wide.
-        L: Number of angles over a half turn, at least 1.
-        max_order: 1 or 2.
+        J, L, max_order: As in :func:`scattering`.
         differentiable: If True, the gradient flows through to the images.
 
-    Raises:
-        TypeError: If an option is not an int.
-        ValueError: If an option is out of range.
-
     Examples:
-        >>> scattering = Scattering(J=2)
-        >>> scattering(torch.ones(2, 3, 32, 32)).shape
+        >>> Scattering()(torch.ones(2, 3, 32, 32)).shape
         torch.Size([2, 3, 81, 8, 8])
-        >>> scattering.output_shape(3, 96, 96)
+        >>> Scattering().output_shape(3, 96, 96)
         (3, 81, 24, 24)
     """
 
@@ -451,13 +415,10 @@ class Scattering(Representation):
         self.minimum_size = 2**self.J
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the coefficients, a tensor of shape (N, C, K, H // 2^J, W // 2^J)."""
         return scattering(images, self.J, self.L, self.max_order)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (C, K, H // 2^J, W // 2^J); see :func:`scattering_shape`."""
         return (channels, *scattering_shape(height, width, self.J, self.L, self.max_order))
 
     def extra_repr(self) -> str:
-        """Returns the options, for ``repr``."""
         return f"J={self.J}, L={self.L}, max_order={self.max_order}"

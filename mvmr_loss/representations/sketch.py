@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_float_tensor, check_int
-from mvmr_loss._native import can_be_op, load_library, pointers, sizes
+from mvmr_loss._cpu import can_run
+from mvmr_loss._cpu.sketch import fold
 from mvmr_loss._random import check_seed, random_bits, random_signs
 from mvmr_loss.representations._constants import constant
-from mvmr_loss.representations.base import Representation, can_use_kernel
-
-_KERNEL = Path(__file__).with_name("sketch_cpu.cpp")
+from mvmr_loss.representations.base import Representation
 
 
 def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
@@ -48,7 +45,8 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
     every version.
 
     Source: feature hashing, whose mean and variance these are, with a rotated position for the
-    hash: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009.
+    hash: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009. The module is
+    :class:`FoldedSignSketch`.
 
     Args:
         x: Tensor of shape (N, D), or (N, ...), which is flattened.
@@ -58,13 +56,6 @@ def folded_sign_sketch(x: Tensor, dim: int, seed: int = 0) -> Tensor:
     Returns:
         Tensor of shape (N, dim), float32 (float64 for float64 input), differentiable with respect
         to ``x``; where D <= dim there is nothing to gain and it is ``x`` itself, of shape (N, D).
-
-    Raises:
-        TypeError: If ``x`` is not a floating-point tensor, or ``dim`` or ``seed`` is no integer.
-        ValueError: If ``x`` has no batch dimension, or ``dim`` or ``seed`` is out of range.
-
-    See Also:
-        :class:`FoldedSignSketch`, the module.
 
     Examples:
         >>> x = torch.arange(12.0).reshape(2, 6)
@@ -86,12 +77,7 @@ class FoldedSignSketch(nn.Module):
     """Module form of :func:`folded_sign_sketch`; it has no state, nothing to save or to move.
 
     Args:
-        dim: Width m of the sketch, at least 1.
-        seed: Seed of the signs, in [0, 2^64).
-
-    Raises:
-        TypeError: If ``dim`` or ``seed`` is no integer.
-        ValueError: If ``dim`` or ``seed`` is out of range.
+        dim, seed: As in :func:`folded_sign_sketch`.
 
     Examples:
         >>> sketch = FoldedSignSketch(dim=256)
@@ -108,22 +94,10 @@ class FoldedSignSketch(nn.Module):
         self.seed = check_seed(seed)
 
     def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
         return f"dim={self.dim}, seed={self.seed}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the sketch of a batch.
-
-        Args:
-            x: Tensor of shape (N, D), or (N, ...), which is flattened.
-
-        Returns:
-            Tensor of shape (N, min(dim, D)), float32 (float64 for float64 input).
-
-        Raises:
-            TypeError: If ``x`` is not a floating-point tensor.
-            ValueError: If ``x`` has no batch dimension.
-        """
+        """Computes the sketch, of shape (N, min(dim, D)), of a batch (N, D) or (N, ...)."""
         check_float_tensor("x", x)
         if x.ndim < 2:
             raise ValueError(
@@ -137,17 +111,13 @@ class FoldedSignSketch(nn.Module):
             return x.to(dtype)
         signs = _signs(x.device, self.seed, width, dtype)
         rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
-        if can_be_op(x):
-            sketch: Tensor = _opaque_fold(x, signs, rotations, self.dim)
-            return sketch
-        return _fold(x, signs, rotations, self.dim)
+        function = _fold_on_cpu if can_run(x) else _fold
+        sketch: Tensor = function(x, signs, rotations, self.dim)
+        return sketch
 
 
 def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
     """Adds signed and rotated slices of ``x``, in the dtype of the signs."""
-    by_kernel = _by_kernel(x, signs, rotations, dim)
-    if by_kernel is not None:
-        return by_kernel
     # Slices of x are added in place: no padded copy and no product as large as x is made. The
     # sketch is twice as wide at first, so that a rotated slice is added in one piece.
     width = x.shape[1]
@@ -159,33 +129,14 @@ def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tenso
 
 
 @torch.library.custom_op("mvmr_loss::folded_sign_sketch", mutates_args=())
-def _opaque_fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
-    return _fold(x, signs, rotations, dim)
+def _fold_on_cpu(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
+    by_kernel = fold(x, signs, rotations, dim)
+    return _fold(x, signs, rotations, dim) if by_kernel is None else by_kernel
 
 
-@_opaque_fold.register_fake
+@_fold_on_cpu.register_fake
 def _(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor:
     return signs.new_empty(x.shape[0], dim)
-
-
-def _by_kernel(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor | None:
-    """Returns the same numbers from the C++ kernel, or None where it cannot be used."""
-    if not can_use_kernel(x) or x.stride(1) != 1:
-        return None
-    library = load_library(_KERNEL)
-    if library is None:
-        return None
-    out = x.new_empty(len(x), dim)
-    failed = library.folded_sign_sketch(
-        *pointers(x),
-        *sizes(x),
-        *pointers(signs),
-        (ctypes.c_int64 * len(rotations))(*rotations),
-        ctypes.c_int64(dim),
-        *pointers(out),
-        torch.get_num_threads(),
-    )
-    return None if failed else out
 
 
 @constant(maxsize=32)
@@ -210,12 +161,7 @@ class Sketched(Representation):
 
     Args:
         representation: What to sketch.
-        dim: Width of the sketch, at least 1.
-        seed: Seed of the signs, in [0, 2^64).
-
-    Raises:
-        TypeError: If ``representation`` is no Representation, or ``dim`` or ``seed`` is no integer.
-        ValueError: If ``dim`` or ``seed`` is out of range.
+        dim, seed: As in :func:`folded_sign_sketch`.
 
     Examples:
         >>> from mvmr_loss.representations import Pixels
@@ -240,28 +186,10 @@ class Sketched(Representation):
         self.minimum_size = representation.minimum_size
 
     def extract(self, images: Tensor) -> Tensor:
-        """Computes the sketched features of checked images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W).
-
-        Returns:
-            Tensor of shape (N, min(dim, D)).
-        """
         sketch: Tensor = self.sketch(self.representation.extract(images))
         return sketch
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of one image's sketch.
-
-        Args:
-            channels: Number of channels.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Returns:
-            ``(min(dim, D),)``.
-        """
         return (
             min(self.dim, math.prod(self.representation.output_shape(channels, height, width))),
         )

@@ -3,20 +3,26 @@
 import importlib.metadata
 import json
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from lightly.data import LightlyDataset
 from lightly.utils.benchmarking import LinearClassifier
+from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss import MVMRLoss, Normalization, Representations
 from mvmr_loss.adapters import lightly as adapter
-from mvmr_loss.adapters.lightly import MVMR, MVMRViT
+from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
+from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
+from mvmr_loss.adapters.lightly.transform import CIFAR_NORMALIZE
+from mvmr_loss.dependence import dependence_measure
+from mvmr_loss.representations import Pixels
 from mvmr_loss.teachers import Teacher
 
 SIZE, CLASSES = 16, 5
@@ -169,6 +175,9 @@ def test_a_teacher_on_the_command_line(teacher):
     assert list(model.representations(torch.rand(2, 3, 32, 32))) == ["teacher", "hog"]
 
 
+IMAGE = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
 class Photos(torch.utils.data.Dataset):
     """Noise whose samples are given as views, the first of them always the same."""
 
@@ -202,21 +211,77 @@ def test_kept_representations(teacher, tmp_path, monkeypatch):
     live = losses()
     assert sum(seen) == 3 * 12
     seen.clear()
-    kept = losses(representation_cache=str(tmp_path / "store"))
-    # Besides, single images by which the store is laid out, and one checked in each later batch.
+    kept = losses(cache=str(tmp_path / "store"), fill_cache=True)
+    # Besides, single images by which the store is laid out and checked, one a batch.
     assert 12 + 6 <= sum(seen) < 12 + 6 + 4
     seen.clear()
-    assert losses(representation_cache=str(tmp_path / "store")) == kept
+    assert losses(cache=tmp_path / "store") == kept
     assert 9 <= sum(seen) < 9 + 4
     # The store rounds to half precision.
     assert kept == pytest.approx(live, rel=1e-3)
 
 
+CIFAR = list(CIFAR_NORMALIZE.values())
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(4))])
+def test_the_normalisation_of_the_transform_and_of_the_representations(wrap, monkeypatch):
+    monkeypatch.setattr(Photos, "__getitem__", lambda self, i: (self.transform(IMAGE), i % CLASSES))
+
+    def fit(transform, **options):
+        photos = Photos()
+        photos.transform = transform
+        model = method(**{"representations": ["augmented_pixels"], **options})
+        trainer(max_epochs=1).fit(model, DataLoader(wrap(photos), 4))
+        return model.representations.normalization
+
+    fit(MVMRTransform.stl10(SIZE))
+    told = fit(MVMRTransform.cifar(SIZE), normalization=CIFAR)
+    assert told == Normalization.of(CIFAR)
+    fit(MVMRTransform(SIZE, normalize=None), normalization="none")
+    with pytest.raises(ValueError, match=r"normalization must be .*0\.491.* but is mean \(0\.485"):
+        fit(MVMRTransform.cifar(SIZE))
+    with pytest.raises(
+        ValueError, match=r"normalization must be .*std \(1\.0.* but is mean \(0\.485"
+    ):
+        fit(
+            MVMRTransform(SIZE, normalize=None),
+            representations=Representations({"augmented_pixels": None}),
+        )
+
+
+def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
+    """As the guide writes it, and read from another working directory."""
+    for i in range(8):
+        folder = tmp_path / "images" / str(i % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        torchvision.utils.save_image(torch.rand(3, SIZE, SIZE), folder / f"{i}.png")
+    (tmp_path / "elsewhere").mkdir()
+
+    def run(images, store, fill):
+        dataset = LightlyDataset(images, transform=MVMRTransform.cifar(SIZE))
+        model = method(representations=["hog"], normalization=CIFAR, cache=store, fill_cache=fill)
+        trainer(max_epochs=2).fit(model, DataLoader(dataset, 4))
+        return model._kept.representations.cache.is_valid().all()
+
+    monkeypatch.chdir(tmp_path)
+    assert run("images", "store", fill=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("../images", "../store", fill=False)
+    assert run(str(tmp_path / "images"), str(tmp_path / "store"), fill=False)
+    (tmp_path / "images" / "0" / "0.png").rename(tmp_path / "images" / "1" / "0.png")
+    with pytest.raises(ValueError, match="fingerprint is .* there but"):
+        run("../images", "../store", fill=False)
+
+
 def test_exception_kept_representations(tmp_path):
-    with pytest.raises(ValueError, match="representation_cache must be None where there are no"):
-        method(representations=[], representation_cache=str(tmp_path))
+    with pytest.raises(ValueError, match="cache must be None where there are no"):
+        method(representations=[], cache=str(tmp_path))
     with pytest.raises(TypeError, match="needs a LightlyDataset.*but the data set is a list"):
-        trainer().fit(method(representation_cache=str(tmp_path)), loader())
+        trainer().fit(method(cache=str(tmp_path)), loader())
+    dataset = DataLoader(LightlyDataset.from_torch_dataset(Photos()), 4)
+    with pytest.raises(ValueError, match="there is none at 'nowhere'; set fill_cache to True"):
+        trainer().fit(method(cache="nowhere"), dataset)
 
 
 def test_gathers_unless_told_otherwise():
@@ -309,6 +374,96 @@ def test_checkpoint(tmp_path, by_name):
     assert not any(name.startswith("representations") for name in model.state_dict())
 
 
+def embedding():
+    """A teacher that is an object, as large as the images."""
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 6))
+    return Teacher(network, preprocessing={"resize": None, "crop": None})
+
+
+class Wrapped(MVMR):
+    """A class of the user's: it takes an object of its own, and saves its arguments once more."""
+
+    def __init__(self, *arguments, net=None, **options):
+        super().__init__(*arguments, **options)
+        self.save_hyperparameters()
+
+
+# Argument -> a function that makes an object in it: at its top, in a mapping, in an option.
+OBJECTS = {
+    "backbone": lambda: Backbone(),
+    "representations": lambda: {"teacher": embedding(), "pixels": {}},
+    "representations (without state)": lambda: {"mine": Pixels()},
+    "representations (a module)": lambda: Representations(["pixels"]),
+    "representations (one's options)": lambda: [
+        {"name": "teacher", "module": nn.Flatten(), "preprocessing": {"resize": None, "crop": None}}
+    ],
+    "loss": lambda: {"dependence_measure": dependence_measure("hsic"), "variance_weight": 2.0},
+}
+
+
+@pytest.mark.parametrize("cls", [MVMR, Wrapped])
+@pytest.mark.parametrize("argument", OBJECTS)
+def test_checkpoints_hold_no_objects(argument, cls, tmp_path):
+    """They are read with weights_only, resumed and, with the object given again, loaded."""
+    make, name = OBJECTS[argument], argument.split()[0]
+
+    def made():
+        plain = {"hidden_dim": 16, "output_dim": 12, "representations": ["pixels"]}
+        plain["backbone"] = "shufflenet_v2_x0_5"
+        return cls(4, CLASSES, **{**plain, name: make()})
+
+    path, run = tmp_path / "model.ckpt", trainer(max_steps=1)
+    run.fit(made(), loader())
+    run.save_checkpoint(path)
+
+    held = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert held[name] == NOT_SAVED
+    assert held["hidden_dim"] == 16
+    json.dumps(held)  # of plain values throughout
+
+    again = trainer(max_steps=2)
+    again.fit(made(), loader(), ckpt_path=path, weights_only=True)
+    assert again.global_step == 2
+
+    with pytest.raises(ValueError, match=rf"give it again: load_from_checkpoint\(path, {name}="):
+        cls.load_from_checkpoint(path)
+    restored = cls.load_from_checkpoint(path, weights_only=True, **{name: make()})
+    for key, value in run.model.state_dict().items():
+        torch.testing.assert_close(restored.state_dict()[key], value)
+
+
+def test_checkpoints_of_a_class_with_an_object_of_its_own(tmp_path):
+    path, run = tmp_path / "model.ckpt", trainer(max_steps=1)
+    options = {"backbone": "shufflenet_v2_x0_5", "hidden_dim": 16, "output_dim": 12}
+    run.fit(Wrapped(4, CLASSES, net=Backbone(), representations=["pixels"], **options), loader())
+    run.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["net"] == NOT_SAVED
+
+
+def test_numbers_of_numpy_and_paths_are_saved_as_plain_ones(tmp_path):
+    given = {
+        "lr": np.float32(0.5),
+        "knn_k": np.int64(3),
+        "representations": ({"name": "hog", "orientations": 4},),
+        "loss": OmegaConf.create({"variance_weight": 2.0}),
+        "weight_decay": np.float64(0.25),
+        "cache": tmp_path / "store",
+    }
+    model = MVMR(np.int64(4), CLASSES, backbone="shufflenet_v2_x0_5", hidden_dim=8, **given)
+    run = trainer(max_steps=1)
+    model.cache = None  # the images have no file names
+    run.fit(model, loader(), [loader(views=1), loader(views=1)])
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    held = torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]
+    numbers = ("batch_size_per_device", "lr", "knn_k", "weight_decay")
+    assert [held[name] for name in numbers] == [4, 0.5, 3, 0.25]
+    assert held["representations"] == ({"name": "hog", "orientations": 4},)
+    assert held["loss"] == {"variance_weight": 2.0}
+    assert held["cache"] == str(tmp_path / "store")
+    MVMR.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+
+
 def test_resume_continues_exactly(tmp_path):
     def fit(model, **options):
         losses = []
@@ -390,14 +545,20 @@ def test_exception_views(views, error, match):
     [
         ({"num_classes": 1}, ValueError, "num_classes must be at least 2 but is 1"),
         ({"knn_k": 0}, ValueError, "knn_k must be at least 1 but is 0"),
-        ({"lr": -1.0}, ValueError, "lr must be at least 0 and finite but is -1.0"),
-        ({"warmup_epochs": float("nan")}, ValueError, "warmup_epochs must be at least 0"),
+        ({"lr": -1.0}, ValueError, "lr must be finite and at least 0 but is -1.0"),
+        (
+            {"warmup_epochs": float("nan")},
+            ValueError,
+            "warmup_epochs must be finite and at least 0",
+        ),
         ({"backbone": "resnet19"}, ValueError, "torchvision or timm model.*but is 'resnet19'"),
         ({"backbone": 3}, TypeError, "backbone must be a name or a torch.nn.Module but is a int"),
         ({"backbone": nn.Flatten()}, ValueError, "feature_dim must be given for a backbone"),
         ({"backbone": "squeezenet1_1"}, ValueError, "feature_dim must be given for a backbone"),
         ({"representations": ["sift"]}, ValueError, "'sift'"),
         ({"loss": {"covariance_weight": 1.0}}, TypeError, "covariance_weight"),
+        ({"loss": [1.0]}, TypeError, "loss must be a mapping of options.*but is a list"),
+        ({"fill_cache": "no"}, TypeError, "fill_cache must be True or False but is 'no'"),
     ],
 )
 def test_exception(options, error, match):

@@ -154,11 +154,19 @@ def test_data_sets(folder, kind, num_workers):
     ("options", "error", "match"),
     [
         ({"input_size": 0}, ValueError, "input_size must be at least 1 but is 0"),
-        ({"input_size": 32.0}, TypeError, "input_size must be an int but is 32.0"),
+        ({"input_size": 32.0}, TypeError, "input_size must be an int but is a float"),
         ({"resize_size": 16}, ValueError, "resize_size must be at least 32 but is 16"),
         ({"num_augmented_views": 0}, ValueError, "num_augmented_views must be at least 1"),
-        ({"cj_prob": 1.5}, ValueError, r"cj_prob must be a probability in \[0, 1\] but is 1.5"),
-        ({"min_scale": 0}, ValueError, r"min_scale must be in \(0, 1\] but is 0"),
+        (
+            {"cj_prob": 1.5},
+            ValueError,
+            "cj_prob must be finite and at least 0 and at most 1 but is 1.5",
+        ),
+        (
+            {"min_scale": 0},
+            ValueError,
+            "min_scale must be finite and at most 1 and above 0 but is 0",
+        ),
         ({"interpolation": "cubic"}, ValueError, "interpolation must be 'bilinear'"),
         ({"normalize": {"mean": [0.5]}}, ValueError, "normalize must be"),
         ({"normalize": {"mean": [0.5], "std": [0.0]}}, ValueError, "normalize must be"),

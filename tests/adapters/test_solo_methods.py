@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.common.photographs import Photographs
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations
 from mvmr_loss.adapters.solo import SoloConfigError
+from mvmr_loss.adapters.solo.building import with_host_normalization
+from mvmr_loss.adapters.solo.checks import check_pretraining
 from mvmr_loss.adapters.solo.options import (
     METHOD_DEFAULTS,
     REGULARIZER_DEFAULTS,
-    check_pretraining,
+    check_method_options,
 )
 from mvmr_loss.normalization import Normalization
 
@@ -78,7 +80,13 @@ FOR_METHOD: dict[str, dict[str, Any]] = {
 
 
 def pipeline(crop_size: int, num_crops: int, augmented: bool) -> dict[str, Any]:
-    return {"rrc": {"enabled": augmented}, "crop_size": crop_size, "num_crops": num_crops}
+    none = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equalization")
+    return {
+        "rrc": {"enabled": augmented, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
+        **{name: {"prob": 0.0} for name in (*none, "horizontal_flip")},
+        "crop_size": crop_size,
+        "num_crops": num_crops,
+    }
 
 
 def make_cfg(method: str, small_crops: int = 0, **more: Any) -> DictConfig:
@@ -277,11 +285,24 @@ def test_representations_know_the_normalisation_of_their_data_set(name: str) -> 
     with initialize_config_module("mvmr_loss.adapters.solo.configs", version_base="1.2"):
         cfg = compose(name)
     normalize = build_transform_pipeline(cfg.data.dataset, cfg.augmentations[0]).transforms[-1]
-    named = [{"name": r} if isinstance(r, str) else r for r in cfg.method_kwargs.representations]
-    (told,) = [r for r in named if r["name"] in ("augmented_pixels", "teacher")]
-    for statistic in ("mean", "std"):
-        given = told.get(statistic, getattr(Normalization.imagenet(), statistic))
-        assert list(given) == list(getattr(normalize, statistic))
+    options = with_host_normalization(check_method_options(cfg.method_kwargs), cfg, view=0)
+    assert options["normalization"] == Normalization(tuple(normalize.mean), tuple(normalize.std))
+    own = with_host_normalization(check_method_options({"normalization": "none"}), cfg, view=0)
+    assert own["normalization"] == "none"
+
+
+@pytest.mark.parametrize("method", ["mvmr", "vicreg"])
+def test_representations_are_told_the_normalisation(method: str, images: Tensor) -> None:
+    if method == "mvmr":
+        cfg = make_cfg("mvmr")
+        cfg.method_kwargs.representations = ["augmented_pixels"]
+    else:
+        cfg = regularized_cfg(method, representations=["augmented_pixels"])
+    cfg.data.dataset = "cifar100"
+    model = build(cfg)
+    fit(model, Samples(images, [32, 32] if method == "mvmr" else [32, 32, 40]))
+    source = model.representations if method == "mvmr" else model.mvmr_representations
+    assert source.representations.normalization == Normalization.cifar100()
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -324,7 +345,7 @@ def test_defaults_are_filled() -> None:
     model = build(cfg)
     assert cfg.method_kwargs.variance_margin == METHOD_DEFAULTS["variance_margin"] == 1.0
     assert cfg.method_kwargs.proj_output_dim == model.projector.layers[-1].out_features == 16
-    assert not model.criterion.gather_distributed
+    assert model.criterion.gather_distributed
 
 
 def test_smoke(images: Tensor) -> None:
@@ -757,3 +778,47 @@ def test_exception_regulariser_options() -> None:
         build(regularized_cfg("vicreg", representations=["pixels"], weight=1.0))
     with pytest.raises(SoloConfigError, match="needs the non-augmented image or a cache"):
         build(make_cfg("vicreg", mvmr_regularizer={"representations": ["pixels"]}))
+
+
+def test_accuracies_of_few_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """solo-learn asks for the top five; there are three classes."""
+    from solo.methods import base, linear
+
+    logits, targets = torch.eye(3), torch.tensor([0, 1, 1])
+    for module in (base, linear):
+        top1, top5 = module.accuracy_at_k(logits, targets, top_k=(1, 5))
+        assert (top1.item(), top5.item()) == (pytest.approx(200 / 3), 100)
+    five = base.accuracy_at_k(torch.eye(6), torch.arange(6), top_k=(1, 5))
+    assert [value.item() for value in five] == [100, 100]
+    assert capsys.readouterr().err.count("the images have 3 classes, so that acc5 is") == 1
+
+
+@pytest.mark.parametrize("method", ["mvmr", "byol"])
+def test_results_are_printed(
+    method: str, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, in whichever method of solo-learn's."""
+    logged = fit(build(make_cfg(method)), Samples(images, [32, 32]))
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "mvmr-loss: results: " in s]
+    assert f"train_class_loss {logged['train_class_loss']:.4g}" in line
+    assert f"train_acc1 {logged['train_acc1']:.4g}" in line
+
+
+def test_checkpoints_hold_no_objects(images: Tensor, tmp_path: Path) -> None:
+    """Of both kinds, with options that are nested: plain to read, and loaded with the configuration."""
+    measure = {"dependence_measure": {"name": "hsic", "kernel": "linear"}}
+    plain = make_cfg("mvmr")
+    plain.method_kwargs.update(measure)
+    for cfg in (plain, regularized_cfg("vicreg", representations=["pixels"], **measure)):
+        model, sizes = build(cfg), [32, 32] if cfg is plain else [32, 32, 40]
+        from lightning.pytorch import Trainer
+
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        runner = Trainer(accelerator="cpu", max_steps=1, **quiet)
+        runner.fit(model, DataLoader(Samples(images, sizes), batch_size=16))
+        runner.save_checkpoint(tmp_path / "model.ckpt")
+        held = torch.load(tmp_path / "model.ckpt", weights_only=True)
+        assert not held.get("hyper_parameters")
+        restored = type(model).load_from_checkpoint(tmp_path / "model.ckpt", cfg=cfg)
+        for name, value in restored.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value)

@@ -12,15 +12,15 @@ import torch
 from omegaconf import OmegaConf
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss.adapters import GATHER_DISTRIBUTED
+from mvmr_loss.adapters.solo.building import representation_source
+from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
 from mvmr_loss.adapters.solo.options import (
     METHOD_DEFAULTS,
     REGULARIZER_DEFAULTS,
     SoloConfigError,
     check_method_options,
-    check_pipelines,
-    check_pretraining,
     check_regularizer_options,
-    representation_source,
 )
 
 
@@ -58,7 +58,26 @@ def test_smoke() -> None:
 )
 def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: Any) -> None:
     for name, parameter in inspect.signature(function).parameters.items():
-        assert defaults[name] == parameter.default
+        if name != "gather_distributed":
+            assert defaults[name] == parameter.default
+
+
+def test_all_hosts_gather_unless_told_otherwise() -> None:
+    """lightly's has a test of its own."""
+    assert METHOD_DEFAULTS["gather_distributed"] is REGULARIZER_DEFAULTS["gather_distributed"]
+    assert METHOD_DEFAULTS["gather_distributed"] is GATHER_DISTRIBUTED is True
+
+
+MEASURE = {"name": "distance_correlation", "eps": 1e-4}
+
+
+def test_a_measure_with_options_by_a_mapping() -> None:
+    """As a configuration file says it."""
+    given = OmegaConf.create({"dependence_measure": MEASURE})
+    assert check_method_options(given)["dependence_measure"] == MEASURE
+    assert check_regularizer_options(given)["dependence_measure"] == MEASURE
+    assert type(check_method_options(given)["dependence_measure"]) is dict
+    check_pretraining(pretraining("mvmr", PLAIN, AUGMENTED, method_kwargs=given))
 
 
 def test_the_guide_names_every_option_and_configuration() -> None:
@@ -112,12 +131,16 @@ def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> Non
         ),
         (
             {"proj_output_dim": 0},
-            "method_kwargs.proj_output_dim must be an int of at least 1 but is 0",
+            "method_kwargs.proj_output_dim must be at least 1 but is 0",
         ),
-        ({"proj_hidden_dim": "8k"}, "proj_hidden_dim must be an int of at least 1 but is '8k'"),
+        ({"proj_hidden_dim": "8k"}, "proj_hidden_dim must be an int but is a str"),
         ({"variance_weight": -1.0}, "method_kwargs: variance_weight must be .* but is -1"),
         ({"invariance_weight": "1"}, "method_kwargs: invariance_weight must be a number"),
         ({"dependence_measure": "no"}, "method_kwargs: .*'no'"),
+        ({"dependence_measure": {**MEASURE, "pes": 1}}, "method_kwargs: .*no option 'pes'"),
+        ({"dependence_measure": {"eps": 1e-4}}, "method_kwargs: .*a mapping with a 'name'"),
+        ({"representation_weights": [1.0]}, "method_kwargs: representation_weights .*list"),
+        ({"normalization": "imagenette"}, "method_kwargs: normalization must be one of"),
         ({"gather_distributed": "yes"}, "gather_distributed must be True or False but is 'yes'"),
         ({"representations": ["no"]}, "representation must be one of .* but is 'no'"),
         (

@@ -118,6 +118,8 @@ def test_main_pretrain_with_the_installed_plugin(
     saved = json.loads((checkpoint(cwd).parent / "args.json").read_text())
     assert saved["method"] == "mvmr"
     assert saved["method_kwargs"]["variance_margin"] == 1.0
+    assert "mvmr-loss: results: " in done.stdout
+    assert "train_acc1 " in done.stdout
     logged = scalars(cwd)
     names = ("mvmr", "invariance", "variance", "dependence", "pixels", "scattering", "hog")
     for name in (*names, "local_std", "augmented_pixels"):
@@ -152,6 +154,7 @@ def test_main_linear(
     assert "added by its Hydra plugin" in done.stderr
     (accuracy,) = scalars(pretrained[0])["val_acc1"]
     assert 0 <= accuracy <= 100
+    assert f"mvmr-loss: results: val_acc1 {accuracy:.4g}, val_acc5 " in done.stdout
 
 
 def evaluation_arguments(cwd: Path, folder: Path) -> list[str]:
@@ -258,6 +261,51 @@ def test_own_configuration_upon_a_shipped_one_and_its_errors(
         "augmentations[0] must be the non-augmented pipeline for method 'mvmr' but has rrc.enabled; "
         "augmentations[1] is: put it first."
     ) in done.stderr
+
+
+def test_a_relative_folder_of_few_classes_with_a_cache(
+    run_solo: Run, photograph_folder: Path, tmp_path: Path
+) -> None:
+    """Images, store and checkpoints by relative paths, from two working directories."""
+    for split in ("train", "test"):
+        for source in sorted((photograph_folder / split).iterdir())[:3]:
+            shutil.copytree(source, tmp_path / "images" / split / source.name)
+
+    def pretrain(cwd: Path, up: str, *options: str) -> str:
+        done = run_solo(
+            *("main_pretrain.py", "--config-name", "mvmr_custom", *ON_CPU, *SMALL),
+            *(f"data.train_path={up}images/train", f"data.val_path={up}images/test"),
+            *("optimizer.batch_size=8", "max_epochs=1"),
+            *("method_kwargs.representations=[pixels,hog]", f"method_kwargs.cache={up}store"),
+            *options,
+            cwd=cwd,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "mvmr-loss: results: val_acc1 " in pretrain(
+        tmp_path, "", "method_kwargs.fill_cache=True"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    # The same measure with options, by the command line; the store is that of the same images.
+    pretrain(
+        tmp_path / "elsewhere",
+        "../",
+        "method_kwargs.dependence_measure={name: distance_correlation, eps: 1e-4}",
+    )
+    saved = json.loads((checkpoint(tmp_path / "elsewhere").parent / "args.json").read_text())
+    assert saved["method_kwargs"]["dependence_measure"]["eps"] == 1e-4
+
+    done = run_solo(
+        *("main_linear.py", "--config-name", "mvmr_custom_linear", *ON_CPU),
+        *("data.train_path=images/train", "data.val_path=images/test", "max_epochs=1"),
+        *("backbone.name=resnet18", "optimizer.batch_size=8"),
+        f"pretrained_feature_extractor='{checkpoint(tmp_path).relative_to(tmp_path)}'",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the images have 3 classes, so that acc5 is the accuracy in") == 1
+    assert "mvmr-loss: results: val_acc1 " in done.stdout
 
 
 @pytest.mark.parametrize(

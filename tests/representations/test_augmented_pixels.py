@@ -17,6 +17,7 @@ from mvmr_loss.representations.augmented_pixels import (
     _jitter_colors,
     _shift_hue,
 )
+from tests.representations.tester import EAGER, RepresentationTester
 
 NOTHING = {
     "crop_scale": (1.0, 1.0),
@@ -26,6 +27,51 @@ NOTHING = {
     "blur": False,
 }
 UNIT = {"normalization": "none"}
+
+
+class TestAugmentedPixels(RepresentationTester):
+    module = AugmentedPixels
+    function = staticmethod(augmented_pixels)
+    options = {
+        "seed": 1,
+        "normalization": ((0.5, 0.25, 0.25), (0.5, 0.5, 0.25)),
+        "crop_scale": (0.25, 1.0),
+        "flip_probability": 0.25,
+        "color_jitter": (0.125, 0.125, 0.125, 0.0625),
+        "color_jitter_probability": 0.5,
+        "grayscale_probability": 0.25,
+        "blur": True,
+    }
+    shapes = [(4, 3, 96, 96), (2, 3, 40, 64), (3, 1, 32, 32), (2, 5, 24, 9)]
+    second_order = False
+    forward_mode = False  # torch has none of grid_sample
+    wrong = [
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"seed": "0"}, TypeError, "seed must be an int but is a str"),
+        ({"normalization": None}, ValueError, "normalization must be one of 'imagenet'"),
+        ({"normalization": ((0.5,), (0.5,))}, ValueError, "must be of three channels"),
+        ({"crop_scale": (0.0, 1.0)}, ValueError, r"crop_scale must be two ascending numbers"),
+        ({"crop_scale": (0.5, 0.2)}, ValueError, r"crop_scale must be two ascending numbers"),
+        ({"flip_probability": 1.5}, ValueError, "flip_probability must be .* at most 1 but is 1.5"),
+        ({"grayscale_probability": "no"}, TypeError, "grayscale_probability must be a number"),
+        ({"blur": "no"}, TypeError, "blur must be True or False but is 'no'"),
+        ({"color_jitter": (1, 1, 1)}, ValueError, "color_jitter must be 4 finite numbers"),
+        ({"color_jitter": (1, 1, 1, 0.6)}, ValueError, "hue, at most 0.5"),
+    ]
+
+    def images(self, *shape, dtype=torch.float32):
+        # Away from colours of 0 and 1, where they are clamped.
+        return 0.2 * super().images(*shape, dtype=dtype)
+
+    def test_not_cacheable(self):
+        assert AugmentedPixels.cacheable is False
+
+    def test_compiled_counts(self):
+        module = self.make()
+        compiled, reference = EAGER(module), self.make()
+        for _ in range(2):
+            torch.testing.assert_close(compiled(self.images()), reference(self.images()))
+        assert int(module.samples_drawn) == 8
 
 
 def make_images(*shape, dtype=torch.float32):
@@ -38,24 +84,11 @@ def photographs():
     return torch.stack([image[:, i : i + 96, j : j + 96] for i in (0, 120) for j in (150, 230)])
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 96, 96), (2, 3, 40, 64), (3, 1, 32, 32), (2, 5, 24, 9)])
-def test_smoke(shape):
-    images = make_images(*shape)
-    features = AugmentedPixels()(images)
-    assert features.shape == images.shape == (shape[0], *AugmentedPixels().output_shape(*shape[1:]))
-    assert torch.isfinite(features).all()
-    assert not torch.allclose(features, images)
-
-
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 1, 1, 7), (2, 3, 5, 1)])
 def test_tiny_images(shape):
     features = AugmentedPixels(**UNIT)(make_images(*shape))
     assert features.shape == shape
     assert torch.isfinite(features).all()
-
-
-def test_not_cacheable():
-    assert AugmentedPixels.cacheable is False
 
 
 @pytest.mark.parametrize("size", [(32, 32), (17, 40)])
@@ -234,18 +267,6 @@ def test_eval_mode_and_inference_mode_draw_as_well(photographs):
     assert not torch.allclose(module(photographs), first)
 
 
-def test_single_image_and_strides(photographs):
-    expected = augmented_pixels(photographs)
-    torch.testing.assert_close(augmented_pixels(photographs[0]), expected[:1])
-    channels_last = photographs.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(augmented_pixels(channels_last), expected, rtol=0, atol=1e-5)
-    strided = photographs.mT.contiguous().mT
-    torch.testing.assert_close(augmented_pixels(strided), expected, rtol=0, atol=1e-5)
-    doubles = augmented_pixels(photographs.double())
-    assert doubles.dtype == torch.float64
-    torch.testing.assert_close(doubles.float(), expected, rtol=0, atol=1e-3)
-
-
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_images_stay_constant(value):
     images = torch.full((8, 3, 24, 24), value)
@@ -253,51 +274,6 @@ def test_constant_images_stay_constant(value):
     assert features.std(dim=(2, 3)).max() < 1e-5
     assert features.min() >= -1e-6
     assert features.max() <= 1 + 1e-6
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_gradcheck(channels):
-    # Away from 0 and 1, where colours are clamped.
-    images = (0.4 + 0.2 * make_images(2, channels, 5, 6, dtype=torch.float64)).requires_grad_()
-    options = UNIT | {"color_jitter": (0.1, 0.1, 0.1, 0.05)}
-
-    def augment(x):
-        return augmented_pixels(x, seed=1, **options)
-
-    assert torch.autograd.gradcheck(augment, images)
-    assert AugmentedPixels(differentiable=True)(images).requires_grad
-    assert not AugmentedPixels()(images).requires_grad
-
-
-def test_compile(photographs):
-    module, reference = AugmentedPixels(seed=2), AugmentedPixels(seed=2)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for _ in range(2):
-        torch.testing.assert_close(compiled(photographs), reference(photographs))
-    assert int(module.samples_drawn) == 8
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"seed": -1}, ValueError, "seed must be at least 0"),
-        ({"seed": "0"}, TypeError, "seed must be an int but is a str"),
-        ({"normalization": None}, ValueError, "normalization must be one of 'imagenet'"),
-        ({"normalization": ((0.5,), (0.5,))}, ValueError, "must be of three channels"),
-        ({"crop_scale": (0.0, 1.0)}, ValueError, r"crop_scale must be two ascending numbers"),
-        ({"crop_scale": (0.5, 0.2)}, ValueError, r"crop_scale must be two ascending numbers"),
-        ({"flip_probability": 1.5}, ValueError, "flip_probability must be .* at most 1 but is 1.5"),
-        ({"grayscale_probability": "no"}, TypeError, "grayscale_probability must be a number"),
-        ({"blur": "no"}, TypeError, "blur must be True or False but is 'no'"),
-        ({"color_jitter": (1, 1, 1)}, ValueError, "color_jitter must be 4 finite numbers"),
-        ({"color_jitter": (1, 1, 1, 0.6)}, ValueError, "hue, at most 0.5"),
-    ],
-)
-def test_exception(options, error, message):
-    with pytest.raises(error, match=message):
-        AugmentedPixels(**options)
-    with pytest.raises(error, match=message):
-        augmented_pixels(make_images(1, 3, 8, 8), **options)
 
 
 def test_negative_start():

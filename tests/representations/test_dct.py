@@ -7,8 +7,15 @@ import scipy.fft
 import torch
 
 from mvmr_loss.representations import DCT, dct
+from tests.representations.tester import RepresentationTester
 
 SHAPES = [(2, 3, 96, 96), (1, 1, 32, 32), (2, 3, 17, 40), (3, 2, 1, 9), (1, 4, 5, 1), (1, 1, 1, 1)]
+
+
+class TestDCT(RepresentationTester):
+    module = DCT
+    function = staticmethod(dct)
+    shapes = SHAPES
 
 
 def make_images(*shape, dtype=torch.float64):
@@ -46,52 +53,3 @@ def test_constant_images_have_one_coefficient():
     assert torch.isclose(features[0, 0, 0, 0], torch.tensor(3.0 * 48**0.5, dtype=torch.float64))
     features[..., 0, 0] = 0
     assert features.abs().max() < 1e-14
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cardinality(shape):
-    assert DCT()(make_images(*shape)).shape == (shape[0], *DCT().output_shape(*shape[1:]))
-
-
-def test_module_single_batch_and_strides():
-    images = make_images(4, 3, 12, 10)
-    expected = dct(images)
-    assert torch.equal(DCT()(images), expected)
-    torch.testing.assert_close(DCT()(images[1]), expected[1:2])
-    strided = images.transpose(2, 3).contiguous().transpose(2, 3)
-    torch.testing.assert_close(DCT()(strided), expected)
-    channels_last = images.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(DCT()(channels_last), expected)
-    assert DCT()(images.half()).dtype == torch.float32
-
-
-def test_gradcheck():
-    images = make_images(2, 2, 3, 5).requires_grad_()
-    assert torch.autograd.gradcheck(DCT(differentiable=True), images)
-    assert torch.autograd.gradgradcheck(DCT(differentiable=True), images)
-    assert not DCT()(images).requires_grad
-
-
-def test_basis_kept_from_inference_mode_serves_a_gradient():
-    images = make_images(1, 1, 7, 11)
-    with torch.inference_mode():
-        dct(images)
-    images.requires_grad_()
-    dct(images).sum().backward()
-    assert torch.isfinite(images.grad).all()
-
-
-@pytest.mark.parametrize("size", [(12, 12), (9, 16)])
-def test_compile(size):
-    images = make_images(2, 3, *size)
-    compiled = torch.compile(DCT(), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images), dct(images))
-
-
-def test_exception():
-    with pytest.raises(ValueError, match=r"images must have shape \(N, C, H, W\)"):
-        dct(torch.zeros(4, 4))
-    with pytest.raises(ValueError, match="images must be finite"):
-        DCT()(torch.full((1, 1, 4, 4), float("inf")))
-    with pytest.raises(TypeError, match="images must be a torch"):
-        dct("image")

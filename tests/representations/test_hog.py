@@ -10,6 +10,7 @@ import skimage.feature
 import torch
 
 from mvmr_loss.representations import HOG, hog
+from tests.representations.tester import RepresentationTester
 
 PHOTOGRAPHS = {
     "astronaut": lambda: skimage.data.astronaut()[20:149, 150:260],
@@ -17,6 +18,42 @@ PHOTOGRAPHS = {
     "coffee": lambda: skimage.data.coffee()[150:246, 200:310],
     "camera": lambda: skimage.data.camera()[50:170, 180:300, None],
 }
+
+
+class TestHOG(RepresentationTester):
+    module = HOG
+    function = staticmethod(hog)
+    options = {
+        "orientations": 5,
+        "pixels_per_cell": 4,
+        "cells_per_block": 2,
+        "block_norm": "L2-Hys",
+        "gradient": "sobel",
+        "interpolation": "linear",
+    }
+    second_order = False
+    wrong = [
+        ({"orientations": 0}, ValueError, "orientations must be at least 1 but is 0"),
+        ({"orientations": 9.0}, TypeError, "orientations must be an int but is a float"),
+        ({"pixels_per_cell": (8, 8)}, TypeError, "pixels_per_cell must be an int but is a tuple"),
+        ({"cells_per_block": 0}, ValueError, "cells_per_block must be at least 1"),
+        ({"cells_per_block": 3}, ValueError, "block_norm must be given for blocks of 3 x 3 cells"),
+        ({"block_norm": "l2"}, ValueError, "block_norm must be one of None, 'L1'.* but is 'l2'"),
+        ({"gradient": "scharr"}, ValueError, "gradient must be one of 'sobel', 'central'"),
+        ({"interpolation": "cubic"}, ValueError, "interpolation must be one of 'linear', 'none'"),
+    ]
+
+
+class TestDefaultHOG(RepresentationTester):
+    module = HOG
+    shapes = [(2, 3, 96, 96), (1, 1, 33, 47)]
+
+
+class TestDalalTriggs(RepresentationTester):
+    module = HOG
+    options = TestHOG.options | {"gradient": "central", "interpolation": "none"}
+    # A step to another bin is no slope.
+    test_gradcheck = None
 
 
 def make_images(*shape, dtype=torch.float64):
@@ -185,18 +222,6 @@ def test_rest_beyond_the_last_cell_is_left_out():
     torch.testing.assert_close(hog(images, **kwargs), inner)
 
 
-def test_module_single_batch_and_strides():
-    images = make_images(5, 3, 24, 32)
-    module = HOG()
-    expected = hog(images)
-    assert torch.equal(module(images), expected)
-    assert torch.equal(module(images[1]), expected[1:2])
-    assert torch.equal(torch.cat([module(part) for part in images.split(2)]), expected)
-    assert torch.equal(module(images.mT.contiguous().mT), expected)
-    assert torch.equal(module(images.to(memory_format=torch.channels_last)), expected)
-    assert module(images.half()).dtype == torch.float32
-
-
 @pytest.mark.parametrize("block_norm", [None, "L1", "L1-sqrt", "L2", "L2-Hys"])
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_constant_images(block_norm, value):
@@ -222,43 +247,3 @@ def test_gradcheck(options):
     module = HOG(5, 4, **options, differentiable=True)
     assert torch.autograd.gradcheck(module, images, eps=1e-7, atol=1e-5)
     assert not HOG(5, 4, **options)(images).requires_grad
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"cells_per_block": 2, "block_norm": "L2-Hys", "interpolation": "none"}]
-)
-@pytest.mark.parametrize("differentiable", [False, True])
-def test_compile(options, differentiable):
-    images = make_images(2, 3, 24, 16).requires_grad_(differentiable)
-    module = HOG(**options, differentiable=differentiable)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    features = compiled(images)
-    torch.testing.assert_close(features, module(images))
-    assert features.requires_grad == differentiable
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"orientations": 0}, ValueError, "orientations must be at least 1 but is 0"),
-        ({"orientations": 9.0}, TypeError, "orientations must be an int but is a float"),
-        ({"pixels_per_cell": (8, 8)}, TypeError, "pixels_per_cell must be an int but is a tuple"),
-        ({"cells_per_block": 0}, ValueError, "cells_per_block must be at least 1"),
-        ({"cells_per_block": 3}, ValueError, "block_norm must be given for blocks of 3 x 3 cells"),
-        ({"block_norm": "l2"}, ValueError, "block_norm must be one of None, 'L1'.* but is 'l2'"),
-        ({"gradient": "scharr"}, ValueError, "gradient must be one of 'sobel', 'central'"),
-        ({"interpolation": "cubic"}, ValueError, "interpolation must be one of 'linear', 'none'"),
-    ],
-)
-def test_exception(options, error, message):
-    with pytest.raises(error, match=message):
-        HOG(**options)
-    with pytest.raises(error, match=message):
-        hog(torch.rand(1, 1, 32, 32), **options)
-
-
-def test_too_small():
-    with pytest.raises(ValueError, match=r"images must be at least 8 x 8 pixels.* but are 32 x 7"):
-        hog(torch.rand(1, 1, 32, 7))
-    with pytest.raises(ValueError, match="images must be at least 24 x 24 pixels"):
-        HOG(cells_per_block=3, block_norm="L2")(torch.rand(1, 1, 23, 32))

@@ -8,6 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from mvmr_loss.representations import LocalStd, local_std
+from tests.representations.tester import RepresentationTester
+
+
+class TestLocalStd(RepresentationTester):
+    module = LocalStd
+    function = staticmethod(local_std)
+    options = {"window_size": 5}
+    wrong = [
+        ({"window_size": 4}, ValueError, "window_size must be odd and at least 3 but is 4"),
+        ({"window_size": 1}, ValueError, "window_size must be odd and at least 3 but is 1"),
+        ({"window_size": 3.0}, TypeError, "window_size must be an int but is a float"),
+    ]
 
 
 def make_images(*shape, dtype=torch.float64):
@@ -82,56 +94,3 @@ def test_equivariance():
     torch.testing.assert_close(local_std(images.flip(-1)), features.flip(-1))
     torch.testing.assert_close(local_std(images.mT), features.mT)
     torch.testing.assert_close(local_std(-3 * images + 2), 3 * features)
-
-
-def test_module_single_batch_and_strides():
-    images = make_images(4, 3, 12, 10)
-    expected = local_std(images)
-    module = LocalStd()
-    assert torch.equal(module(images), expected)
-    assert module.output_shape(3, 12, 10) == expected.shape[1:]
-    assert torch.equal(module(images[1]), expected[1:2])
-    assert torch.equal(module(images.mT.contiguous().mT), expected)
-    assert torch.equal(module(images.to(memory_format=torch.channels_last)), expected)
-    assert torch.equal(torch.cat([module(part) for part in images.split(3)]), expected)
-    assert module(images.bfloat16()).dtype == torch.float32
-
-
-def test_gradcheck():
-    images = make_images(2, 2, 4, 5).requires_grad_()
-    assert torch.autograd.gradcheck(LocalStd(differentiable=True), images)
-    assert torch.autograd.gradgradcheck(LocalStd(differentiable=True), images)
-    assert not LocalStd()(images).requires_grad
-
-
-@pytest.mark.parametrize("differentiable", [False, True])
-def test_compile(differentiable):
-    images = make_images(2, 3, 9, 8).requires_grad_(differentiable)
-    module = LocalStd(differentiable=differentiable)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    features = compiled(images)
-    torch.testing.assert_close(features, module(images))
-    assert features.requires_grad == differentiable
-
-
-@pytest.mark.parametrize(
-    ("window_size", "error", "message"),
-    [
-        (4, ValueError, "window_size must be odd and at least 3 but is 4"),
-        (1, ValueError, "window_size must be odd and at least 3 but is 1"),
-        (3.0, TypeError, "window_size must be an int but is a float"),
-    ],
-)
-def test_exception(window_size, error, message):
-    with pytest.raises(error, match=message):
-        LocalStd(window_size)
-    with pytest.raises(error, match=message):
-        local_std(torch.rand(1, 1, 8, 8), window_size)
-
-
-def test_too_small():
-    assert local_std(torch.rand(1, 1, 2, 2)).shape == (1, 1, 2, 2)
-    with pytest.raises(ValueError, match="images must be at least 2 x 2 pixels"):
-        local_std(torch.rand(1, 1, 1, 8))
-    with pytest.raises(ValueError, match="images must be at least 5 x 5 pixels"):
-        LocalStd(window_size=9)(torch.rand(1, 1, 4, 8))

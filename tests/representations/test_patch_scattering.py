@@ -7,6 +7,20 @@ import torch
 
 from mvmr_loss import Representations
 from mvmr_loss.representations import PatchScattering, Scattering, patch_scattering, scattering
+from tests.representations.tester import RepresentationTester
+
+
+class TestPatchScattering(RepresentationTester):
+    module = PatchScattering
+    function = staticmethod(patch_scattering)
+    options = {"J": 2, "L": 2, "max_order": 2, "grid_size": 2}
+    second_order = False
+    wrong = [
+        ({"grid_size": 0}, ValueError, "grid_size must be at least 1 but is 0"),
+        ({"grid_size": (4, 4)}, TypeError, "grid_size must be an int but is a tuple"),
+        ({"J": 0}, ValueError, "J must be at least 1 but is 0"),
+        ({"max_order": 0}, ValueError, "max_order must be one of 1, 2 but is 0"),
+    ]
 
 
 def make_images(*shape, dtype=torch.float32):
@@ -70,68 +84,3 @@ def test_by_name():
     features = representations(images)["patch_scattering"]
     torch.testing.assert_close(features, patch_scattering(images, 1, 4, grid_size=2).flatten(1))
     assert representations.sizes(3, 32, 40) == {"patch_scattering": features.shape[1]}
-
-
-def test_module_single_batch_and_strides():
-    images = make_images(4, 3, 32, 40)
-    module = PatchScattering()
-    expected = patch_scattering(images)
-    torch.testing.assert_close(module(images), expected)
-    torch.testing.assert_close(module(images[1]), expected[1:2])
-    torch.testing.assert_close(module(images.mT.contiguous().mT), expected)
-    torch.testing.assert_close(module(images.to(memory_format=torch.channels_last)), expected)
-    torch.testing.assert_close(torch.cat([module(part) for part in images.split(3)]), expected)
-
-
-def test_half_precision_and_autocast():
-    images = make_images(2, 3, 32, 32).half()
-    expected = patch_scattering(images.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = PatchScattering()(images)
-    assert features.dtype == torch.float32
-    assert torch.equal(features, expected)
-
-
-def test_gradcheck():
-    images = make_images(1, 1, 9, 8, dtype=torch.float64).requires_grad_()
-    module = PatchScattering(J=2, L=2, grid_size=2, differentiable=True)
-    assert torch.autograd.gradcheck(module, images)
-    assert not PatchScattering()(make_images(1, 1, 16, 16).requires_grad_()).requires_grad
-
-
-@pytest.mark.parametrize("differentiable", [False, True])
-def test_compile(differentiable):
-    images = make_images(2, 3, 17, 20).requires_grad_(differentiable)
-    module = PatchScattering(differentiable=differentiable)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    features = compiled(images)
-    torch.testing.assert_close(features, module(images))
-    assert features.requires_grad == differentiable
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"grid_size": 0}, ValueError, "grid_size must be at least 1 but is 0"),
-        ({"grid_size": (4, 4)}, TypeError, "grid_size must be an int but is a tuple"),
-        ({"J": 0}, ValueError, "J must be at least 1 but is 0"),
-        ({"max_order": 0}, ValueError, "max_order must be one of 1, 2 but is 0"),
-    ],
-)
-def test_exception(options, error, message):
-    with pytest.raises(error, match=message):
-        PatchScattering(**options)
-    with pytest.raises(error, match=message):
-        patch_scattering(make_images(1, 1, 32, 32), **options)
-
-
-def test_too_small():
-    assert patch_scattering(make_images(1, 1, 16, 16)).shape == (1, 1, 4, 4, 81, 1, 1)
-    message = "images must be at least 16 x 16 pixels .* but are 40 x 15"
-    for extract in (patch_scattering, PatchScattering()):
-        with pytest.raises(ValueError, match=message):
-            extract(make_images(1, 1, 40, 15))
-    with pytest.raises(ValueError, match="at least 24 x 24 pixels"):
-        patch_scattering(make_images(1, 1, 23, 23), J=3, grid_size=3)
-    with pytest.raises(ValueError, match="images for patch_scattering must be at least 16 x 16"):
-        Representations(["patch_scattering"]).sizes(3, 15, 40)

@@ -1,8 +1,11 @@
 """Representations by name and from configuration, in slices, and the register function."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -200,6 +203,48 @@ def test_register(images, own_registry):
     assert representations.sizes(3, 8, 8) == {"mean_color": 3}
 
 
+def test_numpy_options(images):
+    number = np.int64
+    modules = Representations(
+        {"hog": {"orientations": number(9)}, "pixels": None},
+        slice_size=number(2),
+        sketch_dim=np.int32(16),
+        sketch_seed=np.uint8(3),
+    )
+    expected = Representations(
+        {"hog": {"orientations": 9}, "pixels": None}, slice_size=2, sketch_dim=16, sketch_seed=3
+    )
+    assert repr(modules) == repr(expected)
+    assert modules.sizes(3, 32, 32) == {"hog": 16, "pixels": 16}
+    for name, y in expected(images).items():
+        assert torch.equal(modules(images)[name], y)
+
+
+@pytest.mark.parametrize("sketch_dim", [None, 32])
+def test_state(images, sketch_dim):
+    """Only the count of the random ones is state; a sanity check in inference mode changes nothing."""
+    modules = Representations(ALL, sketch_dim=sketch_dim, differentiable=True, normalization="none")
+    before = {name: set(vars(module)) for name, module in modules.named_modules()}
+    with torch.inference_mode():
+        modules.eval()(images)
+    modules.train()
+    assert {name: set(vars(module)) for name, module in modules.named_modules()} == before
+    (count,) = modules.state_dict()
+    assert count.startswith("by_name.augmented_pixels.")
+    assert count.endswith("samples_drawn")
+    copies = [copy.deepcopy(modules), pickle.loads(pickle.dumps(modules)), modules.double()]
+    other = Representations(ALL, sketch_dim=sketch_dim, normalization="none")
+    other.load_state_dict(copies[0].state_dict())
+    expected = other(images)
+    for made in copies:
+        images = images.detach().requires_grad_()
+        features = made(images)
+        (gradient,) = torch.autograd.grad(sum(y.sum() for y in features.values()), images)
+        assert torch.isfinite(gradient).all()
+        for name, y in expected.items():
+            torch.testing.assert_close(features[name].detach(), y, rtol=1e-5, atol=1e-5)
+
+
 class TestException:
     def test_register(self, own_registry):
         with pytest.raises(ValueError, match="'pixels' is already .*Pixels; choose another name"):
@@ -251,6 +296,19 @@ class TestException:
         with pytest.raises(TypeError, match="slice_size must be an int but is a float"):
             Representations(["pixels"], slice_size=8.0)
 
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"sketch_dim": -1}, ValueError, "^sketch_dim must be at least 1 but is -1"),
+            ({"sketch_dim": 2.5}, TypeError, "^sketch_dim must be an int but is a float"),
+            ({"sketch_dim": 8, "sketch_seed": -1}, ValueError, "^sketch_seed must be at least 0"),
+            ({"differentiable": "no"}, TypeError, "^differentiable must be True or False"),
+        ],
+    )
+    def test_options(self, options, error, message):
+        with pytest.raises(error, match=message):
+            Representations(["pixels"], **options)
+
     def test_images(self, images):
         representations = Representations(["pixels"])
         with pytest.raises(ValueError, match=r"shape \(N, C, H, W\).*\(32, 32\)"):
@@ -267,3 +325,5 @@ class TestException:
             Representations(["hog"])(images[..., :7, :7])
         with pytest.raises(ValueError, match="images for hog must be at least 8 x 8 .* are 96 x 7"):
             Representations(["pixels", "hog"]).sizes(3, 96, 7)
+        with pytest.raises(ValueError, match="images for hog must be at least 8 x 8 .* are 96 x 7"):
+            Representations(["pixels", "hog"], sketch_dim=4).sizes(3, 96, 7)

@@ -13,6 +13,7 @@ from kymatio.scattering2d.backend.torch_backend import backend
 from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from mvmr_loss.representations import Scattering, scattering
+from tests.representations.tester import RepresentationTester
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "scattering.npz"
 
@@ -30,6 +31,22 @@ BY_DEFAULT = [(J, L, (32, 32)) for J in (1, 2, 3, 4) for L in (4, 6, 8)] + [
     (1, 8, (97, 64)),
     (3, 4, (97, 64)),
 ]
+
+
+class TestScattering(RepresentationTester):
+    module = Scattering
+    function = staticmethod(scattering)
+    options = {"J": 2, "L": 3, "max_order": 2}
+    small = (1, 2, 6, 7)
+    second_order = False
+    wrong = [
+        ({"J": 0}, ValueError, "J must be at least 1 but is 0"),
+        ({"J": 2.0}, TypeError, "J must be an int but is a float"),
+        ({"L": 0}, ValueError, "L must be at least 1 but is 0"),
+        ({"L": True}, TypeError, "L must be an int but is a bool"),
+        ({"max_order": 3}, ValueError, "max_order must be one of 1, 2 but is 3"),
+        ({"max_order": "2"}, TypeError, "max_order must be an int but is a str"),
+    ]
 
 
 def make_images(*shape, dtype=torch.float32):
@@ -126,46 +143,12 @@ def test_homogeneous():
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_module_single_batch_and_strides():
-    images = crops(33, 40)
-    module = Scattering()
-    expected = scattering(images)
-    torch.testing.assert_close(module(images), expected)
-    torch.testing.assert_close(module(images[1]), expected[1:])
-    torch.testing.assert_close(module(images.mT.contiguous().mT), expected)
-    torch.testing.assert_close(module(images.to(memory_format=torch.channels_last)), expected)
-    torch.testing.assert_close(module(images[:, 1:]), expected[:, 1:])
-    strided = images.repeat_interleave(2, dim=-1)[..., ::2]
-    assert not strided.is_contiguous()
-    torch.testing.assert_close(module(strided), expected)
-
-
 @pytest.mark.parametrize("parts", [1, 3])
 def test_slices_change_nothing(parts):
     # Twelve images of three channels are worked on in several slices, a part of them in fewer.
     images = make_images(12, 3, 48, 48)
     expected = torch.cat([scattering(part) for part in images.split(parts)])
     torch.testing.assert_close(scattering(images), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_autocast(dtype):
-    images = crops(32, 32).to(dtype)
-    expected = scattering(images.float())
-    assert torch.equal(scattering(images), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = Scattering()(images)
-        assert torch.equal(scattering(images), expected)
-    assert features.dtype == torch.float32
-    assert torch.equal(features, expected)
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 6, 7), (2, 1, 5, 4)])
-def test_gradcheck(shape):
-    images = make_images(*shape, dtype=torch.float64).requires_grad_()
-    module = Scattering(J=2, L=2, differentiable=True)
-    assert torch.autograd.gradcheck(module, images)
-    assert not Scattering(J=2, L=2)(images).requires_grad
 
 
 def test_gradient_does_not_change_the_numbers():
@@ -187,68 +170,8 @@ def test_zero_modulus_has_zero_gradient(value):
         torch.testing.assert_close(gradient, of_order_0, rtol=0, atol=1e-12)
 
 
-def test_filters_kept_from_inference_mode_serve_a_gradient():
-    images = make_images(1, 1, 19, 23)
-    with torch.inference_mode():
-        scattering(images, J=1, L=3)
-    images.requires_grad_()
-    scattering(images, J=1, L=3).sum().backward()
-    assert torch.isfinite(images.grad).all()
-
-
-@pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("size", "options"), [((16, 16), {}), ((9, 21), {"J": 3, "L": 4})])
-def test_compile(size, options, differentiable):
-    images = make_images(2, 3, *size).requires_grad_(differentiable)
-    module = Scattering(**options, differentiable=differentiable)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    features = compiled(images)
-    torch.testing.assert_close(features, module(images))
-    assert features.requires_grad == differentiable
-
-
 def test_compiled_once_it_serves_several_sizes():
     compiled = torch.compile(Scattering(J=1, L=2), fullgraph=True, backend="eager")
     for shape in ((2, 3, 16, 16), (2, 3, 12, 20), (5, 3, 12, 20), (1, 1, 9, 31)):
         images = make_images(*shape)
         torch.testing.assert_close(compiled(images), scattering(images, J=1, L=2))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"J": 0}, ValueError, "J must be at least 1 but is 0"),
-        ({"J": 2.0}, TypeError, "J must be an int but is a float"),
-        ({"L": 0}, ValueError, "L must be at least 1 but is 0"),
-        ({"L": True}, TypeError, "L must be an int but is a bool"),
-        ({"max_order": 3}, ValueError, "max_order must be one of 1, 2 but is 3"),
-        ({"max_order": "2"}, TypeError, "max_order must be an int but is a str"),
-    ],
-)
-def test_exception(options, error, message):
-    with pytest.raises(error, match=message):
-        Scattering(**options)
-    with pytest.raises(error, match=message):
-        scattering(make_images(1, 1, 32, 32), **options)
-
-
-@pytest.mark.parametrize(("J", "smallest"), [(1, 2), (2, 4), (4, 16)])
-def test_too_small(J, smallest):
-    features = scattering(make_images(1, 1, smallest, smallest), J, L=2)
-    assert features.shape[-2:] == (1, 1)
-    assert torch.isfinite(features).all()
-    message = (
-        f"images must be at least {smallest} x {smallest} pixels .* but are 40 x {smallest - 1}"
-    )
-    for extract in (Scattering(J, L=2), lambda images: scattering(images, J, L=2)):
-        with pytest.raises(ValueError, match=message):
-            extract(make_images(1, 1, 40, smallest - 1))
-
-
-def test_wrong_images():
-    with pytest.raises(ValueError, match=r"images must have shape \(N, C, H, W\)"):
-        scattering(torch.zeros(32, 32))
-    with pytest.raises(TypeError, match="images must have a floating-point dtype"):
-        scattering(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="images must be finite"):
-        Scattering()(torch.full((1, 3, 32, 32), float("nan")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,6 +165,35 @@ def test_compile():
     expected = folded_sign_sketch(x, 16)
     torch.testing.assert_close(compiled(x), expected)
     torch.testing.assert_close(compiled(x), expected)
+
+
+def test_compiled_sketches_of_several_widths_in_one_graph():
+    """Two constants of one function are told apart; a gradient keeps the op away."""
+    x = torch.randn(4, 100, requires_grad=True)
+
+    def sketches(x):
+        return folded_sign_sketch(x, 16), folded_sign_sketch(x[:, :70], 16, 1)
+
+    for made, expected in zip(
+        torch.compile(sketches, fullgraph=True, backend="aot_eager")(x), sketches(x), strict=True
+    ):
+        torch.testing.assert_close(made, expected)
+
+
+def test_numpy_options():
+    x = torch.randn(4, 100)
+    sketch = FoldedSignSketch(np.int64(16), np.uint8(3))
+    assert repr(sketch) == "FoldedSignSketch(dim=16, seed=3)"
+    assert torch.equal(sketch(x), folded_sign_sketch(x, 16, 3))
+
+
+def test_second_derivative_and_transforms():
+    x = torch.randn(2, 11, dtype=torch.float64)
+    sketch = FoldedSignSketch(4)
+    assert torch.autograd.gradgradcheck(sketch, x.clone().requires_grad_())
+    jacobian = torch.autograd.functional.jacobian(sketch, x)
+    torch.testing.assert_close(torch.func.jacrev(sketch)(x), jacobian)
+    torch.testing.assert_close(torch.func.jacfwd(sketch)(x), jacobian)
 
 
 def test_cpu_and_accelerator_agree():

@@ -1,35 +1,34 @@
 """The loading of C++ kernels, and what happens where there is no compiler."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Representations, _native
-from mvmr_loss.dependence import _gram_cpu
-from mvmr_loss.representations import DCT, folded_sign_sketch
+from mvmr_loss import MVMRLoss, Representations, _cpu
+from mvmr_loss._cpu import build, gram, sketch
+from mvmr_loss.dependence import pairwise_distances
+from mvmr_loss.representations import DCT, folded_sign_sketch, scattering
 
-SOURCES = sorted(Path(mvmr_loss.__file__).parent.rglob("*_cpu.cpp"))
-LOAD = _native.load_library.__wrapped__
+NAMES = sorted(path.stem for path in Path(mvmr_loss.__file__).parent.rglob("*.cpp"))
+LOAD = build.load_library.__wrapped__
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
-by_name = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+by_name = pytest.mark.parametrize("source", NAMES)
 
 
 def test_sources_are_found():
-    assert {path.name for path in SOURCES} == {
-        "gram_cpu.cpp",
-        "scattering_cpu.cpp",
-        "sketch_cpu.cpp",
-    }
+    assert NAMES == ["gram", "scattering", "sketch"]
 
 
 @needs_compiler
 @by_name
 def test_a_compiler_is_all_it_needs(source):
-    assert _native.load_library(source) is not None
+    assert build.load_library(source) is not None
 
 
 @by_name
@@ -48,7 +47,7 @@ def test_does_without(environment, source, monkeypatch, tmp_path):
 def test_does_without_a_place_to_keep_it(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert LOAD(SOURCES[0]) is None
+    assert LOAD("gram") is None
 
 
 @pytest.mark.slow
@@ -64,14 +63,29 @@ def test_is_compiled_once(source, monkeypatch, tmp_path):
     assert [path.name for path in library.parent.iterdir()] == [library.name]
 
 
-def test_reads_only_what_is_in_memory_as_float32():
+def test_runs_where_nothing_is_followed():
     x = torch.rand(2, 3)
-    assert _native.can_read(x)
-    assert _native.can_read(torch.nn.Parameter(x))
-    assert not _native.can_read(x.double())
-    assert not _native.can_read(x.half())
-    assert not _native.can_read(x.to("meta"))
-    assert not _native.can_read(torch.view_as_complex(torch.rand(3, 2)).conj().imag)
+    assert _cpu.can_run(x)
+    assert not _cpu.can_run(torch.nn.Parameter(x))
+    with torch.no_grad():
+        assert _cpu.can_run(torch.nn.Parameter(x))
+    assert not _cpu.can_run(x.to("meta"))
+    seen = []
+    torch.func.grad(lambda t: (seen.append(_cpu.can_run(t)), t.sum())[1])(x)
+    torch.vmap(lambda t: (seen.append(_cpu.can_run(t)), t.sum())[1])(x)
+    with forward_ad.dual_level():
+        seen.append(_cpu.can_run(forward_ad.make_dual(x, x)))
+    assert seen == [False] * 3
+
+
+def test_negated_views_are_read_as_what_they_are():
+    x = torch.view_as_complex(torch.rand(12, 40, 2)).conj().imag
+    assert x.is_neg()
+    plain = x.clone()
+    torch.testing.assert_close(folded_sign_sketch(x, 8), folded_sign_sketch(plain, 8))
+    torch.testing.assert_close(pairwise_distances(x), pairwise_distances(plain))
+    images = x.reshape(3, 1, 10, 16)
+    torch.testing.assert_close(scattering(images), scattering(plain.reshape(3, 1, 10, 16)))
 
 
 def test_loss_is_the_same_without_kernels(monkeypatch):
@@ -87,8 +101,10 @@ def test_loss_is_the_same_without_kernels(monkeypatch):
         return loss, z.grad, v.grad
 
     with_kernels = results()
-    for module in (_native, _gram_cpu):
-        monkeypatch.setattr(module, "can_read", lambda x: False)
+    for module in (gram, sketch):
+        monkeypatch.setattr(module, "load_library", lambda name: None)
+    module = sys.modules["mvmr_loss.representations.scattering"]  # whose name its function has
+    monkeypatch.setattr(module, "_build_kernel", lambda *_: None)
     for actual, expected in zip(with_kernels, results(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 

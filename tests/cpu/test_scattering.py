@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from mvmr_loss.representations import PatchScattering, Scattering, _scattering_cpu, scattering
+from mvmr_loss._cpu.build import load_library
+from mvmr_loss.representations import PatchScattering, Scattering, scattering
 
 # The package exports the function of the same name.
 module = sys.modules["mvmr_loss.representations.scattering"]
@@ -13,7 +14,7 @@ module = sys.modules["mvmr_loss.representations.scattering"]
 
 @pytest.fixture
 def kernel():
-    if _scattering_cpu.load_library() is None:
+    if load_library("scattering") is None:
         pytest.skip("the kernel cannot be compiled here")
 
 
@@ -107,7 +108,7 @@ def test_function_transforms_have_their_gradient(representation):
 
 
 def test_does_without(monkeypatch, plain):
-    monkeypatch.setattr(module, "load_library", lambda: None)
+    monkeypatch.setattr(module, "load_library", lambda name: None)
     module._build_kernel.cache_clear()
     try:
         images = make_images(1, 1, 12, 16)

@@ -17,9 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 # With OpenMP the kernels share torch's own threads; others would wait for those to go to sleep.
 _FLAGS = (
@@ -27,15 +25,37 @@ _FLAGS = (
     *("-fopenmp", "-shared", "-fPIC"),
 )
 
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_MATRIX = (_POINTER, _SIZE, _SIZE, _SIZE)  # its values, both sizes, the stride of its rows
+_POINTERS = ctypes.POINTER(_POINTER)
+# The functions of each C++ file: what they return, then what they take.
+_SIGNATURES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gram": {
+        "centered_gram": (_INT, *_MATRIX, _POINTER, _POINTER, _INT),
+        "product_about_mean": (_INT, _POINTER, *_MATRIX, _POINTER, _INT),
+    },
+    "scattering": {
+        "scatterer_new": (_POINTER, ctypes.POINTER(_INT), *(_POINTERS,) * 4),
+        "scatterer_delete": (None, _POINTER),
+        "scatterer_run": (_INT, _POINTER, _POINTER, _POINTER, _SIZE, _INT),
+    },
+    "sketch": {
+        "folded_sign_sketch": (
+            *(_INT, *_MATRIX, _POINTER),
+            *(ctypes.POINTER(_SIZE), _SIZE, _POINTER, _INT),
+        ),
+    },
+}
+
 _logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def load_library(source: Path) -> ctypes.CDLL | None:
+def load_library(name: str) -> ctypes.CDLL | None:
     """Returns a compiled kernel.
 
     Args:
-        source: The C++ file, ``NAME_cpu.cpp``.
+        name: The name of its C++ file, without the suffix.
 
     Returns:
         The library, or None if it is forbidden or cannot be compiled here; the log says why.
@@ -43,55 +63,15 @@ def load_library(source: Path) -> ctypes.CDLL | None:
     if os.environ.get("MVMR_LOSS_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source)))
+        library = ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.cpp"))))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _logger.info("mvmr_loss runs without %s: %s", source.name, error)
+        _logger.info("mvmr_loss runs without the kernel %s: %s", name, error)
         return None
-
-
-def can_read(x: Tensor) -> bool:
-    """Tells whether a kernel can read a tensor: float32, as it lies in the CPU's memory."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and x.is_cpu
-        and x.dtype == torch.float32
-        and not x.is_neg()
-    )
-
-
-def can_compute(x: Tensor) -> bool:
-    """Tells whether a kernel can stand in for torch: it can read ``x``, and no gradient is wanted."""
-    return can_read(x) and not _wants_gradient(x)
-
-
-def is_compiled_for_cpu(x: Tensor) -> bool:
-    """Tells whether ``torch.compile`` is at work on a computation on a CPU.
-
-    There, what runs in a kernel, or faster in eager mode, is a custom op, which the compiler leaves
-    as it is.
-    """
-    return torch.compiler.is_compiling() and x.is_cpu
-
-
-def can_be_op(x: Tensor) -> bool:
-    """Tells whether a compiled computation can be such an op: no gradient of it is wanted."""
-    return is_compiled_for_cpu(x) and not _wants_gradient(x)
-
-
-def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    """Returns where the values of tensors begin, as arguments of a kernel."""
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-
-
-def sizes(x: Tensor) -> list[ctypes.c_int64]:
-    """Returns both sizes of a matrix and the stride of its rows, as arguments of a kernel."""
-    return [ctypes.c_int64(size) for size in (*x.shape, x.stride(0))]
-
-
-def _wants_gradient(x: Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled()
+    for function, (result, *arguments) in _SIGNATURES[name].items():
+        # Kept by getattr; by [] each look-up would make another one, without these types.
+        declared = getattr(library, function)
+        declared.restype, declared.argtypes = result, arguments
+    return library
 
 
 def _compiled(source: Path) -> Path:
@@ -104,7 +84,7 @@ def _compiled(source: Path) -> Path:
     key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache) / "mvmr-loss" / "native"
-    library = folder / f"{source.stem.removesuffix('_cpu')}_{key}.so"
+    library = folder / f"{source.stem}_{key}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes may come here at once: each compiles, and the last one's file stays.

@@ -5,31 +5,19 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mvmr_loss import _native
+from mvmr_loss._cpu.build import load_library
 
-_SOURCE = Path(__file__).with_name("scattering_cpu.cpp")
 _LANES = 8  # as in the source
-
-
-def load_library() -> ctypes.CDLL | None:
-    """Returns the compiled kernel, or None where there is none; see :mod:`mvmr_loss._native`."""
-    library = _native.load_library(_SOURCE)
-    if library is not None:
-        library.scatterer_new.restype = ctypes.c_void_p
-        library.scatterer_delete.argtypes = [ctypes.c_void_p]
-    return library
 
 
 class ScatteringKernel:
     """The kernel with the filters of one setting: orders 1 and 2 of float32 images on a CPU.
 
     Args:
-        library: As :func:`load_library` returns it.
         wavelets: For each scale j the real spectra of the L wavelets, of shape (L, P1, P2).
         low_pass: For each scale j one period of the low-pass of the rows' direction at resolution
             2^-j, of shape (P1 / 2^j,), and of the columns', of shape (P2 / 2^j,).
@@ -39,12 +27,14 @@ class ScatteringKernel:
 
     def __init__(
         self,
-        library: ctypes.CDLL,
         wavelets: Sequence[Tensor],
         low_pass: Sequence[tuple[Tensor, Tensor]],
         max_order: int,
         shape: tuple[int, int],
     ) -> None:
+        library = load_library("scattering")
+        if library is None:
+            raise RuntimeError("the kernel of the scattering transform cannot be compiled here")
         J, (L, height, width) = len(wavelets), wavelets[0].shape
         missing = -L % _LANES
         of_image = [
@@ -73,7 +63,7 @@ class ScatteringKernel:
             for tensors in self._filters
         ]
         self._run = library.scatterer_run
-        self._scatterer = ctypes.c_void_p(library.scatterer_new(sizes, *pointers))
+        self._scatterer = library.scatterer_new(sizes, *pointers)
         if not self._scatterer:
             raise MemoryError("there is no memory for the filters of the scattering transform")
         weakref.finalize(self, library.scatterer_delete, self._scatterer)
@@ -92,8 +82,9 @@ class ScatteringKernel:
         spectra = spectra.contiguous()
         failed = self._run(
             self._scatterer,
-            *_native.pointers(spectra, out),
-            ctypes.c_int64(len(spectra)),
+            spectra.data_ptr(),
+            out.data_ptr(),
+            len(spectra),
             torch.get_num_threads(),
         )
         if failed:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mvmr_loss._native import can_read, load_library, pointers, sizes
+from mvmr_loss._cpu.build import load_library
 
-_SOURCE = Path(__file__).with_name("gram_cpu.cpp")
 # Every thread has sums of its own: so many numbers in all, 128 MiB.
 _MAX_SUMS = 2**25
 # A product of fewer multiplications is not worth a thread.
@@ -31,7 +29,9 @@ def centered_gram(x: Tensor) -> Tensor | None:
     if library is None:
         return None
     gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
-    failed = library.centered_gram(*pointers(x), *sizes(x), *pointers(gram, peak), _threads(x))
+    failed = library.centered_gram(
+        x.data_ptr(), *x.shape, x.stride(0), gram.data_ptr(), peak.data_ptr(), _threads(x)
+    )
     return None if failed or not _is_sane(peak) else gram
 
 
@@ -46,25 +46,25 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
         A tensor of shape (N, D) without a gradient, or None where the kernel cannot do it.
     """
     library = _library_for(x)
-    if library is None or not can_read(weight):
+    if library is None or weight.dtype != torch.float32:
         return None
-    weight, out = weight.contiguous(), x.new_empty(x.shape)
+    weight, out = weight.resolve_neg().contiguous(), x.new_empty(x.shape)
     failed = library.product_about_mean(
-        *pointers(weight, x), *sizes(x), *pointers(out), _threads(x)
+        *(weight.data_ptr(), x.data_ptr(), *x.shape, x.stride(0), out.data_ptr(), _threads(x))
     )
     return None if failed else out
 
 
-def _library_for(x: Tensor) -> ctypes.CDLL | None:
-    if not can_read(x) or (x.shape[1] > 1 and x.stride(1) != 1):
+def _library_for(x: Tensor) -> Any:
+    if x.dtype != torch.float32 or x.is_neg() or (x.shape[1] > 1 and x.stride(1) != 1):
         return None
     if len(x) ** 2 * _threads(x) > _MAX_SUMS:
         return None
-    return load_library(_SOURCE)
+    return load_library("gram")
 
 
 def _is_sane(peak: Tensor) -> bool:
-    return 2.0**-30 < peak.item() < 2.0**30
+    return 2.0**-15 < peak.item() < 2.0**15
 
 
 def _threads(x: Tensor) -> int:

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from mvmr_loss import MVMRLoss
-from mvmr_loss.dependence import _gram_cpu, definitions, distance_correlation, pairwise_distances
+from mvmr_loss._cpu import build
+from mvmr_loss._cpu import gram as kernel_module
+from mvmr_loss.dependence import definitions, distance_correlation, pairwise_distances
 
 SHAPES = [(1, 1), (2, 3), (5, 7), (24, 128), (25, 129), (100, 1000), (257, 513), (1100, 40)]
 
 
 @pytest.fixture(autouse=True)
 def _kernel():
-    if _gram_cpu.load_library(_gram_cpu._SOURCE) is None:
+    if build.load_library("gram") is None:
         pytest.skip("the kernel cannot be compiled here")
 
 
@@ -27,22 +29,22 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_gram_equals_definition(n, d, threads, monkeypatch):
-    monkeypatch.setattr(_gram_cpu, "_threads", lambda x: threads)
+    monkeypatch.setattr(kernel_module, "_threads", lambda x: threads)
     x = make_batch(n, d)
-    gram = _gram_cpu.centered_gram(x)
+    gram = kernel_module.centered_gram(x)
     centered = x.double() - x.double().mean(dim=0)
     assert torch.equal(gram, gram.T)
     # Of a single sample, or the same numbers, only the rounding of the mean is left.
     assert (gram - centered @ centered.T).norm() <= 1e-6 * centered.square().sum() + 1e-9
-    assert torch.equal(gram, _gram_cpu.centered_gram(x))
+    assert torch.equal(gram, kernel_module.centered_gram(x))
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_product_equals_definition(n, d, threads, monkeypatch):
-    monkeypatch.setattr(_gram_cpu, "_threads", lambda x: threads)
+    monkeypatch.setattr(kernel_module, "_threads", lambda x: threads)
     x, weight = make_batch(n, d), make_batch(n, n, 0.0)
-    product = _gram_cpu.product_about_mean(weight.T, x)
+    product = kernel_module.product_about_mean(weight.T, x)
     expected = weight.T.double() @ (x.double() - x.double().mean(dim=0))
     assert (product - expected).norm() <= 2e-6 * expected.norm() + 1e-5
 
@@ -70,13 +72,13 @@ def test_strides():
     wide = make_batch(20, 90)
     x = wide[:, 5:60]
     assert x.stride() == (90, 1)
-    assert torch.equal(_gram_cpu.centered_gram(x), _gram_cpu.centered_gram(x.contiguous()))
+    assert torch.equal(kernel_module.centered_gram(x), kernel_module.centered_gram(x.contiguous()))
     weight = make_batch(20, 20)
     assert torch.equal(
-        _gram_cpu.product_about_mean(weight, x),
-        _gram_cpu.product_about_mean(weight, x.contiguous()),
+        kernel_module.product_about_mean(weight, x),
+        kernel_module.product_about_mean(weight, x.contiguous()),
     )
-    assert _gram_cpu.centered_gram(wide.T) is None
+    assert kernel_module.centered_gram(wide.T) is None
     torch.testing.assert_close(
         pairwise_distances(wide.T), pairwise_distances(wide.T.contiguous()), rtol=1e-5, atol=1e-4
     )
@@ -87,22 +89,22 @@ def test_strides():
 def test_leaves_what_needs_care_to_the_definition(value, d):
     x = torch.full((5, d), 0.0 if abs(value) > 1e-30 or value != value else value / 2)
     x[2, d - 1] = value
-    assert _gram_cpu.centered_gram(x) is None
+    assert kernel_module.centered_gram(x) is None
 
 
 def test_is_used_where_it_can_be(monkeypatch):
     x = make_batch(8, 16)
-    assert _gram_cpu.centered_gram(x) is not None
-    assert _gram_cpu.centered_gram(x.double()) is None
-    monkeypatch.setattr(_gram_cpu, "_MAX_SUMS", 63)
-    assert _gram_cpu.centered_gram(x) is None
+    assert kernel_module.centered_gram(x) is not None
+    assert kernel_module.centered_gram(x.double()) is None
+    monkeypatch.setattr(kernel_module, "_MAX_SUMS", 63)
+    assert kernel_module.centered_gram(x) is None
     monkeypatch.undo()
     with_gradient = x.clone().requires_grad_()
     calls = []
     for name in ("centered_gram", "product_about_mean"):
-        kernel = getattr(_gram_cpu, name)
+        kernel = getattr(kernel_module, name)
         monkeypatch.setattr(
-            _gram_cpu, name, lambda *a, kernel=kernel: calls.append(kernel) or kernel(*a)
+            kernel_module, name, lambda *a, kernel=kernel: calls.append(kernel) or kernel(*a)
         )
     MVMRLoss()(with_gradient, with_gradient + x, {"y": x}).backward()
     assert len(calls) == 5  # a matrix for each of three, and the gradient of each view's

@@ -1,0 +1,76 @@
+"""Backbones by name: torchvision's and timm's, without weights and without classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision
+from torch import nn
+
+
+def build_backbone(backbone: str | nn.Module, feature_dim: int | None) -> tuple[nn.Module, int]:
+    """Returns a backbone without classifier and the width of its features.
+
+    Args:
+        backbone: The name of a torchvision or timm model, or a module, which is returned as it is.
+        feature_dim: The width; None: what the backbone tells.
+
+    Returns:
+        The module and the width of its features.
+
+    Raises:
+        ImportError: If the name is none of torchvision's and timm is not installed.
+        TypeError: If ``backbone`` is neither a name nor a module.
+        ValueError: If the name is unknown, or the width is neither given nor known.
+    """
+    if isinstance(backbone, str):
+        if backbone in torchvision.models.list_models():
+            backbone, known = _torchvision_backbone(backbone)
+        else:
+            backbone, known = _timm_backbone(backbone)
+    elif isinstance(backbone, nn.Module):
+        known = getattr(backbone, "num_features", None)
+    else:
+        raise TypeError(
+            f"backbone must be a name or a torch.nn.Module but is a {type(backbone).__name__}."
+        )
+    width = known if feature_dim is None else feature_dim
+    if isinstance(width, bool) or not isinstance(width, int):
+        raise ValueError(
+            "feature_dim must be given for a backbone that has no num_features: the width of its "
+            f"features, an int, but it is {width!r}."
+        )
+    return backbone, width
+
+
+def _torchvision_backbone(name: str) -> tuple[nn.Module, int | None]:
+    """Returns a torchvision model whose classifier is replaced by the identity."""
+    # The release's residual branches start at zero.
+    options = {"zero_init_residual": True} if name.startswith(("resne", "wide_resnet")) else {}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    for attribute in ("fc", "classifier", "heads", "head"):
+        if isinstance(classifier := getattr(model, attribute, None), nn.Module):
+            linear = [m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)]
+            setattr(model, attribute, nn.Identity())
+            return model, linear[0] if linear else None
+    return model, None
+
+
+def _timm_backbone(name: str) -> tuple[nn.Module, int | None]:
+    """Returns a timm model without classifier."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"backbone {name!r} is no torchvision model, and timm, where it may be one, is not "
+            "installed; install it with: pip install timm"
+        ) from error
+    if not timm.is_model(name):
+        raise ValueError(
+            "backbone must be the name of a torchvision or timm model, or a torch.nn.Module, but "
+            f"is {name!r}."
+        )
+    # ViTs of lightly's benchmarks take images of any size, and drop paths while they train.
+    vit: dict[str, Any] = {"dynamic_img_size": True, "drop_path_rate": 0.1}
+    model: Any = timm.create_model(name, num_classes=0, **vit if name.startswith("vit_") else {})
+    return model, model.num_features
