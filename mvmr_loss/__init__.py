@@ -3,6 +3,7 @@
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
 from mvmr_loss.heads import MVMRProjectionHead
+from mvmr_loss.large_batch import backward_in_chunks
 from mvmr_loss.loss import LossComponents, MultiRepresentationRegularizer, MVMRLoss
 from mvmr_loss.normalization import Normalization
 from mvmr_loss.representations import (
@@ -22,6 +23,7 @@ __all__ = [
     "Teacher",
     "TeacherPreprocessing",
     "__version__",
+    "backward_in_chunks",
     "list_dependence_measures",
     "list_representations",
     "register_dependence_measure",
