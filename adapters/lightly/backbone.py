@@ -7,6 +7,8 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from mvmr_loss.backbones import without_head
+
 
 def build_backbone(backbone: str | nn.Module, feature_dim: int | None) -> tuple[nn.Module, int]:
     """Returns a backbone without classifier and the width of its features.
@@ -44,16 +46,10 @@ def build_backbone(backbone: str | nn.Module, feature_dim: int | None) -> tuple[
 
 
 def _torchvision_backbone(name: str) -> tuple[nn.Module, int | None]:
-    """Returns a torchvision model whose classifier is replaced by the identity."""
+    """Returns a torchvision model whose last linear layer is replaced by the identity."""
     # The release's residual branches start at zero.
     options = {"zero_init_residual": True} if name.startswith(("resne", "wide_resnet")) else {}
-    model = torchvision.models.get_model(name, weights=None, **options)
-    for attribute in ("fc", "classifier", "heads", "head"):
-        if isinstance(classifier := getattr(model, attribute, None), nn.Module):
-            linear = [m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)]
-            setattr(model, attribute, nn.Identity())
-            return model, linear[0] if linear else None
-    return model, None
+    return without_head(torchvision.models.get_model(name, weights=None, **options))
 
 
 def _timm_backbone(name: str) -> tuple[nn.Module, int | None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.stl10.settings import Settings
+from mvmr_loss.backbones import without_head
 
 SMALL_WIDTHS = (32, 64, 128)
 
@@ -127,14 +128,8 @@ def _torchvision(name: str, settings: Settings) -> nn.Module:
             f"backbone {name!r} cannot be built for images of {settings.image_size} pixels: "
             f"{error or builder}"
         ) from error
-    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    for head in ("fc", "classifier", "heads", "head"):
-        within = [path for path, _ in linear if path == head or path.startswith(f"{head}.")]
-        if within:
-            parent = model.get_submodule(within[-1].rpartition(".")[0])
-            setattr(parent, within[-1].rpartition(".")[2], nn.Identity())
-            break
-    else:
+    model, width = without_head(model)
+    if width is None:
         raise ValueError(
             f"backbone must be a classification model that ends in a linear layer but {name!r} is "
             "none; choose another, for example resnet18."

@@ -483,7 +483,7 @@ def test_resume_continues_exactly(tmp_path):
     ("name", "width"),
     [
         ("resnet18", 512),
-        ("mobilenet_v3_small", 576),
+        ("mobilenet_v3_small", 1024),
         ("vit_b_16", 768),
         ("convnext_tiny", 768),
         ("resnet10t", 512),
