@@ -42,6 +42,9 @@ FIRST_CALLS = {
 }
 
 
+NO_BOOL = ({"differentiable": "no"}, TypeError, "differentiable must be True or False but is 'no'")
+
+
 class RepresentationTester:
     """The common tests; the attributes are what a subclass states.
 
@@ -65,7 +68,7 @@ class RepresentationTester:
     forward_mode = True
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in {"shape": self.shapes, "refused": self.wrong}.items():
+        for name, values in {"shape": self.shapes, "refused": [*self.wrong, NO_BOOL]}.items():
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values, ids=str)
 
@@ -325,7 +328,7 @@ class RepresentationTester:
         options, error, message = refused
         with pytest.raises(error, match=message):
             self.module(**options)
-        if self.function is not None:
+        if self.function is not None and refused is not NO_BOOL:
             with pytest.raises(error, match=message):
                 self.function(self.images(), **options)
 
