@@ -42,6 +42,9 @@ FIRST_CALLS = {
 }
 
 
+NO_BOOL = ({"differentiable": "no"}, TypeError, "differentiable must be True or False but is 'no'")
+
+
 class RepresentationTester:
     """The common tests; the attributes are what a subclass states.
 
@@ -65,7 +68,7 @@ class RepresentationTester:
     forward_mode = True
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in {"shape": self.shapes, "refused": self.wrong}.items():
+        for name, values in {"shape": self.shapes, "refused": [*self.wrong, NO_BOOL]}.items():
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values, ids=str)
 
@@ -262,11 +265,17 @@ class RepresentationTester:
     def test_state(self, sketched):
         """A module that was called is copied, pickled, saved, averaged and moved as a new one."""
         images, module = self.images(), self.make(sketched)
-        keys = set(module.state_dict())
-        names = set(vars(module))
+
+        def everything():
+            """What each part holds: nothing is made or replaced by a call."""
+            return [{**vars(part), "_buffers": dict(part._buffers)} for part in module.modules()]
+
+        keys, before = set(module.state_dict()), everything()
         module(images)
         assert set(module.state_dict()) == keys
-        assert set(vars(module)) == names
+        for old, new in zip(before, everything(), strict=True):
+            assert set(old) == set(new)
+            assert all(old["_buffers"][name] is buffer for name, buffer in new["_buffers"].items())
         assert list(module.parameters()) == []
         assert len(keys) == (0 if module.cacheable else 1)
         loaded = self.make(sketched)
@@ -319,7 +328,7 @@ class RepresentationTester:
         options, error, message = refused
         with pytest.raises(error, match=message):
             self.module(**options)
-        if self.function is not None:
+        if self.function is not None and refused is not NO_BOOL:
             with pytest.raises(error, match=message):
                 self.function(self.images(), **options)
 
