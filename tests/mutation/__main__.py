@@ -294,11 +294,7 @@ def try_file(tree: Path, file: str, folder: Path, *, again: bool, budget: float)
     record, found = Record(file, folder), list(mutants((tree / file).read_text()))
     known = record.mutants
     record.mutants = {m.key: known[m.key] for m in found if m.key in known}
-    left = [
-        m
-        for m in found
-        if m.key not in known or (again and not known[m.key]["killed"])
-    ]
+    left = [m for m in found if m.key not in known or (again and not known[m.key]["killed"])]
     if again:
         left = [m for m in left if m.key not in equivalents().get(file, {})]
     print(f"{file}: {len(found)} mutants, {len(left)} to try", flush=True)

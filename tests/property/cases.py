@@ -23,7 +23,17 @@ DRAWN: dict[str, int] = {}
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS = (
-    *("plain", "plain", "zero", "constant", "duplicates", "clusters", "outlier", "collapse", "line"),
+    *(
+        "plain",
+        "plain",
+        "zero",
+        "constant",
+        "duplicates",
+        "clusters",
+        "outlier",
+        "collapse",
+        "line",
+    ),
     *("ties", "offset", "one hot", "two samples", "simplex"),
 )
 LAYOUTS = ("plain", "plain", "transposed", "columns", "rows", "flipped", "negated", "3d")
@@ -93,7 +103,7 @@ class Batch:
         elif self.kind == "one hot":
             x = (torch.arange(self.n)[:, None] % self.d == torch.arange(self.d)).double()
         elif self.kind == "two samples":
-            x[2:] = x[1]
+            x[2:] = x[1:2]
         elif self.kind == "simplex":
             x = torch.eye(self.n, dtype=torch.float64)
         most = torch.finfo(self.dtype).max

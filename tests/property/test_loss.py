@@ -135,7 +135,8 @@ def test_value_is_the_references(problem, name, own, signed, margin, both):
             [reward(weight, dependence(name, v, y)) for v in meeting]
         )
     condition = max(
-        reference(name, a, b).condition for a, b in zip([z, *augmented], [*augmented, z], strict=True)
+        reference(name, a, b).condition
+        for a, b in zip([z, *augmented], [*augmented, z], strict=True)
     )
     condition = max([condition, *(reference(name, y, y).condition for y in ys)])
     rooted = MEASURES[name].rooted
@@ -155,7 +156,9 @@ def test_value_is_the_references(problem, name, own, signed, margin, both):
     assert found.total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-4, abs=rough)
 
 
-@cases(30, 500, problem=problems(kinds=("plain", "outlier", "clusters", "ties"), least=4), name=NAMES)
+@cases(
+    30, 500, problem=problems(kinds=("plain", "outlier", "clusters", "ties"), least=4), name=NAMES
+)
 def test_regularizer_is_the_sum_of_its_terms(problem, name):
     views, others = problem
     if not others:
@@ -198,7 +201,9 @@ def test_kernels_change_nothing(pair):
         plain, others = found()
     assert torch.isfinite(plain)
     assert all(torch.isfinite(g).all() for g in (*gradients, *others))
-    condition = reference("distance_correlation", z.detach().double(), v.detach().double()).condition
+    condition = reference(
+        "distance_correlation", z.detach().double(), v.detach().double()
+    ).condition
     if condition < 1e3:
         torch.testing.assert_close(loss, plain, rtol=1e-3, atol=5e-2)
 

@@ -177,7 +177,14 @@ def test_pairwise_distances(b, exponent, eps):
     )
 
 
-@cases(30, 400, name=NAMES, pair=TWO, place=st.integers(0, 1), bad=st.sampled_from(["nan", "inf", "-inf"]))
+@cases(
+    30,
+    400,
+    name=NAMES,
+    pair=TWO,
+    place=st.integers(0, 1),
+    bad=st.sampled_from(["nan", "inf", "-inf"]),
+)
 def test_what_is_not_finite_is_refused(name, pair, place, bad):
     tensors = [b.numbers() for b in pair]
     tensors[place][pair[place].seed % pair[place].n, 0] = float(bad)
