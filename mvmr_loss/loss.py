@@ -336,7 +336,9 @@ class MVMRLoss(nn.Module):
             ValueError: If shapes or names do not fit, the batch is too small, the processes' tensors
                 differ, or, on a CPU, a value is not finite.
         """
-        return self.forward_components(z, z_augmented, representations).total
+        return self.forward_components(
+            z, z_augmented, representations, representation_embeddings
+        ).total
 
     def forward_components(
         self,
