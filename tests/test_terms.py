@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from mvmr_loss import MVMRLoss, list_presets, preset_options
 from mvmr_loss.dependence.definitions import (
-    mean_product,
     u_centered,
     u_distance_correlation_sqr,
     u_product,

@@ -93,8 +93,8 @@ def make_views(kind: str, images: Tensor) -> list[Tensor]:
     """Returns normalised views of images in [0, 1].
 
     Args:
-        kind: "plain" (the images, and a crop), "two" (crops), or "crops": one, and four of half the side,
-            which cost as much as a second one.
+        kind: "plain" (the images, and a crop), "two" (crops), or "crops": one, and four of half the
+            side, which cost as much as a second one.
         images: Shape (N, 3, 32, 32).
     """
     if kind == "plain":
