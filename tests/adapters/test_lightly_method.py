@@ -455,7 +455,7 @@ def test_numbers_of_numpy_and_paths_are_saved_as_plain_ones(tmp_path):
     }
     model = MVMR(np.int64(4), CLASSES, backbone="shufflenet_v2_x0_5", hidden_dim=8, **given)
     run = trainer(max_steps=1)
-    model.cache = None  # the images have no file names
+    model.representations.cache = None  # the images have no file names
     run.fit(model, loader(), [loader(views=1), loader(views=1)])
     run.save_checkpoint(tmp_path / "model.ckpt")
     held = torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]
