@@ -21,7 +21,7 @@ from benchmarks.speed import counts, growth, limits, losses, modes, representati
 from benchmarks.speed.table import regressions, rows, write_report
 from mvmr_loss._cpu.build import load_library
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 
 
 def _scattering(device: torch.device, repeats: int) -> dict[str, Any]:

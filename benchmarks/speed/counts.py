@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Run, run_all
 from mvmr_loss import MVMRLoss, Representations
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 # Ops that start nothing on an accelerator: they make memory, look at it anew, or ask.
 QUIET = {
     *("empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view", "device"),

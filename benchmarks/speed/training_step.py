@@ -46,9 +46,11 @@ def live_representations(device: torch.device, repeats: int) -> Times:
 
     candidates = {
         "no representations": step(None),
-        "five, live": step(Representations(FIVE).to(device)),
-        "five, live, sketched": step(Representations(FIVE, sketch_dim=1024).to(device)),
+        "five, live": step(Representations(FIVE, normalization="none").to(device)),
+        "five, live, sketched": step(
+            Representations(FIVE, sketch_dim=1024, normalization="none").to(device)
+        ),
     }
     for name in FIVE:
-        candidates[f"{name} alone"] = step(Representations([name]).to(device))
+        candidates[f"{name} alone"] = step(Representations([name], normalization="none").to(device))
     return interleaved(candidates, device, repeats=repeats, warmup=1)
