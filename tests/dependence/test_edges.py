@@ -1,4 +1,4 @@
-"""Where rounding ends and data begin, the floor of the distances, and types: on both sides of each edge."""
+"""Where rounding ends, the floor of the distances, and types: on both sides of each edge."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def test_points_closer_than_rounding_coincide(roundings, seen):
 def test_a_norm_of_rounding_is_none(size, seen, dtype):
     """Distances that differ by less than rounding do after centring what equal ones do."""
     eps = torch.finfo(dtype).eps
-    # A regular simplex, all of whose distances are equal, with a last coordinate that changes them a bit.
+    # A regular simplex, all of whose distances are equal, but for one that is changed a bit.
     n = 6
     x = torch.eye(n, dtype=torch.float64)
     raw = 1 - torch.eye(n, dtype=torch.float64)

@@ -39,11 +39,16 @@ _DEPENDENCE = [
     *("tests/dependence/test_measures.py", "tests/dependence/test_blockwise.py"),
     *("tests/cpu/test_gram.py", "tests/test_loss_inputs.py", "tests/property/test_measures.py"),
 ]
-_LOSS = ["tests/test_loss.py", "tests/test_loss_inputs.py", "tests/property/test_loss.py"]
+_LOSS = [
+    *("tests/test_loss.py", "tests/test_loss_inputs.py", "tests/test_terms.py"),
+    "tests/property/test_loss.py",
+]
+_CACHE = ["tests/cache"]
 # File -> the tests that are to see its faults.
 TESTS = {
     "mvmr_loss/loss.py": _LOSS,
-    "mvmr_loss/_batch.py": _LOSS,
+    "mvmr_loss/_objective.py": _LOSS,
+    "mvmr_loss/regularizer.py": _LOSS,
     "mvmr_loss/dependence/matrices.py": _DEPENDENCE,
     "mvmr_loss/dependence/measures.py": _DEPENDENCE,
     "mvmr_loss/dependence/distance_correlation.py": _DEPENDENCE,
@@ -51,11 +56,11 @@ TESTS = {
     "mvmr_loss/dependence/registry.py": _DEPENDENCE,
     "mvmr_loss/dependence/definitions.py": _DEPENDENCE,
     "mvmr_loss/representations/sketch.py": ["tests/representations/test_sketch.py"],
-    "mvmr_loss/cache/store.py": ["tests/cache"],
-    "mvmr_loss/cache/files.py": ["tests/cache"],
-    "mvmr_loss/cache/dataset.py": ["tests/cache"],
-    "mvmr_loss/cache/representations.py": ["tests/cache"],
-    "mvmr_loss/cache/__main__.py": ["tests/cache"],
+    "mvmr_loss/cache/store.py": _CACHE,
+    "mvmr_loss/cache/files.py": _CACHE,
+    "mvmr_loss/cache/dataset.py": _CACHE,
+    "mvmr_loss/cache/rows.py": _CACHE,
+    "mvmr_loss/cache/__main__.py": _CACHE,
 }
 _OPTIONS = ("-q", "-m", "not slow", "-k", "not compile and not (blockwise and gradcheck)")
 _OPTIONS += ("--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")

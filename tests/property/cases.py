@@ -128,13 +128,16 @@ class Batch:
         return x.detach().requires_grad_(requires_grad)
 
 
+_SAMPLES, _SIZES, _WIDTHS = st.integers(2, 12), st.integers(-20, 20), st.integers(1, 20)
+
+
 def batches(
-    n: Any = st.integers(2, 12),
+    n: Any = _SAMPLES,
     *,
-    sizes: Any = st.integers(-20, 20),
+    sizes: Any = _SIZES,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
     kinds: tuple[str, ...] = KINDS,
-    widths: Any = st.integers(1, 20),
+    widths: Any = _WIDTHS,
     layouts: tuple[str, ...] = LAYOUTS,
 ) -> Any:
     """Draws batches."""
@@ -155,3 +158,27 @@ def several(draw: Any, count: Any, least: int = 2, most: int = 12, **options: An
     """Draws batches of one number of samples."""
     n = st.just(draw(st.integers(least, most)))
     return [draw(batches(n, **options)) for _ in range(draw(count))]
+
+
+def finite_gradients(function: Callable[..., torch.Tensor], tensors: list[Any]) -> list[Any]:
+    """Returns a function's gradients after checking that they are finite, or None where unused.
+
+    A float16 gradient may be infinite where the one in float32 is beyond float16's range: that is what
+    a GradScaler looks for.
+    """
+    value = function(*tensors)
+    gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+    singles: Any = None
+    for i, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+        if gradient is None:
+            continue
+        assert gradient.dtype == tensor.dtype
+        assert gradient.shape == tensor.shape
+        finite = torch.isfinite(gradient)
+        if tensor.dtype == torch.float16 and not finite.all():
+            if singles is None:
+                raised = [t.detach().float().requires_grad_() for t in tensors]
+                singles = torch.autograd.grad(function(*raised), raised, allow_unused=True)
+            finite |= singles[i].abs() > 0.9 * torch.finfo(torch.float16).max
+        assert finite.all(), gradient
+    return list(gradients)

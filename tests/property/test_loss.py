@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, backward_in_chunks
 from mvmr_loss.dependence import matrices
-from mvmr_loss.loss import invariance_loss, variance_loss
-from tests.property.cases import KINDS, Batch, batches, cases, several
+from mvmr_loss.loss import covariance_loss, identity_loss, invariance_loss, variance_loss
+from tests.property.cases import KINDS, Batch, batches, cases, finite_gradients, several
 from tests.property.references import MEASURES, reference
 
 WEIGHTS = st.sampled_from([1.0, 0.0, 0.3, -1.0, -0.5, 2.5])
+SIZES = st.integers(-20, 6)
 POSITIVE = st.sampled_from([1.0, 0.0, 0.3, 2.5])
 NAMES = st.sampled_from(sorted(n for n in MEASURES if MEASURES[n].normalized))
 ORDINARY = ("plain", "duplicates", "ties", "line", "offset")
 
 
 @st.composite
-def problems(draw, *, sizes=st.integers(-20, 6), kinds=KINDS, least=2):
+def problems(draw, *, sizes=SIZES, kinds=KINDS, least=2):
     """Draws views of one shape and type, and representations of any other."""
     n = draw(st.integers(least, 10))
     d = st.just(draw(st.integers(1, 12)))
@@ -51,10 +52,20 @@ def reward(weight, value):
     return weight * (1 - value) if weight >= 0 else -weight * value
 
 
-@cases(40, 1000, problem=problems(), name=NAMES, weights=st.lists(WEIGHTS, min_size=5, max_size=5))
-def test_finite(problem, name, weights):
+@cases(
+    40,
+    1000,
+    problem=problems(),
+    name=NAMES,
+    weights=st.lists(WEIGHTS, min_size=5, max_size=5),
+    new=st.lists(POSITIVE, min_size=2, max_size=2),
+    second=st.booleans(),
+)
+def test_finite(problem, name, weights, new, second):
     views, others = problem
     criterion = MVMRLoss(
+        identity_weight=new[0],
+        covariance_weight=new[1],
         dependence_weight=weights[0],
         representation_weights={str(i): weights[i + 1] for i in range(len(others))},
         representation_views="both" if weights[4] == 1 else "augmented",
@@ -66,29 +77,44 @@ def test_finite(problem, name, weights):
         with pytest.raises(ValueError, match="z must have at least 4 samples"):
             criterion(z, augmented, ys)
         return
-    components = criterion.forward_components(z, augmented, ys)
-    assert torch.isfinite(components.total)
+    # A second head of a width of its own.
+    heads = [t.flatten(1)[:, :2] for t in (z, *augmented)] if second else None
+    components = criterion.forward_components(z, augmented, ys, heads)
+    limit = torch.finfo(components.total.dtype).max
+    # Each term is held within the range, but not their sum.
+    exact = sum(t.double() for t in components.as_dict().values() if t is not components.total)
+    assert torch.isfinite(components.total) or exact.abs() > limit
     assert components.total.dtype == torch.promote_types(z.dtype, torch.float32)
     named = components.as_dict()
     total = named.pop("loss")
-    torch.testing.assert_close(sum(named.values()), total, rtol=1e-5, atol=1e-6)
+    if torch.isfinite(total):
+        torch.testing.assert_close(sum(named.values()), total, rtol=1e-5, atol=1e-6)
     for name, term in components.terms.items():
         assert term.dtype == total.dtype
         if name == "variance":
             assert 0 <= term <= 2
         elif name == "invariance":
             assert term >= 0
+        elif name == "covariance":
+            # Up to the rounding of a sum of squares.
+            largest = max(t.abs().max().double() for t in (z, *augmented))
+            assert term >= -1e-5 * z.shape[1] * largest**4
+        elif name == "identity":
+            assert -1e-5 <= term <= 2 + 1e-5
         else:
             assert -1e-5 <= term <= (2 if criterion.measure.min_samples == 4 else 1) + 1e-5 or (
                 criterion.measure.min_samples == 4 and term >= -1 - 1e-5
             )
     tensors = [z, *augmented, *ys.values()]
-    for tensor, gradient in zip(
-        tensors, torch.autograd.grad(total, tensors, allow_unused=True), strict=True
-    ):
-        if gradient is not None:
-            assert gradient.dtype == tensor.dtype
-            assert torch.isfinite(gradient).all()
+
+    def again(*tensors):
+        z, *augmented = tensors[: len(views)]
+        heads = [t.flatten(1)[:, :2] for t in tensors[: len(views)]] if second else None
+        features = dict(zip(ys, tensors[len(views) :], strict=True))
+        return criterion(z, augmented, features, heads)
+
+    if total.requires_grad:
+        finite_gradients(again, tensors)
 
 
 @cases(
@@ -220,6 +246,39 @@ def test_variance(b, margin):
     size = b.numbers().double().abs().max().item()
     precision = 1e-12 if b.dtype == torch.float64 else 1e-5
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=precision * (1 + 10 * size))
+
+
+@cases(60, 800, b=batches(sizes=st.integers(-20, 20)))
+def test_covariance(b):
+    z = b.tensor(requires_grad=True)
+    loss = covariance_loss(z.flatten(1))
+    assert torch.isfinite(loss)
+    finite_gradients(lambda z: covariance_loss(z.flatten(1)), [z])
+    covariance = torch.atleast_2d(torch.cov(b.numbers().double().T))
+    off = covariance - torch.diag(covariance.diagonal())
+    expected = off.square().sum().item() / len(covariance)
+    limit = torch.finfo(loss.dtype).max
+    # Rounding is that of the sum of all squares, and of the mean.
+    size = (b.numbers().double() - b.numbers().double().mean(0)).abs().max().item()
+    offset = b.numbers().double().abs().max().item() / size if size > 0 else 0
+    precision = (1e-13 if b.dtype == torch.float64 else 1e-5) * (1 + offset)
+    if precision < 0.1 and expected < limit / 10:
+        error = abs(loss.item() - expected)
+        assert error <= precision * covariance.square().sum().item() * 10 + 1e-37
+
+
+@cases(40, 800, problem=problems(sizes=st.integers(-20, 20), least=3))
+def test_identity(problem):
+    views = [b.tensor(requires_grad=True) for b in problem[0]]
+    loss = identity_loss(views)
+    assert -1e-5 <= loss <= 2 + 1e-5
+    finite_gradients(lambda *views: identity_loss(views), views)
+    # Of the directions alone: the lengths do not matter.
+    plain = [b.numbers() for b in problem[0]]
+    if all(v.double().norm(dim=1).min() > 0.1 and v.abs().max() < 1e3 for v in plain):
+        longer = [v * torch.tensor([2.0, 4.0, 0.5])[torch.arange(len(v)) % 3, None] for v in plain]
+        longer = [v.to(plain[0].dtype) for v in longer]
+        torch.testing.assert_close(identity_loss(longer), loss, rtol=1e-3, atol=1e-3)
 
 
 @cases(40, 500, problem=problems(sizes=st.integers(-20, 18)))
