@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss.dependence import DependenceMeasure
 from mvmr_loss.loss import invariance_loss, variance_loss
 
 
@@ -105,3 +106,157 @@ def test_every_view_counts_alike(count):
     regularizer = MultiRepresentationRegularizer()
     parts = torch.stack([regularizer(view, {"y": y}) for view in views])
     torch.testing.assert_close(regularizer(views, {"y": y}), parts.mean())
+
+
+def plain_variance(z, margin=1.0, eps=1e-4):
+    return torch.relu(margin - torch.sqrt(z.var(dim=0) + eps)).mean()
+
+
+# On a CPU from 2^17 numbers on in slices of 1024 columns.
+@pytest.mark.parametrize("shape", [(64, 2048), (64, 2047), (50, 2700), (2, 2**16)])
+def test_variance_of_wide_batches(shape):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.8 + 3
+    z[:, :5] = 1.0
+    z.requires_grad_()
+    value, expected = variance_loss(z, 1.1), plain_variance(z, 1.1)
+    torch.testing.assert_close(value, expected)
+    found = torch.autograd.grad(value, z, create_graph=True)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(expected, z)[0])
+    direction = z.detach().sin()
+    # The second derivative, and the forward one.
+    other = torch.autograd.grad(plain_variance(z, 1.1), z, create_graph=True)[0]
+    torch.testing.assert_close(
+        torch.autograd.grad((found * direction).sum(), z)[0],
+        torch.autograd.grad((other * direction).sum(), z)[0],
+    )
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z.detach(), direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(variance_loss(dual, 1.1)).tangent
+    torch.testing.assert_close(tangent, (other.detach() * direction).sum())
+
+
+class TestNames:
+    """What an input is called in errors."""
+
+    def test_of_one_view_and_of_several(self):
+        z, v, w, y = inputs()
+        wrong = torch.ones(9, 5, dtype=torch.float64)
+        for views, called in (
+            (wrong, r"^z_augmented must"),
+            ([wrong], r"^z_augmented must"),
+            ([v, wrong], r"^z_augmented\[1\] must"),
+            ((wrong, v), r"^z_augmented\[0\] must"),
+        ):
+            with pytest.raises(ValueError, match=called):
+                MVMRLoss()(z, views)
+        for views, called in (
+            (wrong[:, 0], r"^embeddings must have shape \(N, D\) but has shape \(9,\)"),
+            ([z, wrong[:, 0]], r"^embeddings\[1\] must have shape \(N, D\)"),
+        ):
+            with pytest.raises(ValueError, match=called):
+                MultiRepresentationRegularizer()(views, {"y": y})
+        with pytest.raises(ValueError, match=r"^embeddings must not be empty but is \[\]"):
+            MultiRepresentationRegularizer()([], {"y": y})
+
+    @pytest.mark.parametrize("views", ["z", None, 3, {"a": 1}])
+    def test_what_is_no_view(self, views):
+        z, _, _, y = inputs()
+        with pytest.raises(TypeError, match=r"^z_augmented must be a torch.Tensor or a list"):
+            MVMRLoss()(z, views)
+        with pytest.raises(TypeError, match=r"^embeddings must be a torch.Tensor or a list"):
+            MultiRepresentationRegularizer()(views, {"y": y})
+
+    @pytest.mark.parametrize("weights", [[1.0], (1.0, 2.0), ()])
+    def test_weights_in_a_list(self, weights):
+        with pytest.raises(TypeError, match="mapping from the representations' names to numbers"):
+            MVMRLoss(representation_weights=weights)
+        with pytest.raises(TypeError, match="weights must be a number but is a str"):
+            MVMRLoss(representation_weights="1")
+
+    def test_weights_of_other_names(self):
+        z, v, _, y = inputs()
+        criterion = MVMRLoss(representation_weights={"b": 1.0, "a": 1.0})
+        with pytest.raises(ValueError, match=r"same names but are \['c', 'y'\] and \['a', 'b'\]"):
+            criterion(z, v, {"y": y, "c": y})
+        # Weights of what is not there do no harm where nothing is.
+        torch.testing.assert_close(criterion(z, v), MVMRLoss()(z, v))
+
+    def test_another_device(self):
+        z, v, _, y = inputs()
+        with pytest.raises(ValueError, match="must be on cpu like the embeddings but is on meta"):
+            MVMRLoss()(z, v, {"y": y.to("meta")})
+
+    def test_a_measure_of_ones_own_is_named_in_errors(self):
+        class Wide(DependenceMeasure):
+            min_samples = 20
+
+        z, v, _, _ = inputs()
+        with pytest.raises(ValueError, match="at least 20 samples for Wide but has 9"):
+            MVMRLoss(dependence_measure=Wide())(z, v)
+        with pytest.raises(ValueError, match="4 samples for debiased_cka but has 3"):
+            MVMRLoss(dependence_measure="debiased_cka")(z[:3], v[:3])
+
+
+def test_the_order_of_the_terms_and_their_weights():
+    z, v, _, y = inputs()
+    criterion = MVMRLoss(
+        invariance_weight=0.5, dependence_weight=-2, representation_weights={"b": -3.0, "a": 0.0}
+    )
+    found = criterion.forward_components(z, v, {"b": y, "a": y})
+    names = ["invariance", "variance", "dependence", "representations/b", "representations/a"]
+    assert list(found.terms) == list(found.weights) == names
+    assert list(found.weights.values()) == [0.5, 1, 2, 3, 0]
+    assert list(found.as_dict("p/")) == ["p/loss", *(f"p/{name}" for name in names)]
+    assert found.terms["representations/a"] == 0
+    value = criterion.measure(z, v)
+    torch.testing.assert_close(found.terms["dependence"], value)
+    assert found.as_dict()["dependence"] == 2 * value
+    assert found.as_dict(weighted=False)["dependence"] == value
+
+
+def test_printing_tells_every_option():
+    text = repr(MVMRLoss(eps=0.25, variance_margin=3, representation_weights={"a": -1}))
+    for said in (
+        *("invariance_weight=1.0", "variance_weight=1.0", "dependence_weight=1.0", "eps=0.25"),
+        *("representation_weights={'a': -1.0}", "representation_views='augmented'"),
+        *("variance_margin=3.0", "gather_distributed=False", "identity_weight=0.0"),
+        "covariance_weight=0.0",
+    ):
+        assert said in text
+    assert "weights=2.0, gather_distributed=True" in repr(
+        MultiRepresentationRegularizer(2, gather_distributed=True)
+    )
+
+
+def test_defaults_are_the_papers():
+    criterion = MVMRLoss()
+    assert criterion.variance_margin == 1
+    assert criterion.eps == 1e-4
+    assert criterion.measure.name == "distance_correlation"
+    assert MultiRepresentationRegularizer().weights == 1
+    assert MultiRepresentationRegularizer().measure.name == "distance_correlation"
+    z = torch.zeros(4, 2)
+    assert variance_loss(z) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variance_weight": -0.1}, "variance_weight must be finite and at least 0"),
+        ({"identity_weight": -0.1}, "identity_weight must be finite and at least 0"),
+        ({"covariance_weight": -0.1}, "covariance_weight must be finite and at least 0"),
+        ({"variance_margin": -0.1}, "variance_margin must be finite and at least 0"),
+        ({"eps": -0.1}, "eps must be finite and at least 0"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        MVMRLoss(**options)
+    MVMRLoss(**dict.fromkeys(options, 0.0))
+
+
+def test_gather_distributed_is_a_bool():
+    for kind in (MVMRLoss, MultiRepresentationRegularizer):
+        with pytest.raises(TypeError, match="^gather_distributed must be True or False"):
+            kind(gather_distributed="yes")
