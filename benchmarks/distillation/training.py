@@ -17,20 +17,27 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
 from benchmarks.common.progress import progress
 from benchmarks.common.results import atomic_path, portable
+from benchmarks.distillation.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths
+from benchmarks.distillation.teachers import efficientnet_lite0
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
-    augmentation,
     epoch_means,
     evaluate,
     normalize,
     random_batches,
 )
-from mvmr_loss import Representations
+from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import CachedRepresentations, fill
 
-# The settings that make a teacher.
+# What the students' images are normalised with.
+MEAN, STD = Normalization.imagenet().mean, Normalization.imagenet().std
+# Parameters of a SmallResNet -> its widths.
+STUDENTS = {"77k": (16, 32, 64), "938k": (56, 112, 224)}
+TEACHERS = ("efficientnet_lite0", "small_resnet")
+
+# The settings that make the teacher that is trained here.
 TEACHER_SETTINGS = (
     "train",
     "image_size",
@@ -128,21 +135,26 @@ def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
 
     Args:
         data: All images.
-        settings: Of the command line.
+        settings: Of the command line, with ``teacher``.
 
     Returns:
         Tensor of shape (N, E).
     """
-    teacher = {
-        "name": "teacher",
-        "source": "checkpoint",
-        "model": "benchmarks.common.encoder:SmallResNet",
-        "model_options": {"widths": list(settings.teacher_widths)},
-        "weights": str(settings.work / "teacher.pt"),
-    }
+    if settings.teacher == "efficientnet_lite0":
+        teacher = efficientnet_lite0(MEAN, STD)
+    else:
+        teacher = {
+            "name": "teacher",
+            "source": "checkpoint",
+            "model": "benchmarks.common.encoder:SmallResNet",
+            "model_options": {"widths": list(settings.teacher_widths)},
+            "weights": str(settings.work / "teacher.pt"),
+        }
     images = normalize(data.train_images.float() / 255)
     cached = CachedRepresentations(
-        Representations([teacher]), settings.work / "embeddings", num_samples=len(images)
+        Representations([teacher], slice_size=64),
+        settings.work / f"{settings.teacher}-train",
+        num_samples=len(images),
     )
     fill(cached, images, batch_size=256, device=settings.device)
     return cached(None, torch.arange(len(images)))["teacher"]
@@ -155,8 +167,8 @@ def train_student(
     embeddings: Tensor,
     epochs: int,
     settings: argparse.Namespace,
-) -> dict[str, Any]:
-    """Trains a student from random weights and evaluates its features.
+) -> tuple[SmallResNet, dict[str, Any]]:
+    """Trains a student from random weights.
 
     Every method sees the same two views of the same batches, the images as they are and augmented,
     so each runs the student twice an image and epoch.
@@ -164,20 +176,21 @@ def train_student(
     Args:
         method: A key of :data:`METHODS`.
         options: Of the method's objective.
-        data: Training images with labels, and those to evaluate on.
+        data: Training images with labels.
         embeddings: The teacher's of the training images, shape (N, E).
         epochs: Passes over the training images.
-        settings: Of the command line, with ``seed``.
+        settings: Of the command line, with ``seed`` and ``student``.
 
     Returns:
-        Accuracies, the loss by epoch, and what it cost.
+        The student, and the loss by epoch and what it cost.
     """
     torch.manual_seed(settings.seed)
     device = settings.device
-    encoder = SmallResNet(settings.student_widths).to(device, memory_format=torch.channels_last)
+    encoder = SmallResNet(STUDENTS[settings.student])
+    encoder = encoder.to(device, memory_format=torch.channels_last)
     widths = Widths(encoder.output_dim, embeddings.shape[1], len(data.classes))
     objective = METHODS[method].build(widths, **options).to(device)
-    augment = augmentation(data.train_images.shape[-1], settings.color_jitter)
+    objective.fit(embeddings)
     recipe = argparse.Namespace(epochs=epochs, batch_size=settings.batch_size)
     steps_per_epoch = len(data.train_images) // recipe.batch_size
     steps = epochs * steps_per_epoch
@@ -191,7 +204,7 @@ def train_student(
         images = data.train_images[index].to(device).float() / 255
         batch = Batch(
             encoder(normalize(images)),
-            encoder(normalize(augment(images))),
+            encoder(normalize(augment(images, settings.color_jitter))),
             embeddings[index].to(device),
             data.train_labels[index].to(device),
         )
@@ -200,10 +213,10 @@ def train_student(
         loss.backward()
         optimizer.step()
         scheduler.step()
+        objective.update(batch)
         history.append({"loss": loss.item()})
     seconds, cpu_seconds = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
-    return {
-        "accuracy": evaluate(encoder, data, settings, method),
+    return encoder, {
         "loss_per_epoch": [epoch["loss"] for epoch in epoch_means(history, steps_per_epoch)],
         "epochs": epochs,
         "student_passes": 2 * steps * recipe.batch_size,
