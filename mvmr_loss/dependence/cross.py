@@ -7,7 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_batch, check_bool, check_finite, check_number
+from mvmr_loss._checks import (
+    check_batch,
+    check_bool,
+    check_finite,
+    check_number,
+    without_autocast,
+)
 from mvmr_loss.dependence.matrices import _WIDE
 from mvmr_loss.dependence.measures import DependenceMeasure
 
@@ -227,7 +233,8 @@ def _distances(x: Tensor, anchors: Tensor, exponent: float) -> Tensor:
     center = anchors.mean(dim=-2, keepdim=True)
     x, anchors = x - center, anchors - center
     norms = x.square().sum(dim=-1)[..., :, None] + anchors.square().sum(dim=-1)[..., None, :]
-    squared = norms - 2 * (x @ anchors.mT)
+    with without_autocast(x):
+        squared = norms - 2 * (x @ anchors.mT)
     nothing = squared <= _ROUNDINGS * torch.finfo(wide).eps * norms.detach()
     return torch.where(nothing, 0.0, torch.where(nothing, 1.0, squared).pow(exponent / 2))
 
