@@ -3,9 +3,8 @@
     python -m benchmarks.distillation --train CIFAR/train --test CIFAR/test
 
 For each teacher, each method's options are chosen on training images held out for that; then every
-method trains students of each size and length, with every seed. Each result is a file of its own,
-written when its run ends, and a run whose file is there is not repeated: the same command continues
-after a stop, the most telling runs first.
+method trains students of each size and length, with every seed. A run whose file is there is not
+repeated: the same command continues after a stop.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from benchmarks.common.encoder import check_widths
-from benchmarks.common.results import environment, portable, write_json
 from benchmarks.distillation.evaluation import evaluate_student, load_photographs
 from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.report import write_report
@@ -30,60 +28,55 @@ from benchmarks.distillation.training import (
     teacher_embeddings,
     train_student,
 )
+from benchmarks.harness import Run, plain_errors, run_all
 from benchmarks.plain_pytorch.training import Data, check_training, load_data
 
 FOLDER = Path(__file__).parent
 # While options are chosen, one in five training images is held out.
 HELD_OUT = 5
-# What makes a run's result beside what its file's place says.
-TELLING = ("train", "test", "image_size", "limit", "batch_size", "learning_rate", "color_jitter")
-
-
-class Run(NamedTuple):
-    """A student to train; without options those chosen are taken.
-
-    With options, it is trained without the held-out images, and judged on them.
-    """
-
-    teacher: str
-    student: str
-    epochs: int
-    method: str
-    options: Mapping[str, Any] | None
-    seed: int
-    name: str
-
-    def path(self, output: Path) -> Path:
-        """Returns the file of its result."""
-        return output / "results" / self.teacher / f"{self.student}-{self.epochs}" / self.name
+# What makes a run's result beside teacher, student, epochs, method and its options.
+COMMON = ("train", "test", "image_size", "limit", "batch_size", "learning_rate", "color_jitter")
 
 
 def planned(settings: argparse.Namespace) -> Iterator[Run]:
-    """Yields the runs in order: seeds outermost, so that every method has one early."""
+    """Yields the runs in order: what a method's options are chosen by, then one seed after another."""
+    common = {name: getattr(settings, name) for name in COMMON}
+
+    def run(place: str, teacher: str, student: str, epochs: int, method: str, **rest: Any) -> Run:
+        told = {"teacher": teacher, "student": student, "epochs": epochs, "method": method}
+        held = {"held_out": HELD_OUT} if place.startswith("selection") else {}
+        name = f"{teacher}/{student}-{epochs}/{place}"
+        return Run(name, {**told, "options": rest["options"], **held, **common}, rest["seed"])
+
     for teacher in settings.teachers:
+        small = settings.students[0]
         for method in settings.methods:
             for i, options in enumerate(METHODS[method].candidates):
-                name = f"selection/{method}-{i}.json"
-                yield Run(
-                    *(teacher, settings.students[0], settings.selection_epochs),
-                    *(method, options, 0, name),
+                place = f"selection/{method}-{i}"
+                yield run(
+                    *(place, teacher, small, settings.selection_epochs, method),
+                    options=options,
+                    seed=0,
                 )
+        tried = settings.output / "results" / teacher / f"{small}-{settings.selection_epochs}"
         for epochs in settings.epochs:
             for student in settings.students:
                 for seed in settings.seeds:
                     for method in settings.methods:
-                        name = f"{method}-seed{seed}.json"
-                        yield Run(teacher, student, epochs, method, None, seed, name)
+                        yield run(
+                            *(f"{method}-seed{seed}", teacher, student, epochs, method),
+                            options=chosen(method, tried / "selection"),
+                            seed=seed,
+                        )
 
 
-def chosen(run: Run, settings: argparse.Namespace) -> Mapping[str, Any]:
+def chosen(method: str, folder: Path) -> Mapping[str, Any]:
     """Returns the method's candidate of the best linear accuracy on held-out training images."""
-    candidates = METHODS[run.method].candidates
-    tried = run._replace(student=settings.students[0], epochs=settings.selection_epochs)
-    accuracy = []
-    for i in range(len(candidates)):
-        path = tried._replace(name=f"selection/{run.method}-{i}.json").path(settings.output)
-        accuracy.append(json.loads(path.read_text())["accuracy"]["linear"])
+    candidates = METHODS[method].candidates
+    accuracy = [
+        json.loads((folder / f"{method}-{i}.json").read_text())["figures"]["accuracy"]["linear"]
+        for i in range(len(candidates))
+    ]
     return candidates[accuracy.index(max(accuracy))]
 
 
@@ -105,74 +98,62 @@ def read(settings: argparse.Namespace) -> Data:
     )
 
 
-def run_missing(settings: argparse.Namespace) -> bool:
-    """Makes the results that are not there yet, at most ``settings.runs`` students.
+class Study:
+    """Trains and evaluates students; images are read, and a teacher asked, when the first run needs it.
 
     Args:
         settings: As :func:`parse_arguments` gives them.
-
-    Returns:
-        Whether all are there now.
-
-    Raises:
-        ValueError: If a result is there that other settings made.
     """
-    wanted = {name: portable(getattr(settings, name)) for name in TELLING}
-    missing = [run for run in planned(settings) if not _kept(run.path(settings.output), wanted)]
-    teacher, embeddings = "", torch.empty(0)
-    if missing:
-        data, photographs = read(settings), load_photographs(settings.image_size)
-        held = torch.arange(len(data.train_labels)) % HELD_OUT == HELD_OUT - 1
-        selection = Data(
-            data.train_images[~held],
-            data.train_labels[~held],
-            data.train_images[held],
-            data.train_labels[held],
-            data.classes,
-        )
-    for run in missing[: settings.runs]:
-        path = run.path(settings.output)
-        print(path.relative_to(settings.output), flush=True)
-        if run.teacher != teacher:
-            teacher = settings.teacher = run.teacher
+
+    def __init__(self, settings: argparse.Namespace) -> None:
+        self.settings = settings
+        self._data: tuple[Data, Data, Data] | None = None
+        self._embeddings: tuple[str, torch.Tensor] = ("", torch.empty(0))
+
+    def images(self) -> tuple[Data, Data, Data]:
+        """Returns all images, the training images with a part of them to test on, photographs."""
+        if self._data is None:
+            data = read(self.settings)
+            held = self.held_out(data)
+            selection = Data(
+                data.train_images[~held],
+                data.train_labels[~held],
+                data.train_images[held],
+                data.train_labels[held],
+                data.classes,
+            )
+            self._data = data, selection, load_photographs(self.settings.image_size)
+        return self._data
+
+    @staticmethod
+    def held_out(data: Data) -> torch.Tensor:
+        """Returns which training images are held out while options are chosen."""
+        return torch.arange(len(data.train_labels)) % HELD_OUT == HELD_OUT - 1
+
+    def embeddings(self, teacher: str) -> torch.Tensor:
+        """Returns a teacher's embeddings of all training images."""
+        if self._embeddings[0] != teacher:
+            data = self.images()[0]
             if teacher == "small_resnet":
-                record = ready_teacher(data, settings)
-                write_json(path.parents[1] / "teacher.json", {**record, **environment(0)})
-            embeddings = teacher_embeddings(data, settings)
-        settings.seed, settings.student = run.seed, run.student
-        choosing = run.options is not None
-        options = chosen(run, settings) if run.options is None else run.options
+                ready_teacher(data, self.settings)
+            self._embeddings = teacher, teacher_embeddings(teacher, data, self.settings)
+        return self._embeddings[1]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Trains the student of a run and returns its figures."""
+        data, selection, photographs = self.images()
+        embeddings = self.embeddings(run.settings["teacher"])
+        choosing = "held_out" in run.settings
+        if choosing:
+            embeddings = embeddings[~self.held_out(data)]
         images = selection if choosing else data
         encoder, costs = train_student(
-            run.method,
-            options,
-            images,
-            embeddings[~held] if choosing else embeddings,
-            run.epochs,
-            settings,
+            run.settings, images, embeddings, run.seed or 0, self.settings.device
         )
         accuracy = evaluate_student(
-            encoder, images, None if choosing else photographs, settings.device, run.seed
+            encoder, images, None if choosing else photographs, self.settings.device, run.seed or 0
         )
-        result = {"method": run.method, "options": options, "accuracy": accuracy, **costs}
-        write_json(path, {**result, "settings": wanted, **environment(run.seed)})
-        write_report(settings.output)
-    if not missing:
-        write_report(settings.output)
-    return settings.runs is None or len(missing) <= settings.runs
-
-
-def _kept(path: Path, wanted: dict[str, Any]) -> bool:
-    """Tells whether a result is there, after checking what made it."""
-    if not path.exists():
-        return False
-    found = json.loads(path.read_text())["settings"]
-    if found != wanted:
-        raise ValueError(
-            f"{portable(path)} was made with other settings; give another --output or remove it. "
-            f"(They were {found} and are {wanted}.)"
-        )
-    return True
+        return {"accuracy": accuracy, **costs}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -200,7 +181,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a student of each method for each")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     add("--runs", type=int, help="stop after this many students; None is all")
-    add("--output", type=Path, default=FOLDER, help="where results, table and plot are")
+    add("--output", type=Path, default=FOLDER, help="where results and tables are")
     add("--work", type=Path, default=Path("runs/distillation"), help="where features are kept")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     settings = parser.parse_args(arguments)
@@ -219,12 +200,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; what is wrong with it or the images becomes one sentence."""
     settings = parse_arguments(arguments)
-    try:
-        complete = run_missing(settings)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"Error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted: run the same command again to continue.") from None
+    study = Study(settings)
+
+    def run_one(run: Run) -> dict[str, Any]:
+        figures = study.run(run)
+        write_report(settings.output)  # those before it
+        return figures
+
+    with plain_errors():
+        complete = run_all(
+            planned(settings), settings.output / "results", run_one, limit=settings.runs
+        )
+        write_report(settings.output)
     print("complete" if complete else "not complete yet: run the same command again to continue")
 
 

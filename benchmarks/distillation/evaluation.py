@@ -55,7 +55,9 @@ def evaluate_student(
         images), ``photographs`` (a linear classifier on those).
     """
 
-    def features(images: Tensor, damage: Callable[[Tensor], Tensor] = torch.nn.Identity()) -> Tensor:
+    def features(
+        images: Tensor, damage: Callable[[Tensor], Tensor] = torch.nn.Identity()
+    ) -> Tensor:
         parts = (normalize(damage(part.float() / 255)) for part in images.split(256))
         return extract_features(encoder, parts, device)
 

@@ -12,7 +12,11 @@ from torch.nn import functional as F
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHead
 from mvmr_loss.dependence import pairwise_distances
-from mvmr_loss.distillation import DistillationLoss, IsotropicStandardization
+from mvmr_loss.distillation import (
+    DistillationLoss,
+    IsotropicStandardization,
+    TeacherRegression,
+)
 
 
 class Batch(NamedTuple):
@@ -128,7 +132,7 @@ class Distillation(Objective):
 
 
 class Mimicry(Objective):
-    """Mean squared error to the teacher's embeddings, after a linear map.
+    """Mean squared error to the teacher's embeddings, after a map to their width.
 
     Source: feature distillation of CLIP-KD, Yang et al., CVPR 2024 (arXiv 2307.12732), section 3.
 
@@ -136,10 +140,11 @@ class Mimicry(Objective):
         widths: As every objective has them.
         target: The embeddings "as they are", of length 1 ("normalized"), or "standardized" with one
             scale.
+        hidden_dim: Width of a map of two layers; None: a linear one.
     """
 
-    def __init__(self, widths: Widths, *, target: str) -> None:
-        super().__init__(nn.Linear(widths.student, widths.teacher))
+    def __init__(self, widths: Widths, *, target: str, hidden_dim: int | None = None) -> None:
+        super().__init__(TeacherRegression(*widths[:2], hidden_dim=hidden_dim).head)
         self.target = target
         self.standardize = IsotropicStandardization(widths.teacher)
 
@@ -266,93 +271,125 @@ class Method(NamedTuple):
     Attributes:
         label: Its name in tables.
         build: From widths and one of the candidates to the objective.
-        candidates: Options to choose from on held-out training images, equally many for each method.
-        ours: Whether this package's dependence is in it.
+        candidates: Three options to choose from on held-out training images, for every method.
     """
 
     label: str
     build: Callable[..., Objective]
-    candidates: tuple[Mapping[str, Any], Mapping[str, Any]]
-    ours: bool = False
+    candidates: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
-# On the features themselves, or through the paper's head of three layers.
-_HEADS = ({"layers": 0}, {"layers": 3})
-_NO_REGRESSION: dict[str, Any] = {"regression_weight": 0.0}
-ANCHORS = 1024
+# On the features themselves, or through a head as the paper's.
+_HEADS = ({"layers": 0}, {"layers": 2}, {"layers": 3})
+_ALONE: dict[str, Any] = {"regression_weight": 0.0}
+
+
+def _beside(base: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns the candidates of a relational baseline with the dependence beside it."""
+    first, second, third = (
+        {"base": base, "layers": 0, "dependence_weight": weight} for weight in (0.3, 1.0, 3.0)
+    )
+    return first, second, third
+
 
 # In the order in which they are run: the most telling first.
 METHODS = {
     "regression": Method(
         "cosine + smooth L1",
         Distillation,
-        tuple({"dependence_weight": 0.0, "hidden_dim": h} for h in (None, 512)),
+        (
+            {"dependence_weight": 0.0},
+            {"dependence_weight": 0.0, "hidden_dim": 512},
+            {"dependence_weight": 0.0, "hidden_dim": 512, "rotation": "hadamard"},
+        ),
     ),
     "regression_dependence": Method(
         "cosine + smooth L1 + dependence",
         Distillation,
-        tuple({"dependence_weight": w} for w in (0.3, 1.0)),
-        ours=True,
+        (
+            {"dependence_weight": 0.3},
+            {"dependence_weight": 1.0},
+            {"dependence_weight": 0.3, "hidden_dim": 512},
+        ),
+    ),
+    "mimicry": Method(
+        "MSE mimicry",
+        Mimicry,
+        (
+            {"target": "normalized"},
+            {"target": "standardized"},
+            {"target": "standardized", "hidden_dim": 512},
+        ),
     ),
     "dependence": Method(
         "dependence alone",
         Distillation,
-        tuple({**_NO_REGRESSION, "dependence_measure": f"distance_correlation{end}"} for end in ("", "_sqr")),
-        ours=True,
+        (
+            {**_ALONE, "dependence_measure": "distance_correlation"},
+            {**_ALONE, "dependence_measure": "distance_correlation_sqr"},
+            {**_ALONE, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
+        ),
     ),
-    "mimicry": Method(
-        "MSE mimicry", Mimicry, tuple({"target": t} for t in ("normalized", "standardized"))
-    ),
+    "published": Method("MV-MR, published weights", MVMR, _HEADS),
     "regression_dependence_anchors": Method(
         "cosine + smooth L1 + dependence, anchors",
         Distillation,
-        tuple({"dependence_weight": w, "anchors": ANCHORS} for w in (0.3, 1.0)),
-        ours=True,
+        (
+            {"dependence_weight": 0.3, "hidden_dim": 512, "anchors": 512},
+            {"dependence_weight": 0.3, "hidden_dim": 512, "anchors": 1024},
+            {"dependence_weight": 1.0, "hidden_dim": 512, "anchors": 1024},
+        ),
     ),
-    "published": Method("MV-MR, published weights", MVMR, _HEADS, ours=True),
     "rkd": Method("RKD, distances", RKDDistance, _HEADS),
     "mimicry_dependence": Method(
         "MSE mimicry + dependence",
         Joined,
-        tuple({"base": "mimicry", "target": "standardized", "dependence_weight": w} for w in (0.3, 1.0)),
-        ours=True,
+        (
+            {"base": "mimicry", "target": "standardized", "dependence_weight": 0.3},
+            {"base": "mimicry", "target": "standardized", "dependence_weight": 1.0},
+            {
+                **{"base": "mimicry", "target": "standardized", "hidden_dim": 512},
+                "dependence_weight": 0.3,
+            },
+        ),
     ),
     "dependence_anchors": Method(
         "dependence alone, anchors",
         Distillation,
-        tuple({**_NO_REGRESSION, "anchors": m} for m in (ANCHORS // 2, ANCHORS)),
-        ours=True,
+        (
+            {**_ALONE, "anchors": 512},
+            {**_ALONE, "anchors": 1024},
+            {**_ALONE, "anchors": 2048},
+        ),
     ),
     "regression_dependence_views": Method(
         "cosine + smooth L1 + dependence + view terms",
         Distillation,
-        tuple({"dependence_weight": 0.3, "view_weight": w} for w in (0.1, 1.0)),
-        ours=True,
+        (
+            {"dependence_weight": 0.3, "hidden_dim": 512, "view_weight": 0.03},
+            {"dependence_weight": 0.3, "hidden_dim": 512, "view_weight": 0.1},
+            {"dependence_weight": 0.3, "hidden_dim": 512, "view_weight": 1.0},
+        ),
     ),
     "cka": Method("CKA", CKALoss, _HEADS),
     "similarity": Method("similarity-preserving", SimilarityPreserving, _HEADS),
     "supervised": Method(
-        "supervised", Supervised, ({"label_smoothing": 0.0}, {"label_smoothing": 0.1})
+        "supervised",
+        Supervised,
+        ({"label_smoothing": 0.0}, {"label_smoothing": 0.1}, {"label_smoothing": 0.2}),
     ),
     "no_teacher": Method(
-        "MV-MR without teacher", MVMR, tuple({**head, "teacher": False} for head in _HEADS)
+        "MV-MR without teacher",
+        MVMR,
+        (
+            {"layers": 0, "teacher": False},
+            {"layers": 2, "teacher": False},
+            {"layers": 3, "teacher": False},
+        ),
     ),
-    "rkd_dependence": Method(
-        "RKD + dependence",
-        Joined,
-        tuple({"base": "rkd", "layers": 0, "dependence_weight": w} for w in (0.3, 1.0)),
-        ours=True,
-    ),
-    "cka_dependence": Method(
-        "CKA + dependence",
-        Joined,
-        tuple({"base": "cka", "layers": 0, "dependence_weight": w} for w in (0.3, 1.0)),
-        ours=True,
-    ),
+    "rkd_dependence": Method("RKD + dependence", Joined, _beside("rkd")),
+    "cka_dependence": Method("CKA + dependence", Joined, _beside("cka")),
     "similarity_dependence": Method(
-        "similarity-preserving + dependence",
-        Joined,
-        tuple({"base": "similarity", "layers": 0, "dependence_weight": w} for w in (0.3, 1.0)),
-        ours=True,
+        "similarity-preserving + dependence", Joined, _beside("similarity")
     ),
 }

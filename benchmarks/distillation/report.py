@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import atomic_path
 from benchmarks.distillation.methods import METHODS
+from benchmarks.harness import load, spread, table, write_between
 
 MEASURED = {
     "linear": "linear",
@@ -20,16 +19,7 @@ MEASURED = {
     "contrast": "contrast",
     "photographs": "photographs",
 }
-Runs = Sequence[Mapping[str, Any]]
-
-
-def read_results(folder: Path) -> dict[str, Runs]:
-    """Reads the results of one teacher, student and length: method -> one a seed."""
-    found = {
-        method: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{method}-seed*"))]
-        for method in METHODS
-    }
-    return {method: runs for method, runs in found.items() if runs}
+Records = Sequence[Mapping[str, Any]]
 
 
 def write_report(folder: Path) -> None:
@@ -38,74 +28,55 @@ def write_report(folder: Path) -> None:
     Args:
         folder: That of RESULTS.md and ``results``.
     """
-    page = folder / "RESULTS.md"
-    text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end of table -->\n"
-    before, mark, rest = text.partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of table -->")
-    with atomic_path(page) as temporary:
-        temporary.write_text(before + mark + "\n".join(_lines(folder / "results")) + "\n" + end + after)
+    groups: dict[tuple[str, str, int], list[Any]] = {}
+    for record in load(folder / "results"):
+        told = record["settings"]
+        place = told["teacher"], told["student"], told["epochs"]
+        groups.setdefault(place, []).append(record)
+    parts = [text for place in sorted(groups) for text in _tables(place, groups[place])]
+    write_between(folder / "RESULTS.md", "table", "\n\n".join(parts))
 
 
-def _lines(results: Path) -> Iterator[str]:
-    for folder in sorted(results.glob("*/*-*"), key=_place):
-        found = read_results(folder)
-        if found:
-            yield from _table(folder, found)
-        yield from _selection(folder / "selection")
+def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
+    """Yields the text about students of one teacher, size and length."""
+    trials = [record for record in records if "held_out" in record["settings"]]
+    students: dict[str, list[Any]] = {}
+    for record in records:
+        if "held_out" not in record["settings"]:
+            students.setdefault(record["settings"]["method"], []).append(record)
+    if students:
+        yield from _students(place, students)
+    if trials:
+        yield f"#### Options for students of {place[0]}, {place[2]} epochs, on held-out training images"
+        order = list(METHODS)
+        trials = sorted(trials, key=lambda r: (order.index(r["settings"]["method"]), r["name"]))
+        yield table(["method", "options", "linear", "kNN"], [_tried(r) for r in trials])
 
 
-def _place(folder: Path) -> tuple[str, str, int]:
-    student, _, epochs = folder.name.partition("-")
-    return folder.parent.name, student, int(epochs)
-
-
-def _table(folder: Path, found: Mapping[str, Runs]) -> Iterator[str]:
-    """Yields the lines about students of one teacher, size and length, the best first."""
-    first = next(iter(found.values()))[0]
-    yield f"### {folder.parent.name}, {first['parameters']:,} parameters, {first['epochs']} epochs"
-    yield ""
+def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
+    """Yields a title, words and a table, the best method first."""
+    first = next(iter(students.values()))[0]
+    machine, figures = first["machine"], first["figures"]
+    yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"
     yield (
-        f"Each run: {first['student_passes']:,} images through the student; "
-        f"{first['machine']['cpu']}, {first['machine']['threads']} thread(s), torch "
-        f"{first['versions']['torch']}. Top-1 accuracy in %, mean ± standard deviation over seeds."
+        f"Each run: {figures['student_passes']:,} images through the student; {machine['cpu']}, "
+        f"{machine['threads']} thread(s), torch {first['versions']['torch']}. Top-1 accuracy in %, "
+        "mean ± standard deviation over seeds."
     )
-    yield ""
-    yield f"| method | seeds | {' | '.join(MEASURED.values())} | CPU (s) |"
-    yield "| --- " * (len(MEASURED) + 3) + "|"
-    order = sorted(found, key=lambda m: -statistics.mean(r["accuracy"]["linear"] for r in found[m]))
-    for method in order:
-        runs = found[method]
-        cells = [_spread([run["accuracy"][name] for run in runs]) for name in MEASURED]
-        seconds = statistics.mean(run["training_cpu_seconds"] for run in runs)
-        seeds = ", ".join(str(run["seed"]) for run in runs)
-        yield f"| {METHODS[method].label} | {seeds} | {' | '.join(cells)} | {seconds:.0f} |"
-    yield ""
+    rows = []
+    for method, records in students.items():
+        accuracy = [record["figures"]["accuracy"] for record in records]
+        cells = [spread([values[name] for values in accuracy]) for name in MEASURED]
+        seconds = statistics.mean(r["figures"]["training_cpu_seconds"] for r in records)
+        seeds = ", ".join(str(record["seed"]) for record in records)
+        rows.append([METHODS[method].label, seeds, *cells, f"{seconds:.0f}"])
+    rows.sort(key=lambda row: -float(row[2].split()[0]))
+    yield table(["method", "seeds", *MEASURED.values(), "CPU (s)"], rows)
 
 
-def _selection(folder: Path) -> Iterator[str]:
-    """Yields the lines about the choice of options."""
-    paths = [path for method in METHODS for path in sorted(folder.glob(f"{method}-[0-9].json"))]
-    if not paths:
-        return
-    yield (
-        f"Options for students of {folder.parents[1].name}, judged on held-out training images "
-        f"({folder.parent.name.replace('-', ', ')} epochs):"
-    )
-    yield ""
-    yield "| method | option | linear | kNN |"
-    yield "| --- | --- | --- | --- |"
-    for path in paths:
-        run = json.loads(path.read_text())
-        options = ", ".join(f"{name} = {value}" for name, value in run["options"].items())
-        accuracy = run["accuracy"]
-        yield (
-            f"| {METHODS[run['method']].label} | {options} | {accuracy['linear']:.1f} | "
-            f"{accuracy['knn']:.1f} |"
-        )
-    yield ""
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Returns mean ± standard deviation."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+def _tried(record: Mapping[str, Any]) -> list[str]:
+    """Returns a row about one candidate."""
+    told, accuracy = record["settings"], record["figures"]["accuracy"]
+    options = ", ".join(f"{name} = {value}" for name, value in told["options"].items())
+    numbers = [f"{accuracy[name]:.1f}" for name in ("linear", "knn")]
+    return [METHODS[told["method"]].label, options, *numbers]

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.common.progress import progress
-from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths
 from benchmarks.distillation.teachers import efficientnet_lite0
+from benchmarks.harness import atomic_path, portable, progress
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
@@ -130,17 +129,18 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
     return {**record, "fingerprint": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
 
 
-def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
+def teacher_embeddings(name: str, data: Data, settings: argparse.Namespace) -> Tensor:
     """Reads the teacher's embeddings of the training images as they are, computed once.
 
     Args:
+        name: One of :data:`TEACHERS`.
         data: All images.
-        settings: Of the command line, with ``teacher``.
+        settings: Of the command line.
 
     Returns:
         Tensor of shape (N, E).
     """
-    if settings.teacher == "efficientnet_lite0":
+    if name == "efficientnet_lite0":
         teacher = efficientnet_lite0(MEAN, STD)
     else:
         teacher = {
@@ -153,7 +153,7 @@ def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
     images = normalize(data.train_images.float() / 255)
     cached = CachedRepresentations(
         Representations([teacher], slice_size=64),
-        settings.work / f"{settings.teacher}-train",
+        settings.work / f"{name}-train",
         num_samples=len(images),
     )
     fill(cached, images, batch_size=256, device=settings.device)
@@ -161,12 +161,7 @@ def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
 
 
 def train_student(
-    method: str,
-    options: Mapping[str, Any],
-    data: Data,
-    embeddings: Tensor,
-    epochs: int,
-    settings: argparse.Namespace,
+    run: Mapping[str, Any], data: Data, embeddings: Tensor, seed: int, device: str
 ) -> tuple[SmallResNet, dict[str, Any]]:
     """Trains a student from random weights.
 
@@ -174,37 +169,37 @@ def train_student(
     so each runs the student twice an image and epoch.
 
     Args:
-        method: A key of :data:`METHODS`.
-        options: Of the method's objective.
+        run: Its ``student``, ``epochs``, ``method``, ``options``, ``batch_size``, ``learning_rate``
+            and ``color_jitter``.
         data: Training images with labels.
         embeddings: The teacher's of the training images, shape (N, E).
-        epochs: Passes over the training images.
-        settings: Of the command line, with ``seed`` and ``student``.
+        seed: Of the weights, the order and the augmentations.
+        device: Where to compute.
 
     Returns:
         The student, and the loss by epoch and what it cost.
     """
-    torch.manual_seed(settings.seed)
-    device = settings.device
-    encoder = SmallResNet(STUDENTS[settings.student])
+    torch.manual_seed(seed)
+    method = run["method"]
+    encoder = SmallResNet(STUDENTS[run["student"]])
     encoder = encoder.to(device, memory_format=torch.channels_last)
     widths = Widths(encoder.output_dim, embeddings.shape[1], len(data.classes))
-    objective = METHODS[method].build(widths, **options).to(device)
+    objective = METHODS[method].build(widths, **run["options"]).to(device)
     objective.fit(embeddings)
-    recipe = argparse.Namespace(epochs=epochs, batch_size=settings.batch_size)
+    recipe = argparse.Namespace(epochs=run["epochs"], batch_size=run["batch_size"])
     steps_per_epoch = len(data.train_images) // recipe.batch_size
-    steps = epochs * steps_per_epoch
+    steps = recipe.epochs * steps_per_epoch
     parameters = [*encoder.parameters(), *objective.parameters()]
-    optimizer, scheduler = adam_in_one_cycle(parameters, settings.learning_rate, steps)
+    optimizer, scheduler = adam_in_one_cycle(parameters, run["learning_rate"], steps)
     # Methods draw different numbers of random weights; order and augmentation are equal again.
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     history: list[dict[str, float]] = []
     clocks = time.perf_counter(), time.process_time()
     for index in progress(random_batches(len(data.train_images), recipe), method, steps):
         images = data.train_images[index].to(device).float() / 255
         batch = Batch(
             encoder(normalize(images)),
-            encoder(normalize(augment(images, settings.color_jitter))),
+            encoder(normalize(augment(images, run["color_jitter"]))),
             embeddings[index].to(device),
             data.train_labels[index].to(device),
         )
@@ -218,7 +213,6 @@ def train_student(
     seconds, cpu_seconds = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
     return encoder, {
         "loss_per_epoch": [epoch["loss"] for epoch in epoch_means(history, steps_per_epoch)],
-        "epochs": epochs,
         "student_passes": 2 * steps * recipe.batch_size,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_seconds": round(seconds, 1),

@@ -102,7 +102,9 @@ class DistillationLoss(nn.Module):
         self.regression_weight = self._by_name("regression_weight", regression_weight)
         for name, weight in self.regression_weight.items():
             if weight < 0:
-                raise ValueError(f"regression_weight must be at least 0 but is {weight} for {name}.")
+                raise ValueError(
+                    f"regression_weight must be at least 0 but is {weight} for {name}."
+                )
         self.dependence_weight = self._by_name("dependence_weight", dependence_weight)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self.regressions = nn.ModuleDict(
@@ -135,9 +137,7 @@ class DistillationLoss(nn.Module):
             gather_distributed=gather_distributed,
         )
 
-    def fit(
-        self, source: RepresentationCache | Mapping[str, Any]
-    ) -> DistillationLoss:
+    def fit(self, source: RepresentationCache | Mapping[str, Any]) -> DistillationLoss:
         """Takes the statistics by which the teachers' features are standardised.
 
         Args:
@@ -203,9 +203,7 @@ class DistillationLoss(nn.Module):
         return LossComponents(total, terms, weights)
 
     @torch.no_grad()
-    def update(
-        self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]
-    ) -> None:
+    def update(self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]) -> None:
         """Adds a batch to the bank of anchors, if there is one: once a step, after the loss.
 
         Of several views, the first one's embeddings are kept. With ``gather_distributed``, every
@@ -220,7 +218,9 @@ class DistillationLoss(nn.Module):
         first = next(iter(named_views("embeddings", embeddings).values()))
         teachers = self._checked(teachers)
         if self.gather_distributed:
-            tensors, _ = gather({"embeddings": first, **{f"teacher {k}": v for k, v in teachers.items()}})
+            tensors, _ = gather(
+                {"embeddings": first, **{f"teacher {k}": v for k, v in teachers.items()}}
+            )
             first = tensors["embeddings"]
             teachers = {name: tensors[f"teacher {name}"] for name in teachers}
         self.bank.update(first, teachers)

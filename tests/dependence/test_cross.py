@@ -60,7 +60,9 @@ def test_anchors_gradients(samples, rooted):
 
 def test_gradient_is_finite_where_a_sample_is_its_own_anchor_and_where_all_coincide(samples):
     x, y = samples[0].clone().requires_grad_(), samples[1]
-    cross_distance_correlation(x, y, torch.cat([x, samples[2]]), torch.cat([y, samples[3]])).backward()
+    cross_distance_correlation(
+        x, y, torch.cat([x, samples[2]]), torch.cat([y, samples[3]])
+    ).backward()
     assert x.grad.isfinite().all()
     assert x.grad.abs().sum() > 0
     constant = torch.ones(6, 3, dtype=torch.float64, requires_grad=True)

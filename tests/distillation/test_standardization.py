@@ -34,7 +34,9 @@ def test_parts_and_the_whole_are_the_same(features):
     torch.testing.assert_close(parts.mean, whole.mean)
     torch.testing.assert_close(parts.variance, whole.variance)
     # The components are known up to their signs.
-    torch.testing.assert_close(parts(features).abs().mean(), whole(features).abs().mean(), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        parts(features).abs().mean(), whole(features).abs().mean(), rtol=0.1, atol=0
+    )
 
 
 def test_a_large_mean_costs_no_digits(features):
