@@ -1,4 +1,4 @@
-"""What a student's frozen features are good for: the images' classes, few labels, damage, photographs."""
+"""What frozen features are good for: the images' classes, few labels, damage, photographs."""
 
 from __future__ import annotations
 
@@ -55,10 +55,9 @@ def evaluate_student(
         images), ``photographs`` (a linear classifier on those).
     """
 
-    def features(
-        images: Tensor, damage: Callable[[Tensor], Tensor] = torch.nn.Identity()
-    ) -> Tensor:
-        parts = (normalize(damage(part.float() / 255)) for part in images.split(256))
+    def features(images: Tensor, damage: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        parts = (part.float() / 255 for part in images.split(256))
+        parts = (normalize(part if damage is None else damage(part)) for part in parts)
         return extract_features(encoder, parts, device)
 
     train, test = features(data.train_images), features(data.test_images)

@@ -20,7 +20,6 @@ from mvmr_loss.distillation.standardization import Rotation, stored_features
 from mvmr_loss.distributed import gather
 from mvmr_loss.loss import LossComponents, Measure, MultiRepresentationRegularizer, Weights
 
-
 # What the distance correlation without options says of itself.
 _PLAIN = resolve_measure("distance_correlation").extra_repr()
 

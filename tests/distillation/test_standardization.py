@@ -33,10 +33,6 @@ def test_parts_and_the_whole_are_the_same(features):
     parts = IsotropicStandardization(12, rotation="hadamard").fit(iter(features.split(33)))
     torch.testing.assert_close(parts.mean, whole.mean)
     torch.testing.assert_close(parts.variance, whole.variance)
-    # The components are known up to their signs.
-    torch.testing.assert_close(
-        parts(features).abs().mean(), whole(features).abs().mean(), rtol=0.1, atol=0
-    )
 
 
 def test_a_large_mean_costs_no_digits(features):
