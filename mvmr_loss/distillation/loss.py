@@ -105,6 +105,8 @@ class DistillationLoss(nn.Module):
                     f"regression_weight must be at least 0 but is {weight} for {name}."
                 )
         self.dependence_weight = self._by_name("dependence_weight", dependence_weight)
+        if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
+            raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self.regressions = nn.ModuleDict(
             {
