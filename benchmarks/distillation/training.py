@@ -28,7 +28,7 @@ from benchmarks.plain_pytorch.training import (
     random_batches,
 )
 from mvmr_loss import Normalization, Representations
-from mvmr_loss.cache import CachedRepresentations, fill
+from mvmr_loss.cache import fill
 
 # What the students' images are normalised with.
 MEAN, STD = Normalization.imagenet().mean, Normalization.imagenet().std
@@ -151,13 +151,11 @@ def teacher_embeddings(name: str, data: Data, settings: argparse.Namespace) -> T
             "weights": str(settings.work / "teacher.pt"),
         }
     images = normalize(data.train_images.float() / 255)
-    cached = CachedRepresentations(
-        Representations([teacher], slice_size=64),
-        settings.work / f"{name}-train",
-        num_samples=len(images),
+    representations = Representations(
+        [teacher], slice_size=64, cache=settings.work / f"{name}-train"
     )
-    fill(cached, images, batch_size=256, device=settings.device)
-    return cached(None, torch.arange(len(images)))["teacher"]
+    fill(representations, images, batch_size=256, device=settings.device)
+    return representations(None, torch.arange(len(images)))["teacher"]
 
 
 def train_student(

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._batch import check_weights, checked_batch, named_views
 from mvmr_loss._checks import can_be_seen, check_batch, check_bool, check_finite, check_int
+from mvmr_loss._objective import (
+    LossComponents,
+    Measure,
+    Weights,
+    check_weights,
+    checked_batch,
+    named_views,
+)
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.cross import CenteredDistances
@@ -18,7 +25,8 @@ from mvmr_loss.distillation.bank import AnchorBank
 from mvmr_loss.distillation.regression import TeacherRegression
 from mvmr_loss.distillation.standardization import Rotation, stored_features
 from mvmr_loss.distributed import gather
-from mvmr_loss.loss import LossComponents, Measure, MultiRepresentationRegularizer, Weights
+from mvmr_loss.regularizer import MultiRepresentationRegularizer
+from mvmr_loss.representations import Representations
 
 # What the distance correlation without options says of itself.
 _PLAIN = resolve_measure("distance_correlation").extra_repr()
@@ -138,30 +146,36 @@ class DistillationLoss(nn.Module):
             gather_distributed=gather_distributed,
         )
 
-    def fit(self, source: RepresentationCache | Mapping[str, Any]) -> DistillationLoss:
+    def fit(
+        self, source: Representations | RepresentationCache | Mapping[str, Any]
+    ) -> DistillationLoss:
         """Takes the statistics by which the teachers' features are standardised.
 
         Args:
-            source: The store of the teachers' features of the whole data set; or name -> tensor of
-                shape (N, E), or an iterable of parts of it.
+            source: Where the teachers' features of the whole data set are: representations with a
+                full cache, or its store; or name -> tensor of shape (N, E), or an iterable of parts.
 
         Returns:
             The module itself.
 
         Raises:
             TypeError: If a feature is no floating-point tensor.
-            ValueError: If a teacher is missing, or its features are too few or of another width.
+            ValueError: If a teacher or samples are missing, or features are of another width.
         """
+        if isinstance(source, Representations):
+            store = None if source.cache is None else source.cache.store
+            if store is None:
+                raise ValueError("source must have a cache with an open store but has none.")
+            source = store
+        names = source.widths if isinstance(source, RepresentationCache) else source
         for name, regression in self.regressions.items():
-            if isinstance(source, RepresentationCache):
-                features: Any = stored_features(source, name)
-            elif name in source:
-                features = source[name]
-            else:
+            if name not in names:
                 raise ValueError(
-                    f"source must have {', '.join(self.regressions)} but has {', '.join(source)}."
+                    f"source must have {', '.join(self.regressions)} but has {', '.join(names)}."
                 )
-            regression.standardization.fit(features)  # type: ignore[union-attr, operator]
+            stored = isinstance(source, RepresentationCache)
+            features = stored_features(source, name) if stored else source[name]
+            cast("TeacherRegression", regression).standardization.fit(features)
         return self
 
     def forward(

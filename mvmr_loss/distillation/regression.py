@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._batch import named_views
 from mvmr_loss._checks import check_batch, check_int, check_number
+from mvmr_loss._objective import named_views
 from mvmr_loss.distillation.standardization import IsotropicStandardization, Rotation
 
 

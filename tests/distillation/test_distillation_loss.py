@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvmr_loss import MultiRepresentationRegularizer
+from mvmr_loss import MultiRepresentationRegularizer, Representations
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.dependence import distance_correlation
 from mvmr_loss.dependence.cross import cross_distance_correlation
@@ -89,6 +89,11 @@ def test_statistics_come_from_a_store(tmp_path, batch):
     criterion = DistillationLoss(4, DIMS).fit(store)
     mean = criterion.regressions["dino"].standardization.mean
     torch.testing.assert_close(mean, teachers["dino"].mean(0))
+    cached = Representations(None, cache=tmp_path / "store")
+    again = DistillationLoss(4, DIMS).fit(cached).regressions["dino"].standardization.mean
+    assert torch.equal(again, mean)
+    with pytest.raises(ValueError, match="open store"):
+        criterion.fit(Representations(["pixels"]))
     with pytest.raises(ValueError, match="source must have clip, dino but has clip"):
         criterion.fit({"clip": teachers["clip"]})
 
