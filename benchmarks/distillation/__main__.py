@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.encoder import check_widths
+from benchmarks.common.evaluation import evaluate_features
 from benchmarks.distillation.evaluation import evaluate_student, load_photographs
 from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.report import write_report
@@ -40,7 +41,7 @@ COMMON = ("train", "test", "image_size", "limit", "batch_size", "learning_rate",
 
 def planned(settings: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs in order: what a method's options are chosen by, then one seed after another."""
-    common = {name: getattr(settings, name) for name in COMMON}
+    images = {name: getattr(settings, name) for name in COMMON}
 
     def run(place: str, teacher: str, student: str, epochs: int, method: str, **rest: Any) -> Run:
         told = {"teacher": teacher, "student": student, "epochs": epochs, "method": method}
@@ -49,6 +50,8 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
         return Run(name, {**told, "options": rest["options"], **held, **common}, rest["seed"])
 
     for teacher in settings.teachers:
+        common = {**images, **teacher_settings(teacher, settings)}
+        yield Run(f"{teacher}/teacher", {"teacher": teacher, **common}, 0)
         small = settings.students[0]
         for method in settings.methods:
             for i, options in enumerate(METHODS[method].candidates):
@@ -68,6 +71,13 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
                             options=chosen(method, tried / "selection"),
                             seed=seed,
                         )
+
+
+def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a teacher depends on that is trained here."""
+    if teacher != "small_resnet":
+        return {}
+    return {name: getattr(settings, name) for name in ("teacher_widths", "teacher_epochs")}
 
 
 def chosen(method: str, folder: Path) -> Mapping[str, Any]:
@@ -122,7 +132,8 @@ class Study:
                 data.train_labels[held],
                 data.classes,
             )
-            self._data = data, selection, load_photographs(self.settings.image_size)
+            photographs = load_photographs(self.settings.image_size, self.settings.limit)
+            self._data = data, selection, photographs
         return self._data
 
     @staticmethod
@@ -136,11 +147,22 @@ class Study:
             data = self.images()[0]
             if teacher == "small_resnet":
                 ready_teacher(data, self.settings)
-            self._embeddings = teacher, teacher_embeddings(teacher, data, self.settings)
+            embeddings = teacher_embeddings(teacher, data.train_images, "train", self.settings)
+            self._embeddings = teacher, embeddings
         return self._embeddings[1]
 
+    def judge_teacher(self, teacher: str) -> dict[str, Any]:
+        """Returns the figures of a teacher's own features."""
+        data, train = self.images()[0], self.embeddings(teacher)
+        test = teacher_embeddings(teacher, data.test_images, "test", self.settings)
+        accuracy = evaluate_features(train, data.train_labels, test, data.test_labels)
+        top1 = {probe: values["top1"] for probe, values in accuracy.items()}
+        return {"accuracy": top1, "width": train.shape[1]}
+
     def run(self, run: Run) -> dict[str, Any]:
-        """Trains the student of a run and returns its figures."""
+        """Trains the student of a run, or judges the teacher, and returns the figures."""
+        if "student" not in run.settings:
+            return self.judge_teacher(run.settings["teacher"])
         data, selection, photographs = self.images()
         embeddings = self.embeddings(run.settings["teacher"])
         choosing = "held_out" in run.settings

@@ -17,7 +17,7 @@ from benchmarks.common.evaluation import (
     topk_accuracy,
     train_linear_probe,
 )
-from benchmarks.common.photographs import Photographs
+from benchmarks.common.photographs import PHOTOGRAPHS, Photographs
 from benchmarks.plain_pytorch.training import Data, normalize
 
 LABELS_A_CLASS = 10
@@ -94,7 +94,16 @@ def _few(features: Tensor, labels: Tensor, draw: int) -> nn.Module:
     )
 
 
-def load_photographs(size: int) -> Data:
-    """Reads crops of the photographs that come with scikit-image, whose classes they are."""
-    train, test = Photographs("train"), Photographs("test")
+def load_photographs(size: int, limit: int | None = None) -> Data:
+    """Reads crops of the photographs that come with scikit-image, whose classes they are.
+
+    Args:
+        size: Side in pixels that crops are resized to.
+        limit: About so many of each split; None: all.
+
+    Returns:
+        Both splits.
+    """
+    crops = None if limit is None else max(1, limit // len(PHOTOGRAPHS))
+    train, test = (Photographs(split, crops_per_class=crops) for split in ("train", "test"))
     return Data(*image_tensor(train, size), *image_tensor(test, size), train.classes)

@@ -29,11 +29,19 @@ def write_report(folder: Path) -> None:
         folder: That of RESULTS.md and ``results``.
     """
     groups: dict[tuple[str, str, int], list[Any]] = {}
+    teachers = []
     for record in load(folder / "results"):
         told = record["settings"]
+        if "student" not in told:
+            accuracy = record["figures"]["accuracy"]
+            teachers.append(
+                f"{told['teacher']}: linear {accuracy['linear']:.1f}, kNN {accuracy['knn']:.1f}"
+            )
+            continue
         place = told["teacher"], told["student"], told["epochs"]
         groups.setdefault(place, []).append(record)
-    parts = [text for place in sorted(groups) for text in _tables(place, groups[place])]
+    parts = [f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}."]
+    parts += [text for place in sorted(groups) for text in _tables(place, groups[place])]
     write_between(folder / "RESULTS.md", "table", "\n\n".join(parts))
 
 

@@ -129,12 +129,15 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
     return {**record, "fingerprint": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
 
 
-def teacher_embeddings(name: str, data: Data, settings: argparse.Namespace) -> Tensor:
-    """Reads the teacher's embeddings of the training images as they are, computed once.
+def teacher_embeddings(
+    name: str, images: Tensor, split: str, settings: argparse.Namespace
+) -> Tensor:
+    """Reads the teacher's embeddings of images as they are, computed once.
 
     Args:
         name: One of :data:`TEACHERS`.
-        data: All images.
+        images: uint8, of shape (N, 3, S, S).
+        split: What they are called.
         settings: Of the command line.
 
     Returns:
@@ -150,9 +153,9 @@ def teacher_embeddings(name: str, data: Data, settings: argparse.Namespace) -> T
             "model_options": {"widths": list(settings.teacher_widths)},
             "weights": str(settings.work / "teacher.pt"),
         }
-    images = normalize(data.train_images.float() / 255)
+    images = normalize(images.float() / 255)
     representations = Representations(
-        [teacher], slice_size=64, cache=settings.work / f"{name}-train"
+        [teacher], slice_size=64, cache=settings.work / f"{name}-{split}"
     )
     fill(representations, images, batch_size=256, device=settings.device)
     return representations(None, torch.arange(len(images)))["teacher"]

@@ -167,15 +167,15 @@ class DistillationLoss(nn.Module):
             if store is None:
                 raise ValueError("source must have a cache with an open store but has none.")
             source = store
-        names = source.widths if isinstance(source, RepresentationCache) else source
+        if isinstance(source, RepresentationCache):
+            store = source
+            source = {name: stored_features(store, name) for name in store.widths}
         for name, regression in self.regressions.items():
-            if name not in names:
+            if name not in source:
                 raise ValueError(
-                    f"source must have {', '.join(self.regressions)} but has {', '.join(names)}."
+                    f"source must have {', '.join(self.regressions)} but has {', '.join(source)}."
                 )
-            stored = isinstance(source, RepresentationCache)
-            features = stored_features(source, name) if stored else source[name]
-            cast("TeacherRegression", regression).standardization.fit(features)
+            cast("TeacherRegression", regression).standardization.fit(source[name])
         return self
 
     def forward(
