@@ -100,17 +100,21 @@ class MVMR(Objective):
         return self.loss(z, z_augmented, {"teacher": batch.teacher} if self.teacher else None)
 
 
+_PLAIN: dict[str, Any] = {"hidden_dim": 0, "rotation": "none", "dependence_weight": 1.0}
+
+
 class Distillation(Objective):
     """This package's :class:`mvmr_loss.distillation.DistillationLoss`, on both views.
 
     Args:
         widths: As every objective has them.
         view_weight: Weight of MV-MR's view terms on the features; 0: none.
-        **options: Of the loss.
+        **options: Of the loss; a linear head, no rotation and a dependence of weight 1 if not given.
     """
 
     def __init__(self, widths: Widths, *, view_weight: float = 0.0, **options: Any) -> None:
         super().__init__(nn.Identity())
+        options = {**_PLAIN, **options}
         self.loss = DistillationLoss(widths.student, {"teacher": widths.teacher}, **options)
         self.views = MVMRLoss()
         self.view_weight = view_weight
@@ -140,13 +144,13 @@ class Mimicry(Objective):
         widths: As every objective has them.
         target: The embeddings "as they are", of length 1 ("normalized"), or "standardized" with one
             scale.
-        hidden_dim: Width of a map of two layers; None: a linear one.
+        hidden_dim: Width of a map of two layers; 0: a linear one.
     """
 
-    def __init__(self, widths: Widths, *, target: str, hidden_dim: int | None = None) -> None:
+    def __init__(self, widths: Widths, *, target: str, hidden_dim: int = 0) -> None:
         super().__init__(TeacherRegression(*widths[:2], hidden_dim=hidden_dim).head)
         self.target = target
-        self.standardize = IsotropicStandardization(widths.teacher)
+        self.standardize = IsotropicStandardization(widths.teacher, rotation="none")
 
     def fit(self, embeddings: Tensor) -> None:
         """Takes the teacher's statistics."""

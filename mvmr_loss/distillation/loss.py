@@ -94,11 +94,11 @@ class DistillationLoss(nn.Module):
         teacher_dims: Mapping[str, int],
         *,
         regression_weight: Weights = 1.0,
-        dependence_weight: Weights = 1.0,
+        dependence_weight: Weights = 0.3,
         hidden_dim: int | None = None,
         cosine_weight: float = 1.0,
         smooth_l1_weight: float = 1.0,
-        rotation: Rotation = "none",
+        rotation: Rotation = "auto",
         dependence_measure: Measure = "distance_correlation",
         anchors: int = 0,
         gather_distributed: bool = False,
@@ -177,6 +177,37 @@ class DistillationLoss(nn.Module):
                 )
             cast("TeacherRegression", regression).standardization.fit(source[name])
         return self
+
+    def fit_if_full(self, representations: Representations) -> bool:
+        """Fits to a cache that has all samples; a trainer may call it whatever cache there is.
+
+        Args:
+            representations: With or without a cache.
+
+        Returns:
+            Whether it was fitted. If not, features are standardised by those seen so far.
+        """
+        store = None if representations.cache is None else representations.cache.store
+        full = store is not None and bool(store.is_valid().all())
+        if full:
+            self.fit(representations)
+        return full
+
+    def split(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Splits a batch's representations into the teachers' and the others.
+
+        Args:
+            features: Name -> tensor, of every teacher at least.
+
+        Returns:
+            The teachers' features, for this loss, and the others, for :class:`mvmr_loss.MVMRLoss`.
+
+        Raises:
+            ValueError: If a teacher is missing.
+        """
+        teachers = {name: value for name, value in features.items() if name in self.teacher_dims}
+        others = {name: value for name, value in features.items() if name not in teachers}
+        return self._checked(teachers), others
 
     def forward(
         self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]

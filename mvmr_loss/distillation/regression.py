@@ -76,11 +76,11 @@ class TeacherRegression(nn.Module):
     Args:
         embedding_dim: Width D of the student's embeddings, best of its backbone's features.
         teacher_dim: Width E of the teacher's features.
-        hidden_dim: Width of a head of two layers, linear, GELU, linear; None: one linear layer.
+        hidden_dim: Width of a head of two layers, linear, GELU, linear; None: the larger of D and
+            512; 0: one linear layer.
         cosine_weight: Weight of one minus the cosine similarity, at least 0.
         smooth_l1_weight: Weight of the smooth L1 loss, at least 0.
-        rotation: Of the features, see :class:`IsotropicStandardization`; cosine and head do not
-            see it.
+        rotation: Of the features, see :class:`IsotropicStandardization`.
         gather_distributed: Whether features are counted over all processes where they are
             standardised by those seen; see :class:`IsotropicStandardization`.
 
@@ -101,7 +101,7 @@ class TeacherRegression(nn.Module):
         >>> regression([z, z_augmented], features[:16]).shape
         torch.Size([])
         >>> len(list(regression.parameters()))  # of the head: for the optimiser
-        2
+        4
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TeacherRegression(nn.Module):
         hidden_dim: int | None = None,
         cosine_weight: float = 1.0,
         smooth_l1_weight: float = 1.0,
-        rotation: Rotation = "none",
+        rotation: Rotation = "auto",
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
@@ -123,11 +123,9 @@ class TeacherRegression(nn.Module):
         self.standardization = IsotropicStandardization(
             teacher_dim, rotation=rotation, gather_distributed=gather_distributed
         )
-        self.head: nn.Module
-        if hidden_dim is None:
-            self.head = nn.Linear(embedding_dim, teacher_dim)
-        else:
-            hidden_dim = check_int("hidden_dim", hidden_dim, minimum=1)
+        hidden_dim = max(embedding_dim, 512) if hidden_dim is None else hidden_dim
+        self.head: nn.Module = nn.Linear(embedding_dim, teacher_dim)
+        if check_int("hidden_dim", hidden_dim, minimum=0):
             self.head = nn.Sequential(
                 nn.Linear(embedding_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, teacher_dim)
             )

@@ -12,7 +12,7 @@ from mvmr_loss._checks import check_batch, check_choice, check_finite, check_int
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.distributed import world_size
 
-Rotation = Literal["none", "hadamard"]
+Rotation = Literal["auto", "hadamard", "none"]
 
 
 class IsotropicStandardization(nn.Module):
@@ -32,8 +32,8 @@ class IsotropicStandardization(nn.Module):
 
     Args:
         width: Number E of a feature's coordinates.
-        rotation: ``"none"``, or ``"hadamard"``, for which E must be 1, 2 or the order of a matrix
-            that :func:`hadamard` knows: most widths of networks are.
+        rotation: ``"hadamard"``, for which E must be the order of a matrix that :func:`hadamard`
+            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E allows.
         gather_distributed: If True, batches are counted over all processes. :meth:`fit` is to be
             given the same features in each.
 
@@ -43,7 +43,7 @@ class IsotropicStandardization(nn.Module):
 
     Examples:
         >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0], [2.0, -3.0]])
-        >>> standardize = IsotropicStandardization(2, rotation="hadamard").fit(features)
+        >>> standardize = IsotropicStandardization(2).fit(features)
         >>> standardize(features).square().mean(dim=0).round(decimals=4)
         tensor([1., 1.])
     """
@@ -55,19 +55,19 @@ class IsotropicStandardization(nn.Module):
     rotation_matrix: Tensor | None
 
     def __init__(
-        self, width: int, *, rotation: Rotation = "none", gather_distributed: bool = False
+        self, width: int, *, rotation: Rotation = "auto", gather_distributed: bool = False
     ) -> None:
         super().__init__()
         self.width = check_int("width", width, minimum=1)
-        self.rotation = check_choice("rotation", rotation, ("none", "hadamard"))
+        self.rotation = check_choice("rotation", rotation, ("auto", "hadamard", "none"))
         self.gather_distributed = gather_distributed
         if rotation == "hadamard":
             hadamard(width)  # raises here, not after the features were computed
+        rotated = rotation != "none" and _hadamard(width) is not None
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-        rotated = rotation == "hadamard"
         self.register_buffer("rotation_matrix", torch.eye(width) if rotated else None)
 
     @torch.no_grad()

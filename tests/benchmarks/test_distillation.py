@@ -68,7 +68,7 @@ def test_every_loss_trains_the_student_and_its_options_differ(batch, method):
 def test_losses_are_their_definitions(batch):
     teacher, labels = batch.teacher, batch.labels
     linear = objective("mimicry", 1, teacher).head
-    standard = IsotropicStandardization(12).fit(teacher)(teacher)
+    standard = IsotropicStandardization(12, rotation="none").fit(teacher)(teacher)
     head = objective("regression", 0, teacher).loss.regressions["teacher"].head
     classifier = objective("supervised", 0, teacher).head
 

@@ -61,7 +61,7 @@ def test_without_dependence_a_batch_of_one_will_do(batch):
 
 def test_anchors_join_the_batch(batch):
     views, teachers = batch
-    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, anchors=5)
+    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, dependence_weight=1.0, anchors=5)
     torch.testing.assert_close(criterion(*batch), MultiRepresentationRegularizer()(*batch))
     earlier = torch.randn(8, 4), {name: torch.randn(8, width) for name, width in DIMS.items()}
     criterion.update([earlier[0], earlier[0] + 1], earlier[1])
@@ -112,6 +112,34 @@ def test_compiles_whole(batch):
     criterion.update(*batch)
     compiled = torch.compile(criterion, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*batch), criterion(*batch))
+
+
+def test_teachers_are_split_from_other_representations(batch):
+    _, teachers = batch
+    criterion = DistillationLoss(4, DIMS)
+    hog = torch.randn(9, 3)
+    found, others = criterion.split(
+        {"dino": teachers["dino"], "hog": hog, "clip": teachers["clip"]}
+    )
+    assert list(found) == ["clip", "dino"]
+    assert list(others) == ["hog"]
+    with pytest.raises(ValueError, match="teachers must be clip, dino but are clip"):
+        criterion.split({"clip": teachers["clip"], "hog": hog})
+
+
+def test_fits_to_a_full_cache_only(tmp_path):
+    images = torch.rand(6, 3, 8, 8)
+    criterion = DistillationLoss(4, {"pixels": 192})
+    fitted = criterion.regressions["pixels"].standardization.fitted
+    assert not criterion.fit_if_full(Representations(["pixels"]))
+    cache = {"path": tmp_path / "store", "dataset": images}
+    representations = Representations(["pixels"], normalization="none", cache=cache)
+    representations(images[:5], torch.arange(5))
+    assert not criterion.fit_if_full(representations)
+    assert not fitted
+    representations(images[5:], torch.tensor([5]))
+    assert criterion.fit_if_full(representations)
+    assert fitted
 
 
 @pytest.mark.parametrize(

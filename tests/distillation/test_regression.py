@@ -56,7 +56,7 @@ def test_loss_errors(pair, change, error, match):
 def test_module_is_the_function_of_head_and_standardised_features_as_a_mean_over_views():
     torch.manual_seed(0)
     features = 3 + 2 * torch.randn(50, 6)
-    module = TeacherRegression(4, 6, cosine_weight=0.3)
+    module = TeacherRegression(4, 6, cosine_weight=0.3, rotation="none")
     module.standardization.fit(features)
     z, v = torch.randn(2, 8, 4)
     target = (features - features.mean(0)) / features.var(0, correction=0).mean().sqrt()
@@ -71,7 +71,7 @@ def test_the_head_learns_what_is_linear_and_two_layers_more():
     z = torch.randn(64, 4)
     features = F.normalize(z @ torch.randn(4, 6)).square()
     losses = []
-    for hidden in (None, 32):
+    for hidden in (0, 32):
         module = TeacherRegression(4, 6, hidden_dim=hidden)
         module.standardization.fit(features)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
@@ -83,6 +83,12 @@ def test_the_head_learns_what_is_linear_and_two_layers_more():
         losses.append(loss.item())
     assert losses[0] < 1.4
     assert losses[1] < 0.5 * losses[0]
+
+
+def test_the_head_is_as_wide_as_the_embeddings_or_512():
+    widths = [TeacherRegression(d, 6).head[0].out_features for d in (4, 1000)]
+    assert widths == [512, 1000]
+    assert isinstance(TeacherRegression(4, 6, hidden_dim=0).head, torch.nn.Linear)
 
 
 def test_module_errors():

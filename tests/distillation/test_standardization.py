@@ -14,19 +14,27 @@ def features():
 
 
 def test_one_scale_for_all_coordinates(features):
-    module = IsotropicStandardization(12).fit(features)
+    module = IsotropicStandardization(12, rotation="none").fit(features)
     expected = (features - features.mean(0)) / features.var(0, correction=0).mean().sqrt()
     torch.testing.assert_close(module(features), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_hadamard_gives_every_coordinate_the_same_variance_and_keeps_distances(features):
-    plain = IsotropicStandardization(12).fit(features)(features)
+    plain = IsotropicStandardization(12, rotation="none").fit(features)(features)
     module = IsotropicStandardization(12, rotation="hadamard").fit(features)
     rotated = module(features)
     torch.testing.assert_close(rotated.var(0, correction=0), torch.ones(12), rtol=1e-3, atol=0)
     distances = [torch.pdist(x.double()) for x in (rotated, plain)]
     torch.testing.assert_close(*distances, rtol=1e-4, atol=0)
     assert plain.var(0, correction=0).max() > 1.5  # what the rotation mends
+
+
+def test_auto_rotates_where_the_width_allows(features):
+    rotated = IsotropicStandardization(12, rotation="hadamard").fit(features)(features)
+    torch.testing.assert_close(IsotropicStandardization(12).fit(features)(features), rotated)
+    plain = IsotropicStandardization(11, rotation="none").fit(features[:, 1:])
+    auto = IsotropicStandardization(11).fit(features[:, 1:])
+    assert torch.equal(auto(features[:, 1:]), plain(features[:, 1:]))
 
 
 def test_parts_and_the_whole_are_the_same(features):
@@ -37,13 +45,13 @@ def test_parts_and_the_whole_are_the_same(features):
 
 
 def test_a_large_mean_costs_no_digits(features):
-    exact = IsotropicStandardization(12).fit(features.double())
-    moved = IsotropicStandardization(12).fit(features.double() + 1e6)
+    exact = IsotropicStandardization(12, rotation="none").fit(features.double())
+    moved = IsotropicStandardization(12, rotation="none").fit(features.double() + 1e6)
     torch.testing.assert_close(moved.variance, exact.variance, rtol=1e-5, atol=0)
 
 
 def test_without_fit_batches_are_counted_in_training_only(features):
-    module = IsotropicStandardization(12)
+    module = IsotropicStandardization(12, rotation="none")
     for part in features.split([50, 90, 60]):
         module(part)
     torch.testing.assert_close(module.mean, features.mean(0), rtol=1e-4, atol=1e-4)
@@ -53,20 +61,20 @@ def test_without_fit_batches_are_counted_in_training_only(features):
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.eval()(features * 3)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    restored = IsotropicStandardization(12)
+    restored = IsotropicStandardization(12, rotation="none")
     restored.load_state_dict(module.state_dict())
     assert torch.equal(restored.eval()(features), module(features))
 
 
 def test_what_was_fitted_stays(features):
-    module = IsotropicStandardization(12).fit(features)
+    module = IsotropicStandardization(12, rotation="none").fit(features)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module(features[:9] * 100)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
 def test_nothing_is_replaced_in_forward(features):
-    module = IsotropicStandardization(12)
+    module = IsotropicStandardization(12, rotation="none")
     held = {name: value.data_ptr() for name, value in module.named_buffers()}
     module(features)
     assert held == {name: value.data_ptr() for name, value in module.named_buffers()}
@@ -77,7 +85,7 @@ def test_equal_features_of_a_first_batch_are_zero():
 
 
 def test_fit_errors(features):
-    module = IsotropicStandardization(12)
+    module = IsotropicStandardization(12, rotation="none")
     with pytest.raises(ValueError, match="at least 2 samples but are of 1"):
         module.fit(features[:1])
     with pytest.raises(ValueError, match="at least 2 samples but are of 0"):
