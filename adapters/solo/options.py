@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mvmr_loss import (
+    DistillationLoss,
     MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
@@ -49,6 +50,7 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "proj_output_dim": inspect.signature(MVMRProjectionHead).parameters["output_dim"].default,
     "proj_num_layers": inspect.signature(MVMRProjectionHead).parameters["num_layers"].default,
     **LOSS_OPTIONS,
+    "distillation": None,  # every teacher is a representation of the loss
     "representations": list(PAPER_REPRESENTATIONS),
     **EXTRACTION_OPTIONS,
     "fill_cache": False,
@@ -116,6 +118,16 @@ def check_method_options(given: object) -> dict[str, Any]:
         _checked(node, check_int, f"{node}.{name}", options[name], minimum=1)
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
     _check_representations(options, node)
+    if options["distillation"] is not None:
+        place = f"{node}.distillation"
+        if not isinstance(options["distillation"], Mapping):
+            raise SoloConfigError(
+                f"{place} must be a mapping of options of mvmr_loss.DistillationLoss but is "
+                f"{options['distillation']!r}."
+            )
+        gathered = {"gather_distributed": options["gather_distributed"]}
+        options["distillation"] = {**gathered, **options["distillation"]}
+        _checked(place, DistillationLoss, 1, **options["distillation"])
     return options
 
 
