@@ -31,9 +31,9 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             :class:`~mvmr_loss.MVMRProjectionHead`); every argument of :class:`~mvmr_loss.MVMRLoss`;
             ``distillation``, options of :class:`~mvmr_loss.DistillationLoss`, which is added on the
             backbone's features, its ``teacher_dims`` naming those of the representations that are
-            its teachers; ``representations`` and every option of :class:`~mvmr_loss.Representations`; ``cache``,
-            the folder of a store of representations, and ``fill_cache``, whether it is made and
-            filled in the first epoch.
+            its teachers; ``representations`` and every option of :class:`~mvmr_loss.Representations`;
+            ``cache``, the folder of a store of representations, and ``fill_cache``, whether it is
+            made and filled in the first epoch.
 
     Raises:
         SoloConfigError: If a setting does not exist or is out of range, or the pipelines of
