@@ -15,6 +15,7 @@ import torch
 
 from mvmr_loss.cache.dataset import dataset_fingerprint, fill
 from mvmr_loss.cache.files import CorruptCacheError
+from mvmr_loss.cache.folder import image_folder
 from mvmr_loss.cache.representations import CachedRepresentations
 from mvmr_loss.cache.store import DTYPES, RepresentationCache
 from mvmr_loss.representations.registry import Representations
@@ -91,7 +92,7 @@ def _dataset(settings: argparse.Namespace) -> Any:
         ]
     )
     if Path(settings.data).is_dir():
-        return datasets.ImageFolder(settings.data, transform)
+        return image_folder(settings.data, transform, settings.image_size)
     cls: Any = getattr(datasets, settings.data, None)
     if not isinstance(cls, type):
         raise ValueError(
