@@ -98,9 +98,7 @@ def test_torchs_sampler_gives_even_batches(tmp_path):
 
 @pytest.mark.parametrize("reason", ["raises", "dies", "hangs", "has fewer batches"])
 def test_one_process_that_stops_does_not_hang_the_rest(tmp_path, reason):
-    codes, messages = outcomes(
-        2, tmp_path, check_others_end, reason, timeout=TIMEOUT, meet=False
-    )
+    codes, messages = outcomes(2, tmp_path, check_others_end, reason, timeout=TIMEOUT, meet=False)
     expected = {"raises": 1, "dies": 7, "hangs": 7, "has fewer batches": 0}[reason]
     assert codes == [0, expected], "\n".join(messages)
     assert len(messages) == (reason == "raises")

@@ -182,9 +182,7 @@ def test_a_call_for_each_view(tmp_path):
     run(2, tmp_path, check_call_for_each_view)
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_ddp(tmp_path, backend):
     run(2, tmp_path, check_compiled, backend)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.common.results import environment, write_json
+from benchmarks.harness.records import environment, portable, validate, write_json
 from tests.trust import soak, store
 
 
@@ -19,11 +19,14 @@ def main(arguments=None):
         command.set_defaults(attack=module.attack)
     settings = parser.parse_args(arguments)
     figures, faults = settings.attack(settings)
+    figures["faults"] = faults
     if settings.output is not None:
-        write_json(
-            settings.output,
-            {**environment(settings.seed), "figures": figures, "faults": faults},
-        )
+        ours = ("command", "output", "attack", "seed")
+        given = {name: portable(v) for name, v in vars(settings).items() if name not in ours}
+        record = {"name": settings.command, "settings": given, "seed": settings.seed}
+        record |= {"figures": figures, **environment()}
+        validate(record)
+        write_json(settings.output, record)
     for fault in faults:
         print(f"FAULT: {fault}")
     print(f"{len(faults)} faults")

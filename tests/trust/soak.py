@@ -81,9 +81,7 @@ def train(rank, settings, folder, results):
     while step < settings.steps:
         for indices, x in loader:
             views = x, x + 0.1 * torch.randn_like(x)
-            loss = criterion(
-                model(views[0]), model(views[1]), {**live(x), **stored(x, indices)}
-            )
+            loss = criterion(model(views[0]), model(views[1]), {**live(x), **stored(x, indices)})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -105,7 +103,10 @@ def judge(result, steps):
     late = [seen for seen in result["looks"] if seen["step"] >= steps // 4]
     figures, faults = {}, []
     for what, allowed in (
-        ("memory_mb", MEMORY_MB), ("handles", 0), ("threads", 0), ("objects", OBJECTS)
+        ("memory_mb", MEMORY_MB),
+        ("handles", 0),
+        ("threads", 0),
+        ("objects", OBJECTS),
     ):
         values = [seen[what] for seen in late]
         count = max(1, len(values) // 5)

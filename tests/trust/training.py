@@ -24,7 +24,9 @@ def images(count=SAMPLES):
 class Training:
     """A network, a head, the loss and representations, and an optimiser; all drawn from a seed."""
 
-    def __init__(self, seed=0, *, dtype=torch.float32, names=("pixels", "hog"), scaler=None, **options):
+    def __init__(
+        self, seed=0, *, dtype=torch.float32, names=("pixels", "hog"), scaler=None, **options
+    ):
         torch.manual_seed(seed)
         self.backbone = nn.Sequential(
             *(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()),
