@@ -36,10 +36,7 @@ class Network(nn.Module):
 
     def forward(self, x):
         x = self.stem(x)
-        if self.checkpointed:
-            x = checkpoint(self.block, x, use_reentrant=False)
-        else:
-            x = self.block(x)
+        x = checkpoint(self.block, x, use_reentrant=False) if self.checkpointed else self.block(x)
         return self.head(x)
 
 

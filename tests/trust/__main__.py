@@ -1,4 +1,4 @@
-"""Attacks that are longer than a test: ``python -m tests.trust store`` and ``python -m tests.trust soak``."""
+"""Attacks that are longer than a test: ``python -m tests.trust store`` and ``... soak``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Stores opened for other images or settings than they were filled with: refused, every time."""
 
+# ruff: noqa: B023 (the functions are called where they are made)
 from __future__ import annotations
 
 import json

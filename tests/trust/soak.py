@@ -1,8 +1,9 @@
 """A long training of loss, live representations and cache reading: do memory and file handles stay flat?
 
-Every process trains a small network on images of its own, reads two representations by sample index from
-one store that it filled, computes two live, and looks at itself every 500 steps: resident memory, open file
-handles, threads, and Python's objects. What it has after a quarter of the steps is what it may have at the end.
+Every process trains a small network on images of its own, reads two representations by sample index
+from one store that it filled, computes two live, and looks at itself every 500 steps: resident memory,
+open file handles, threads, Python's objects. What it has after a quarter of the steps is what it may
+have at the end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attacks on a store of representations: does it ever give a wrong number, hang, or lose a row?
 
-Each attack is counted, and what it gets must be the right numbers, or the error that the store documents.
+Each attack is counted, and what it gets must be the right numbers, or an error that is documented.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def tampered(value, draw):
 
 
 def metadata(folder, draw, count):
-    """Any entry is another one, with a checksum that is right or wrong: refused, or the right numbers."""
+    """Any entry is another one, its checksum right or wrong: refused, or the right numbers."""
     full(folder, settings={"image_shape": [3, 8, 8], "fingerprint": "f"})
     original = json.loads((folder / "metadata.json").read_text())
     counts, faults = Counter(), []

@@ -161,12 +161,13 @@ def test_odd_files_are_read_and_broken_ones_named_and_counted(tmp_path):
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     transform = v2.Compose(
         [
             *(v2.Resize(SIZE), v2.CenterCrop(SIZE), v2.ToImage()),
-            *(v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])),
+            *(v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)),
         ]
-    )  # fmt: skip
+    )
     dataset = ImageFolder(folder, transform)
     names = [os.path.basename(file) for file, _ in dataset.samples]
     cache = RepresentationCache(tmp_path / "s")
@@ -192,7 +193,7 @@ def test_drawn_damage_of_image_files(tmp_path):
     (tmp_path / "images" / "c").mkdir(parents=True)
     counts = {"read": 0, "refused": 0}
     formats = [name for name in GOOD if "." in name and name not in ("link.png", "line.png")]
-    for number in range(300):
+    for number in range(150):
         name = draw.choice(formats)
         file = tmp_path / "images" / "c" / f"{number}_{name}"
         GOOD[name](file)
@@ -202,7 +203,8 @@ def test_drawn_damage_of_image_files(tmp_path):
         file.write_bytes(data[: draw.choice([len(data), draw.randrange(1, len(data) + 1)])])
     from mvmr_loss.cache.dataset import _Readable
 
-    for index, image in map(_Readable(image_folder(tmp_path / "images", np.asarray, SIZE)).__getitem__, range(300)):  # fmt: skip
+    dataset = _Readable(image_folder(tmp_path / "images", np.asarray, SIZE))
+    for index, image in map(dataset.__getitem__, range(150)):
         if isinstance(image, str):
             assert f"image {index} (" in image
             counts["refused"] += 1
@@ -210,7 +212,7 @@ def test_drawn_damage_of_image_files(tmp_path):
             assert image.ndim == 3
             assert image.dtype == np.uint8
             counts["read"] += 1
-    assert min(counts.values()) > 30, counts
+    assert min(counts.values()) > 15, counts
 
 
 @pytest.mark.parametrize("kind", ["itself", "parent", "each other"])
