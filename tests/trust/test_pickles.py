@@ -165,7 +165,7 @@ def test_nothing_unpickles_by_its_source():
             if not allowed.get(name, True):
                 faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert not faults
-    assert calls >= 4
+    assert calls >= 2
 
 
 def damaged(data, number):
@@ -194,17 +194,20 @@ def test_damaged_checkpoints(suffix, tmp_path):
         save_file(network.state_dict(), path)
     else:
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=suffix == ".pt")
-    whole, counts = path.read_bytes(), {"refused": 0, "loaded": 0}
+    whole, counts = path.read_bytes(), {"refused": 0, "right": 0, "other": 0}
     for number in range(150):
         path.write_bytes(damaged(whole, number))
         loaded = nn.Linear(4, 3)
         try:
             load_checkpoint(loaded, path)
-            counts["loaded"] += 1
+            same = torch.equal(loaded.weight, network.weight) and torch.equal(loaded.bias, network.bias)
+            counts["right" if same else "other"] += 1
         except ValueError as error:
             assert "weights" in str(error)
             counts["refused"] += 1
     assert counts["refused"] > 50
+    # The other two formats have no checksums: damage that leaves them readable is not seen.
+    assert (counts["other"] == 0) == (suffix == ".pt"), counts
 
 
 @pytest.mark.parametrize(

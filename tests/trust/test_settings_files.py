@@ -100,25 +100,39 @@ def test_drawn_damage_of_presets(tmp_path):
     assert min(counts.values()) > 10, counts
 
 
-@pytest.mark.parametrize("value", WRONG, ids=repr)
-def test_specifications_of_wrong_types(value):
-    """What a configuration file may give the loss and representations: an error that names it."""
-    for give in (
-        lambda: Representations(value),
-        lambda: Representations([value]),
-        lambda: Representations({"hog": value} if value is not None else {"hog": 3}),
-        lambda: Representations(["pixels"], sketch_dim=value if value is not None else "x"),
-        lambda: Representations(["pixels"], sketch_seed=value),
-        lambda: MVMRLoss(dependence_measure=value),
-        lambda: MVMRLoss(dependence_measure={"name": value}),
-        lambda: MVMRLoss(representation_views=value),
-    ):
+SPECIFICATIONS = {
+    "specification": (lambda value: Representations(value), []),
+    "representation": (lambda value: Representations([value]), []),
+    "options": (lambda value: Representations({"hog": value}), [None, {}]),
+    "sketch_dim": (lambda value: Representations(["hog"], sketch_dim=value), [None, 2**70, 10**2000]),
+    "sketch_seed": (lambda value: Representations(["hog"], sketch_seed=value), [0]),
+    "sketch_seed beside sketch_dim": (
+        lambda value: Representations(["hog"], sketch_dim=8, sketch_seed=value),
+        [0],
+    ),
+    "normalization": (lambda value: Representations(["hog"], normalization=value), []),
+    "measure": (lambda value: MVMRLoss(dependence_measure=value), []),
+    "name of measure": (lambda value: MVMRLoss(dependence_measure={"name": value}), []),
+    "views": (lambda value: MVMRLoss(representation_views=value), []),
+    "weight": (lambda value: MVMRLoss(dependence_weight=value), [-1, 0, 2**70, 1.5]),
+    "weights": (lambda value: MVMRLoss(representation_weights={"a": value}), [-1, 0, 2**70, 1.5]),
+    "eps": (lambda value: MVMRLoss(eps=value), [0, 2**70, 1.5]),
+    "gather": (lambda value: MVMRLoss(gather_distributed=value), [True]),
+}
+
+
+@pytest.mark.parametrize("what", SPECIFICATIONS)
+def test_specifications_of_wrong_types(what):
+    """What a configuration file may give the loss and representations: an error in words."""
+    give, right = SPECIFICATIONS[what]
+    accepted = []
+    for value in WRONG:
         try:
-            give()
+            give(value)
+            accepted.append(value)
         except (TypeError, ValueError) as error:
             assert len(str(error)) > 20, error
-        else:
-            assert value in (0, True, {}, 2**70, 10**2000), value
+    assert list(map(repr, accepted)) == list(map(repr, right))
 
 
 def test_presets_are_read():
