@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from mvmr_loss import Representations
-from mvmr_loss.cache import CachedRepresentations, dataset_fingerprint
+from mvmr_loss.cache import dataset_fingerprint
 from mvmr_loss.cache.files import json_checksum
 
 COUNT, SIDE = 12, 8
@@ -21,16 +21,19 @@ def images(seed):
     return torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def opened(folder, x, *, window_size=3, std=0.25, dtype=torch.float16, told=None):
+def opened(folder, x, *, window_size=3, std=0.25, dtype="float16", told=None):
     """Representations with a store; ``told``: what is said to be the data set's fingerprint."""
-    dataset = TensorDataset(x)
-    return CachedRepresentations(
-        Representations(["pixels", {"name": "local_std", "window_size": window_size}]),
-        folder,
-        num_samples=len(x),
-        fingerprint=dataset_fingerprint(dataset) if told is None else told,
+    return Representations(
+        ["pixels", {"name": "local_std", "window_size": window_size}],
         normalization=([0.5] * 3, [std] * 3),
-        dtype=dtype,
+        cache={
+            "path": folder,
+            "dataset": TensorDataset(x),
+            "fingerprint": told,
+            "image_shape": (3, SIDE, SIDE),
+            "dtype": dtype,
+            "checks_per_epoch": 10**6,  # Each batch is looked at; how often, is tested elsewhere.
+        },
     )
 
 
@@ -66,8 +69,8 @@ def identity(folder, draw, count):
             "normalisation": lambda: opened(folder, x, std=0.3),
             "normalised images": lambda: opened(folder, x)(1.2 * x - 0.1, range(COUNT)),
             "options": lambda: opened(folder, x, window_size=5),
-            "type": lambda: opened(folder, x, dtype=torch.float32),
-            "tampered type": lambda: (retyped(folder), opened(folder, x, dtype=torch.bfloat16)),
+            "type": lambda: opened(folder, x, dtype="float32"),
+            "tampered type": lambda: (retyped(folder), opened(folder, x, dtype="bfloat16")),
         }
         what = draw.choice(list(changes))
         try:

@@ -1,7 +1,7 @@
 """A long training of loss, live representations and cache reading: do memory and file handles stay flat?
 
 Every process trains a small network on images of its own, reads two representations by sample index
-from one store that it filled, computes two live, and looks at itself every 500 steps: resident memory,
+from one store, which all of them fill in the first epoch, computes two live, and looks at itself every 500 steps: resident memory,
 open file handles, threads, Python's objects. What it has after a quarter of the steps is what it may
 have at the end.
 """
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from mvmr_loss import MVMRLoss, Representations
-from mvmr_loss.cache import CachedRepresentations, IndexedDataset
+from mvmr_loss.cache import IndexedDataset
 
 SAMPLES, BATCH, SIDE = 256, 16, 16
 # What may be gained over three quarters of the steps: an allocator's pages come and go.
@@ -68,11 +68,11 @@ def train(rank, settings, folder, results):
     model = DistributedDataParallel(network) if settings.processes > 1 else network
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
     criterion = MVMRLoss(gather_distributed=True)
-    live = Representations(["augmented_pixels", "hog"])
-    stored = CachedRepresentations(
-        Representations(["pixels", "local_std"], sketch_dim=64),
-        folder / "store",
-        num_samples=SAMPLES,
+    live = Representations(["hog"])
+    stored = Representations(
+        ["pixels", "local_std", "augmented_pixels"],
+        sketch_dim=64,
+        cache={"path": folder / "store", "num_samples": SAMPLES},
     )
     own = range(rank, SAMPLES, settings.processes)
     dataset = torch.utils.data.Subset(IndexedDataset(TensorDataset(images)), list(own))

@@ -110,13 +110,12 @@ def test_every_representation_in_deterministic_mode(sketch_dim, differentiable, 
 
 def test_reading_a_store_is_the_same_after_resume(tmp_path):
     """Rows come from the store in both epochs, so that a resumed run meets the same features."""
-    from mvmr_loss.cache import CachedRepresentations
-
     x = Training().images
-    spec = Representations(["pixels", "hog"], sketch_dim=64)
-    first = CachedRepresentations(spec, tmp_path, num_samples=SAMPLES)
+    cache = {"path": tmp_path, "num_samples": SAMPLES}
+    first, again = (
+        Representations(["pixels", "hog"], sketch_dim=64, cache=cache) for _ in range(2)
+    )
     computed = first(x, range(SAMPLES))
-    again = CachedRepresentations(spec, tmp_path, num_samples=SAMPLES)
     again.load_state_dict(first.state_dict())
     for name, values in again(x, range(SAMPLES)).items():
         assert torch.equal(values, computed[name])
