@@ -102,7 +102,7 @@ def load_tensors(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch does not compare the checksums: it would load what a flipped bit made of a weight.
+                # torch does not compare the checksums, and loads weights of flipped bits.
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} does not match its checksum")

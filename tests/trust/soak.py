@@ -1,9 +1,9 @@
 """A long training of loss, live representations and cache reading: do memory and file handles stay flat?
 
 Every process trains a small network on images of its own, reads two representations by sample index
-from one store, which all of them fill in the first epoch, computes two live, and looks at itself every 500 steps: resident memory,
-open file handles, threads, Python's objects. What it has after a quarter of the steps is what it may
-have at the end.
+from one store, which all of them fill in the first epoch, computes two live, and looks at itself every
+500 steps: resident memory, open file handles, threads, Python's objects. What it has after a quarter of
+the steps is what it may have at the end.
 """
 
 from __future__ import annotations

@@ -200,10 +200,12 @@ def test_damaged_checkpoints(suffix, tmp_path):
         loaded = nn.Linear(4, 3)
         try:
             load_checkpoint(loaded, path)
-            same = torch.equal(loaded.weight, network.weight) and torch.equal(loaded.bias, network.bias)
+            same = torch.equal(loaded.weight, network.weight) and torch.equal(
+                loaded.bias, network.bias
+            )
             counts["right" if same else "other"] += 1
         except ValueError as error:
-            assert "weights" in str(error)
+            assert "weights" in str(error)  # noqa: PT017
             counts["refused"] += 1
     assert counts["refused"] > 50
     # The other two formats have no checksums: damage that leaves them readable is not seen.

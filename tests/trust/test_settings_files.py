@@ -30,9 +30,9 @@ def test_every_setting_of_wrong_types(name):
     for value in WRONG:
         try:
             settings = Settings(**{name: value})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:  # noqa: PERF203
             refused += 1
-            assert name in str(error) or "final_learning_rate" in str(error), (value, error)
+            assert name in str(error) or "final_learning_rate" in str(error), (value, error)  # noqa: PT017
         else:
             assert getattr(settings, name) == value
     assert refused > 10
@@ -90,7 +90,9 @@ def test_drawn_damage_of_presets(tmp_path):
         text = list(draw.choice(texts))
         for _ in range(draw.choice([1, 3, 10])):
             place = draw.randrange(len(text))
-            text[place : place + draw.choice([1, 1, 5])] = draw.choice(["", *"[]{}:*&!|>%@`\t\n\"'#x0-"])
+            text[place : place + draw.choice([1, 1, 5])] = draw.choice(
+                ["", *"[]{}:*&!|>%@`\t\n\"'#x0-"]
+            )
         path.write_text("".join(text))
         try:
             resolve([path], {})
@@ -104,7 +106,10 @@ SPECIFICATIONS = {
     "specification": (lambda value: Representations(value), []),
     "representation": (lambda value: Representations([value]), []),
     "options": (lambda value: Representations({"hog": value}), [None, {}]),
-    "sketch_dim": (lambda value: Representations(["hog"], sketch_dim=value), [None, 2**70, 10**2000]),
+    "sketch_dim": (
+        lambda value: Representations(["hog"], sketch_dim=value),
+        [None, 2**70, 10**2000],
+    ),
     "sketch_seed": (lambda value: Representations(["hog"], sketch_seed=value), [0]),
     "sketch_seed beside sketch_dim": (
         lambda value: Representations(["hog"], sketch_dim=8, sketch_seed=value),
@@ -130,8 +135,8 @@ def test_specifications_of_wrong_types(what):
         try:
             give(value)
             accepted.append(value)
-        except (TypeError, ValueError) as error:
-            assert len(str(error)) > 20, error
+        except (TypeError, ValueError) as error:  # noqa: PERF203
+            assert len(str(error)) > 20, error  # noqa: PT017
     assert list(map(repr, accepted)) == list(map(repr, right))
 
 
