@@ -13,6 +13,7 @@ from mvmr_loss.representations.registry import (
     register_representation,
 )
 from mvmr_loss.representations.scattering import Scattering, scattering
+from mvmr_loss.representations.scattering2d import Scattering2D
 from mvmr_loss.representations.sketch import FoldedSignSketch, folded_sign_sketch
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Representation",
     "Representations",
     "Scattering",
+    "Scattering2D",
     "augmented_pixels",
     "dct",
     "folded_sign_sketch",
