@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.encoder import SmallResNet
+from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.representations import photographs
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss.cache import CachedRepresentations
 
@@ -111,4 +111,4 @@ def step_times(name: str, folder: Path, repeats: int, batch_size: int = 64) -> d
     }
     # A short step needs more rounds for a difference of a hundredth to show.
     rounds = repeats if size >= 96 else 5 * repeats
-    return medians(candidates, device, repeats=rounds, warmup=2)
+    return medians(interleaved(candidates, device, repeats=rounds, warmup=2))

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.common.progress import progress
-from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.methods import METHODS, Batch, Widths
+from benchmarks.harness.loops import progress
+from benchmarks.harness.records import atomic_path, portable
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.results import environment, write_json
+from benchmarks.harness.records import environment, write_json
 from benchmarks.speed import growth, losses, modes, representations, training_step
 from benchmarks.speed.report import record, write_report
 from mvmr_loss._cpu.build import load_library

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness.timing import interleaved, medians, peak_memory
 from benchmarks.speed.release import release_loss
-from benchmarks.speed.timing import medians, peak_memory
 from mvmr_loss import MVMRLoss
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import FoldedSignSketch
@@ -86,7 +86,9 @@ def against_release(device: torch.device, repeats: int) -> dict[str, float]:
         "ready sketches": lambda z, v: criterion(z, v, ready),
     }
     return medians(
-        {name: step(loss, z, v) for name, loss in candidates.items()}, device, repeats=repeats
+        interleaved(
+            {name: step(loss, z, v) for name, loss in candidates.items()}, device, repeats=repeats
+        )
     )
 
 
@@ -114,10 +116,12 @@ def against_peers(d: int, device: torch.device, repeats: int) -> dict[str, float
         "VICReg": VICRegLoss(),
     }
     return medians(
-        {name: step(loss, z, v) for name, loss in candidates.items()},
-        device,
-        repeats=repeats,
-        warmup=1,
+        interleaved(
+            {name: step(loss, z, v) for name, loss in candidates.items()},
+            device,
+            repeats=repeats,
+            warmup=1,
+        )
     )
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.losses import SIZES, SKETCH_DIM, embeddings, features, step
 from benchmarks.speed.representations import photographs
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, Representations
 
 NAMES = ("scattering", "hog", "local_std", "dct")
@@ -41,20 +41,22 @@ def modes(
         "plain": step(lambda z, v: criterion(z, v, ready), z, v),
         "compiled": step(lambda z, v: compiled_loss(z, v, ready), z, v),
     }
-    seconds = {"loss, five sketches": medians(candidates, device, repeats=repeats)}
+    seconds = {"loss, five sketches": medians(interleaved(candidates, device, repeats=repeats))}
     images = photographs(32, size, device)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     for name in NAMES:
         module = Representations([name])
         compiled = torch.compile(module, fullgraph=True)
         seconds[name] = medians(
-            {
-                "plain": lambda module=module: module(images),
-                "compiled": lambda compiled=compiled: compiled(images),
-                "channels last": lambda module=module: module(channels_last),
-            },
-            device,
-            repeats=repeats,
+            interleaved(
+                {
+                    "plain": lambda module=module: module(images),
+                    "compiled": lambda compiled=compiled: compiled(images),
+                    "channels last": lambda module=module: module(channels_last),
+                },
+                device,
+                repeats=repeats,
+            )
         )
 
     errors = {}

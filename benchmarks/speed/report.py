@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common.results import atomic_path
+from benchmarks.harness.records import atomic_path
 
 RELEASE = "release's formulation"
 NOTES = """\

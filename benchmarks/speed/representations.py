@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed.timing import medians
+from benchmarks.harness.timing import interleaved, medians
 from mvmr_loss.representations import DCT, HOG, LocalStd, Scattering
 
 
@@ -45,9 +45,11 @@ def scattering(size: int, device: torch.device, repeats: int) -> dict[str, Any]:
     mine, reference = ours(images), theirs(images)
     error = ((mine.reshape(reference.shape) - reference).norm() / reference.norm()).item()
     seconds = medians(
-        {"mvmr-loss": lambda: ours(images), "kymatio 0.3.0": lambda: theirs(images)},
-        device,
-        repeats=repeats,
+        interleaved(
+            {"mvmr-loss": lambda: ours(images), "kymatio 0.3.0": lambda: theirs(images)},
+            device,
+            repeats=repeats,
+        )
     )
     return {"seconds": seconds, "error": error}
 
@@ -100,9 +102,11 @@ def handcrafted(size: int, device: torch.device, repeats: int) -> dict[str, dict
     }
     return {
         name: medians(
-            {"mvmr-loss": lambda module=module: module(images), **peers[name]},
-            device,
-            repeats=repeats,
+            interleaved(
+                {"mvmr-loss": lambda module=module: module(images), **peers[name]},
+                device,
+                repeats=repeats,
+            )
         )
         for name, module in ours.items()
     }

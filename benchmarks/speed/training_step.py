@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.representations import photographs
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 
 FIVE = ("pixels", "augmented_pixels", "scattering", "hog", "local_std")
@@ -51,4 +51,4 @@ def live_representations(device: torch.device, repeats: int) -> dict[str, float]
     }
     for name in FIVE:
         candidates[f"{name} alone"] = step(Representations([name]).to(device))
-    return medians(candidates, device, repeats=repeats, warmup=1)
+    return medians(interleaved(candidates, device, repeats=repeats, warmup=1))

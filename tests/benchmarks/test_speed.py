@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.common.results import environment
+from benchmarks.harness.records import environment
+from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import growth, losses, modes, representations, training_step
 from benchmarks.speed.release import release_loss
 from benchmarks.speed.report import record, rows, write_report
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, Representations
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import DCT, HOG, LocalStd
@@ -93,7 +93,9 @@ def test_scattering_equals_kymatio():
 
 def test_medians_take_turns():
     ran = []
-    times = medians({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, CPU, repeats=3)
+    times = medians(
+        interleaved({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, CPU, repeats=3)
+    )
     assert "".join(ran) == "baabbaabba"
     assert set(times) == {"a", "b"}
     assert min(times.values()) > 0
@@ -101,7 +103,7 @@ def test_medians_take_turns():
 
 PEAK = """
 import torch
-from benchmarks.speed.timing import peak_memory
+from benchmarks.harness.timing import peak_memory
 print(peak_memory(lambda: torch.ones(16 << 20), torch.device("cpu")))  # 64 MiB, gone afterwards
 """
 
