@@ -44,7 +44,8 @@ class Scattering2D(nn.Module):
     :func:`~mvmr_loss.representations.scattering`, which this is but for the shapes.
 
     Source: Bruna and Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35(8), 2013,
-    section 2; Andreux et al., "Kymatio: scattering transforms in Python", JMLR 21(60), 2020, for the interface.
+    section 2; Andreux et al., "Kymatio: scattering transforms in Python", JMLR 21(60), 2020, for the
+    interface.
 
     Args:
         J: Logarithm to base 2 of the scale in pixels, at least 1.
