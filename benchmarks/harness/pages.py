@@ -19,16 +19,18 @@ def write_between(path: str | Path, mark: str, text: str) -> None:
     """Replaces what stands between ``<!-- mark -->`` and ``<!-- end of mark -->`` on a page.
 
     Args:
-        path: The page; made with the two marks alone if it is not there.
+        path: The page; made if it is not there. If it has neither mark, both are added at its end.
         mark: Which part of the page.
         text: What shall stand there, Markdown.
 
     Raises:
-        ValueError: If the page does not have both marks once, in this order.
+        ValueError: If the page has one mark alone, one twice, or both in the wrong order.
     """
     path = Path(path)
     begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    page = path.read_text() if path.exists() else f"{begin}\n{end}\n"
+    page = path.read_text() if path.exists() else ""
+    if begin not in page and end not in page:
+        page = f"{page}\n{begin}\n{end}\n".lstrip()
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     if page.count(begin) != 1 or page.count(end) != 1 or end in before:

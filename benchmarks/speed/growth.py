@@ -40,7 +40,7 @@ def growth(device: torch.device, repeats: int) -> dict[str, dict[str, Any]]:
         for size in sizes:
             if question.startswith("image"):
                 names = ["scattering"] if "scattering" in question else ["hog", "local_std", "dct"]
-                module, images = Representations(names), photographs(8, size, device)
+                module, images = Representations(names).to(device), photographs(8, size, device)
                 candidates[str(size)] = lambda module=module, images=images: module(images)
                 continue
             n = size if question.startswith("batch") else 256
