@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from skimage import data
 from stable_pretraining.data import transforms as T
+from stable_pretraining.forward import vicreg
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import RandomCrop
 
@@ -59,7 +60,7 @@ def main():
 
     if settings.vicreg:
         method = {
-            "forward": regularized(spt.forward.vicreg),
+            "forward": regularized(vicreg),
             "vicreg_loss": spt.losses.VICRegLoss(),
             "loss": MultiRepresentationRegularizer(),
         }
@@ -87,6 +88,7 @@ def main():
     trainer = lightning.Trainer(
         max_steps=settings.steps, max_epochs=-1, num_sanity_val_steps=0, callbacks=callbacks,
         accelerator="cpu", logger=False, enable_checkpointing=False,
+        val_check_interval=min(settings.steps, len(loader)),
     )  # fmt: skip
     trainer.fit(module, loader, loader_val)
     for name in ("eval/probe_top1", "eval/knn_top1", "rankme"):

@@ -62,9 +62,9 @@ def main(arguments: Sequence[str]) -> None:
             raise SystemExit(
                 f"Error: --task must be loss=... or representations=... but is {name}."
             )
-    task = functools.partial(DependenceDistillationTask, **options)
-    timm.task.FeatureDistillationTask = task
     # The script imports it by name, and its neighbours before all else.
+    task = functools.partial(DependenceDistillationTask, **options)
+    timm.task.FeatureDistillationTask = task  # type: ignore[assignment, misc]
     sys.argv = [str(settings.script), *settings.script_options]
     sys.path.insert(0, str(settings.script.resolve().parent))
     runpy.run_path(str(settings.script), run_name="__main__")

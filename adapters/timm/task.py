@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.task import FeatureDistillationTask
-from timm.utils import unwrap_model
+from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
 from mvmr_loss import MultiRepresentationRegularizer, Representations
@@ -18,7 +18,7 @@ from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
 TEACHER = "teacher"
 
 
-class DependenceDistillationTask(FeatureDistillationTask):  # type: ignore[misc]  # timm is not typed
+class DependenceDistillationTask(FeatureDistillationTask):
     """timm's ``FeatureDistillationTask`` with dependence on the teacher's features for its term.
 
     The features are the pooled ones before the classifier, as there. In place of the mean squared error
@@ -100,13 +100,12 @@ class DependenceDistillationTask(FeatureDistillationTask):  # type: ignore[misc]
         )
         self.verbose = verbose
         self.dependence = _regularizer(loss)
-        self.representations = representations
         if representations is not None and not isinstance(representations, Representations):
-            config = unwrap_model(student_model).pretrained_cfg
-            self.representations = Representations(
-                representations, normalization=(config["mean"], config["std"])
-            )
-        if self.representations is not None and TEACHER in self.representations.by_name:
+            unwrapped: Any = unwrap_model(student_model)  # type: ignore[no-untyped-call]
+            statistics = unwrapped.pretrained_cfg["mean"], unwrapped.pretrained_cfg["std"]
+            representations = Representations(representations, normalization=statistics)
+        self.representations = representations
+        if representations is not None and TEACHER in representations.by_name:
             raise ValueError(
                 f"representations must have other names than {TEACHER!r}, which is the teacher's; "
                 "give a label: {'mine': {'name': ...}}."
@@ -127,7 +126,8 @@ class DependenceDistillationTask(FeatureDistillationTask):  # type: ignore[misc]
         logits, student_features = self.trainable_module(input)
         task_loss = self.criterion(logits, target)
         with torch.no_grad():
-            images = self.teacher.normalize_input(input, self.student_mean, self.student_std)
+            statistics: tuple[Any, Any] = self.student_mean, self.student_std
+            images = self.teacher.normalize_input(input, *statistics)
             teacher_features = self.teacher(images, return_features=True)
         features = {} if self.representations is None else self.representations(input)
         terms = self.dependence.forward_components(

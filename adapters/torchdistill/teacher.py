@@ -111,7 +111,7 @@ class NonAugmentedDatasetWrapper(Dataset[Any]):
         return image, target, supplement
 
 
-@register_forward_proc_func
+@register_forward_proc_func  # type: ignore[untyped-decorator, unused-ignore]
 def forward_non_augmented(
     model: Callable[..., Any],
     sample_batch: Tensor,

@@ -12,13 +12,15 @@ from torch import nn
 
 pytest.importorskip("stable_pretraining")
 
-import lightning  # noqa: E402
-import stable_pretraining as spt  # noqa: E402
-from stable_pretraining.data import transforms as T  # noqa: E402
-from torchmetrics.classification import MulticlassAccuracy  # noqa: E402
+import lightning
+import stable_pretraining as spt
+from stable_pretraining.data import transforms as T
+from stable_pretraining.forward import simclr
+from torchmetrics.classification import MulticlassAccuracy
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations, Teacher  # noqa: E402
-from mvmr_loss.adapters.stable_pretraining import distill, mvmr, regularized  # noqa: E402
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations, Teacher
+from mvmr_loss.adapters.stable_pretraining import distill, mvmr, regularized
+from mvmr_loss.adapters.stable_pretraining.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "stable_pretraining_mvmr.py"
@@ -74,7 +76,7 @@ METHODS = {
     "simclr": (
         3,
         {
-            "forward": regularized(spt.forward.simclr),
+            "forward": regularized(simclr),
             "simclr_loss": spt.losses.NTXEntLoss(temperature=0.5),
             "loss": MultiRepresentationRegularizer(),
         },
@@ -126,11 +128,31 @@ def test_the_configuration_runs(tmp_path, photograph_folder):
     (tmp_path / "images" / "val").symlink_to(photograph_folder / "test")
     with importlib.resources.as_file(CONFIGURATIONS / "mvmr_folder.yaml") as path:
         output = run(
-            tmp_path, "-m", "stable_pretraining.run", "--config-path", str(path.parent),
-            "--config-name", path.stem, "root=images", "num_classes=5", "batch_size=8",
-            "size=32", "num_workers=0", "max_epochs=1", "+trainer.limit_train_batches=2",
-            "+trainer.accelerator=cpu", "module.projector.hidden_dim=64",
-            "module.projector.output_dim=64",
+            tmp_path, "-m", "mvmr_loss.adapters.stable_pretraining", str(path), "root=images",
+            "num_classes=5", "batch_size=8", "size=32", "num_workers=0", "max_epochs=1",
+            "trainer.limit_train_batches=2", "trainer.accelerator=cpu",
+            "module.projector.hidden_dim=64", "module.projector.output_dim=64",
         )  # fmt: skip
-    assert "fit/representations/scattering" in output
-    assert "eval/knn_top1" in output
+    for figure in ("fit/representations/scattering", "eval/probe_top1", "eval/knn_top1", "rankme"):
+        assert figure in output
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "match"),
+    [
+        (None, [], "must be a YAML file but is none"),
+        ("a: 1", ["b"], "'b' must be KEY=VALUE"),
+        ("data: ???", [], "Missing mandatory value: data"),
+        ("data: {}", [], "must have module, trainer but has not"),
+        (
+            "{data: {_target_: no.such}, module: {}, trainer: {}}",
+            *([], "data of .* cannot be built"),
+        ),
+    ],
+)
+def test_errors_of_the_command(tmp_path, monkeypatch, text, arguments, match):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=match):
+        main(["config.yaml", *arguments])

@@ -1,1 +1,1 @@
-"""Configurations for ``spt run``: each trains on a folder of images, one sub-folder a class."""
+"""Configurations for stable-pretraining: a folder of images, one sub-folder a class."""
