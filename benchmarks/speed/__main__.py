@@ -118,6 +118,7 @@ def main(command: Sequence[str] | None = None) -> None:
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="these parts")
     add("--again", action="store_true", help="measure anew what is measured already")
     add("--check", action="store_true", help="write nothing, fail at a regression or missed goal")
+    add("--counts", action="store_true", help="record launches, operations and bytes, no times")
     add("--output", type=Path, default=FOLDER, help="folder of RESULTS.md and results/")
     given = parser.parse_args(command)
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -133,8 +134,10 @@ def main(command: Sequence[str] | None = None) -> None:
                 raise SystemExit(f"{len(found)} regressions or missed goals")
             print("No regression, and every goal is met.")
             return
-        if not (given.output / "results" / "counts.json").exists() or given.again:
+        if given.counts or not (given.output / "results" / "counts.json").exists():
             counts.record_counts(given.output / "results")
+        if given.counts:
+            return
         run_all(planned, given.output / "results", measure, again=given.again)
         write_report(given.output)
 
