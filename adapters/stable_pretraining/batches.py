@@ -78,7 +78,8 @@ def representations_of(
             "Module(..., representations=Representations(['pixels', 'hog'])), in YAML "
             "representations: {_target_: mvmr_loss.Representations, specification: [pixels, hog]}."
         )
-    if getattr(representations, "cache", None) is None:
+    cache = getattr(representations, "cache", None)
+    if cache is None:
         values: dict[str, Tensor] = representations(view["image"])
         return values
     if "sample_idx" not in view:
@@ -87,5 +88,14 @@ def representations_of(
             f"are cached, but has {', '.join(map(repr, view))}; stable-pretraining's data sets give it "
             "(FromTorchDataset(..., add_sample_idx=True))."
         )
+    if cache.num_samples is None:
+        representations.open_cache(_indexed(module.trainer.train_dataloader.dataset))  # type: ignore[operator]
     read: dict[str, Tensor] = representations(view["image"], view["sample_idx"])
     return read
+
+
+def _indexed(dataset: Any) -> Any:
+    """Returns the data set that ``sample_idx`` counts: of a subset, the whole."""
+    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return dataset

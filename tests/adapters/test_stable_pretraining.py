@@ -210,10 +210,24 @@ def test_error_of_no_function():
         regularized(3)
 
 
-def test_a_cache_without_index_is_refused():
-    cached = SimpleNamespace(cache="a store")
-    representations = nn.Module()
-    representations.cache = cached
+@pytest.mark.parametrize("subset", [False, True])
+def test_the_sample_index_feeds_the_cache(tmp_path, subset):
+    representations = Representations(["pixels"], cache=tmp_path / "store")
+    self = module(loss=MVMRLoss(), representations=representations)
+    dataset = list(view(0)["image"])
+    if subset:
+        dataset = torch.utils.data.Subset(dataset, [1, 2, 3])
+    loader = SimpleNamespace(dataset=dataset)
+    self.trainer = SimpleNamespace(train_dataloader=loader)
+    computed = [mvmr(self, VIEWS, "fit")["loss"] for _ in range(2)]
+    torch.testing.assert_close(*computed)
+    alone = Representations(None, cache=tmp_path / "store")
+    pixels = alone(None, torch.arange(N))["pixels"]
+    torch.testing.assert_close(pixels, view(0)["image"].flatten(1), rtol=1e-2, atol=1e-3)
+
+
+def test_a_cache_without_index_is_refused(tmp_path):
+    representations = Representations(["pixels"], cache=tmp_path / "store")
     batch = {"views": [{"image": v["image"]} for v in VIEWS["views"]]}
     with pytest.raises(ValueError, match="must have 'sample_idx'.*but has 'image'"):
         mvmr(module(loss=MVMRLoss(), representations=representations), batch, "fit")
