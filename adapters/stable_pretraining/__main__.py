@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     from stable_pretraining import Manager
     from stable_pretraining.config import recursive_instantiate
 
+    config: Any
     try:
         config = OmegaConf.merge(
             OmegaConf.load(settings.config), OmegaConf.from_dotlist(settings.overrides)

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_bool, check_choice, check_float_tensor, check_int
+from mvmr_loss.representations._scattering_filters import filter_bank, padded_size
 from mvmr_loss.representations.base import check_images, check_size, without_autocast
-from mvmr_loss.representations.scattering import (
-    _filter_bank,
-    _padded_size,
-    _scatter,
-    check_scattering_options,
-    scattering,
-)
+from mvmr_loss.representations.scattering import _scatter, check_scattering_options, scattering
 
 # What kymatio kept its filters as, in a model's checkpoint.
 _KYMATIO_FILTER = re.compile(r"tensor\d+$")
@@ -108,7 +103,7 @@ class Scattering2D(nn.Module):
         """
         expected = self.shape
         if self.pre_pad:
-            expected = _padded_size(self.shape[0], self.J), _padded_size(self.shape[1], self.J)
+            expected = padded_size(self.shape[0], self.J), padded_size(self.shape[1], self.J)
         if tuple(check_float_tensor("x", x).shape[-2:]) != expected:
             padded = ", padded already," if self.pre_pad else ""
             raise ValueError(
@@ -125,7 +120,7 @@ class Scattering2D(nn.Module):
 
     def _scatter_padded(self, x: Tensor, J: int, L: int, max_order: int) -> Tensor:
         x = check_images(x, name="x")
-        bank = _filter_bank(x.device, *self.shape, J, L, x.dtype)
+        bank = filter_bank(x.device, *self.shape, J, L, x.dtype)
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
         bank = bank._replace(rows=rows, columns=columns)
         with without_autocast(x):
