@@ -127,10 +127,11 @@ def test_the_configuration_runs(tmp_path, photograph_folder):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "train").symlink_to(photograph_folder / "train")
     (tmp_path / "images" / "val").symlink_to(photograph_folder / "test")
+    classes = len(list((photograph_folder / "train").iterdir()))
     with importlib.resources.as_file(CONFIGURATIONS / "mvmr_folder.yaml") as path:
         output = run(
             tmp_path, "-m", "mvmr_loss.adapters.stable_pretraining", str(path), "root=images",
-            f"num_classes={len(list((photograph_folder / 'train').iterdir()))}", "batch_size=8", "size=32", "num_workers=0", "max_epochs=1",
+            f"num_classes={classes}", "batch_size=8", "size=32", "num_workers=0", "max_epochs=1",
             "trainer.limit_train_batches=2", "trainer.accelerator=cpu",
             "module.projector.hidden_dim=64", "module.projector.output_dim=64",
         )  # fmt: skip
