@@ -70,7 +70,9 @@ class MVMR(LightningModule):
             are read by the images' file names; the data set must be a ``LightlyDataset``. None: they
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
-        loss: Options of :class:`~mvmr_loss.MVMRLoss`; ``gather_distributed`` is True unless given.
+        preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
+        loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
+            ``gather_distributed`` is True unless given.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
             features: ``teacher_dims`` names those of the representations that are its teachers, and
             their widths; the other representations are the loss's. Its heads are trained with the
@@ -108,6 +110,7 @@ class MVMR(LightningModule):
         normalization: NormalizationLike = "imagenet",
         cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         fill_cache: bool = False,
+        preset: str = "paper",
         loss: Mapping[str, Any] | None = None,
         distillation: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
@@ -155,7 +158,7 @@ class MVMR(LightningModule):
         self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
         self._index: dict[str, int] | None = None
         gathered = {"gather_distributed": GATHER_DISTRIBUTED}
-        self.criterion = MVMRLoss(**{**gathered, **(loss or {})})
+        self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
         self.distillation: DistillationLoss | None = None
         if distillation is not None:
             self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})

@@ -329,6 +329,15 @@ def test_exception_kept_representations(tmp_path):
         trainer().fit(method(cache="nowhere"), dataset)
 
 
+def test_a_preset_of_the_loss():
+    criterion = method(preset="identity", loss={"representation_weights": 0.1}).criterion
+    assert (criterion.identity_weight, criterion.invariance_weight) == (1.0, 0.0)
+    assert criterion.representation_weights == 0.1
+    assert criterion.gather_distributed
+    with pytest.raises(ValueError, match="preset must be one of paper"):
+        method(preset="best")
+
+
 def test_gathers_unless_told_otherwise():
     assert method().criterion.gather_distributed
     assert not method(loss={"gather_distributed": False}).criterion.gather_distributed
@@ -601,7 +610,7 @@ def test_exception_views(views, error, match):
         ({"backbone": nn.Flatten()}, ValueError, "feature_dim must be given for a backbone"),
         ({"backbone": "squeezenet1_1"}, ValueError, "feature_dim must be given for a backbone"),
         ({"representations": ["sift"]}, ValueError, "'sift'"),
-        ({"loss": {"covariance_weight": 1.0}}, TypeError, "covariance_weight"),
+        ({"loss": {"covariance": 1.0}}, TypeError, "covariance"),
         ({"loss": [1.0]}, TypeError, "loss must be a mapping of options.*but is a list"),
         ({"distillation": [1]}, TypeError, "distillation must be a mapping of options"),
         ({"distillation": {"teacher_dims": {}}}, ValueError, "at least one teacher"),
