@@ -18,9 +18,9 @@ def by_name(path):
     return path.stem
 
 
-def run(path, folder, *options):
+def run(path, folder, *options, launcher=()):
     """Runs a file in a folder and returns what it printed."""
-    command = [sys.executable, str(path), *options]
+    command = [sys.executable, *launcher, str(path), *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -68,3 +68,15 @@ def test_without_the_marked_lines_it_is_plain_vicreg(tmp_path):
     path.write_text("".join(plain))
     assert "mvmr_loss" not in path.read_text()
     assert "step    2, loss" in run(path, tmp_path, "--steps", "2", "--batch-size", "8")
+
+
+def test_several_processes_as_written(tmp_path):
+    path = next(path for path in EXAMPLES if path.stem == "several_processes")
+    command = path.read_text().split("\n\n")[1].split()
+    assert command == ["torchrun", "--nproc-per-node", "2", "examples/several_processes.py"]
+    # torchrun is this module; on a free port, as other tests run meanwhile.
+    launcher = ["-m", "torch.distributed.run", "--standalone", *command[1:-1]]
+    output = run(path, tmp_path, "--steps", "12", "--batch-size", "8", launcher=launcher)
+    # One process speaks, of the loss that all have.
+    assert [line.split(",")[0] for line in output.splitlines()] == ["step   10", "step   12"]
+    assert all(0 < float(line.split()[-1]) < 5 for line in output.splitlines())
