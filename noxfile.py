@@ -1,7 +1,7 @@
 """The tests in other environments: ``nox --list`` tells which, ``nox -s NAME`` runs one.
 
-``newest`` and ``lowest`` install everything, torch included, for each Python that is there. The sessions
-``..._here`` see the packages of the environment that runs nox, with its torch, and bring what they change.
+``newest`` and ``lowest`` install everything, torch included, for each Python that is there. Sessions
+``..._here`` see the packages of the environment that runs nox, with its torch, and add what differs.
 """
 
 from __future__ import annotations
