@@ -1,7 +1,9 @@
 """The tests in other environments: ``nox --list`` tells which, ``nox -s NAME`` runs one.
 
 ``newest`` and ``lowest`` install everything, torch included, for each Python that is there. Sessions
-``..._here`` see the packages of the environment that runs nox, with its torch, and add what differs.
+``..._here``, and those of the hosts whose requirements clash with the others', see the packages of the
+environment that runs nox, with its torch, and add what differs: some hundred megabytes and not five
+gigabytes. What would be skipped in a host's tests fails.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["wheel_here", "lowest_here"]
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["stable_pretraining", "torchdistill", "wheel_here", "lowest_here"]
 nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent
@@ -50,6 +53,35 @@ def run_tests(session: nox.Session, *tests: str) -> None:
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests)
 
 
+def test_host(session: nox.Session, requirements: list[str], tests: list[str]) -> None:
+    """Installs this package and a host beside what is installed here, and runs the host's tests."""
+    see_here(session)
+    session.install("--editable", *requirements)
+    session.run(
+        *("python", "-m", "pytest", *tests, *session.posargs), env={"MVMR_LOSS_NO_SKIPS": "1"}
+    )
+
+
+@nox.session
+def stable_pretraining(session: nox.Session) -> None:
+    """stable-pretraining, and the metrics with a torchmetrics that solo-learn cannot have."""
+    test_host(
+        session,
+        [".[stable-pretraining]", "torchmetrics>=1.0"],
+        ["tests/adapters/test_stable_pretraining_host.py", "tests/test_metrics.py"],
+    )
+
+
+@nox.session
+def torchdistill(session: nox.Session) -> None:
+    """torchdistill, which needs a newer torch than the package does."""
+    test_host(
+        session,
+        [".[torchdistill]"],
+        ["tests/adapters/test_torchdistill.py", "adapters/torchdistill"],
+    )
+
+
 @nox.session(python=["3.10", "3.11", "3.12", "3.13"])
 def newest(session: nox.Session) -> None:
     """The suite on the newest version of everything."""
@@ -71,7 +103,7 @@ def lowest_here(session: nox.Session) -> None:
     """The core, and the lightly adapter, on the lowest kornia, lightly and timm and this torch."""
     see_here(session)
     bounds = lower_bounds()
-    session.install("--no-deps", *(f"{name}=={bounds[name]}" for name in PURE))
+    session.install(*(f"{name}=={bounds[name]}" for name in PURE))
     session.install("--no-deps", "--no-build-isolation", "setuptools", "-e", ".")
     for name in PURE:
         check = f"import {name}; assert {name}.__version__ == {bounds[name]!r}, {name}.__version__"
