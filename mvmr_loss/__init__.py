@@ -1,5 +1,6 @@
 """MV-MR: the multi-view multi-representation loss for self-supervised learning and distillation."""
 
+from mvmr_loss._cpu.build import KernelStatus, kernels
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
 from mvmr_loss.heads import MVMRProjectionHead
@@ -14,6 +15,7 @@ from mvmr_loss.representations import (
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
+    "KernelStatus",
     "LossComponents",
     "MVMRLoss",
     "MVMRProjectionHead",
@@ -24,6 +26,7 @@ __all__ = [
     "TeacherPreprocessing",
     "__version__",
     "backward_in_chunks",
+    "kernels",
     "list_dependence_measures",
     "list_representations",
     "register_dependence_measure",

@@ -18,14 +18,14 @@ import torch
 from benchmarks.common.results import environment, write_json
 from benchmarks.speed import growth, losses, modes, representations, training_step
 from benchmarks.speed.report import record, write_report
-from mvmr_loss._cpu.build import load_library
+from mvmr_loss import kernels
 
 FOLDER = Path(__file__).parent
 
 
 def has_kernels() -> bool:
     """Tells whether the C++ kernels for CPUs are used on this machine."""
-    return all(load_library(name) is not None for name in ("gram", "scattering", "sketch"))
+    return all(status.on for status in kernels())
 
 
 def main(command: Sequence[str] | None = None) -> None:
