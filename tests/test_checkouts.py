@@ -14,6 +14,7 @@ FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 ASKED = """
 import site, sys
+sys.path.insert(1, sys.argv[1])
 site.addsitedir(sys.argv[1])
 import mvmr_loss, mvmr_loss.adapters, mvmr_loss.adapters.solo.configs
 from mvmr_loss.adapters.solo.__main__ import _let_hydra_find_the_plugin
@@ -76,6 +77,7 @@ def test_a_core_without_its_adapters_takes_no_others(machine):
     shutil.copytree(machine / "second" / "mvmr_loss", machine / "alone" / "mvmr_loss")
     code = """
 import site, sys
+sys.path.insert(1, sys.argv[1])
 site.addsitedir(sys.argv[1])
 try:
     import mvmr_loss.adapters.solo

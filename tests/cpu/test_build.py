@@ -46,7 +46,7 @@ def expected():
 
 
 OFF = [
-    ({"CXX": "no-such-compiler"}, "there is no C++ compiler called no-such-compiler"),
+    ({"CXX": "no-such-compiler"}, r"there is no C\+\+ compiler called no-such-compiler"),
     ({"CXX": "false"}, "false did not compile NAME.cpp: it returned 1"),
     ({"CXX": "true"}, "true did not compile NAME.cpp: it returned 0"),
     ({"CXX": "c++ -no-such-option"}, "did not compile NAME.cpp: .*-no-such-option"),
@@ -181,7 +181,7 @@ class TestCompiler:
     def test_may_give_no_library(self, fresh, compiler, monkeypatch):
         """It is no library that is loaded when the compiler is mended."""
         whole = compiler.library.read_bytes()
-        compiler.library.write_bytes(b"no library")
+        compiler.library.write_bytes(bytes(1000))
         assert "invalid ELF header" in build._load.__wrapped__("sketch")[1]
         compiler.library.write_bytes(whole)
         compiler.path.write_text(compiler.path.read_text() + "# mended\n")
