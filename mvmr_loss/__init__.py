@@ -4,6 +4,7 @@ from mvmr_loss._cpu.build import KernelStatus, kernels
 from mvmr_loss._objective import LossComponents
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
+from mvmr_loss.distillation import DistillationLoss, TeacherRegression
 from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.large_batch import backward_in_chunks
 from mvmr_loss.loss import MVMRLoss
@@ -18,6 +19,7 @@ from mvmr_loss.representations import (
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
+    "DistillationLoss",
     "KernelStatus",
     "LossComponents",
     "MVMRLoss",
@@ -27,6 +29,7 @@ __all__ = [
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
+    "TeacherRegression",
     "__version__",
     "backward_in_chunks",
     "kernels",
