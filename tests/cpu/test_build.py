@@ -45,11 +45,12 @@ def expected():
     return compute()
 
 
+FAILING = f"""{sys.executable} -c 'exit("In some file:\\nfatal error: no such file\\nstopped.")'"""
 OFF = [
     ({"CXX": "no-such-compiler"}, r"there is no C\+\+ compiler called no-such-compiler"),
     ({"CXX": "false"}, "false did not compile NAME.cpp: it returned 1"),
     ({"CXX": "true"}, "true did not compile NAME.cpp: it returned 0"),
-    ({"CXX": "c++ -no-such-option"}, "did not compile NAME.cpp: .*-no-such-option"),
+    ({"CXX": FAILING}, "did not compile NAME.cpp: fatal error: no such file$"),
     ({"CXX": "'"}, "No closing quotation"),
     ({"PATH": ""}, "there is no C\\+\\+ compiler called c\\+\\+ or g\\+\\+ or clang\\+\\+"),
     (
