@@ -1,19 +1,16 @@
 """The gathered loss in several gloo processes against one process on the whole batch."""
 
-import datetime
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
 from mvmr_loss.dependence import list_dependence_measures
 from mvmr_loss.distillation import DistillationLoss
-from mvmr_loss.distributed import ALL_ROWS, gather, world_size
+from mvmr_loss.distributed import ALL_ROWS, gather
+from tests.processes import run
 
 BATCH, WIDTH = 6, 5
 BLOCKS = {"name": "u_distance_correlation_sqr", "block_size": 4}
@@ -219,55 +216,6 @@ def check_distillation(rank, processes):
     state, wanted = shared.module.state_dict(), alone.state_dict()
     for name in wanted:
         torch.testing.assert_close(state[name], wanted[name], rtol=1e-5, atol=1e-5)
-
-
-def _process(rank, processes, store, check, arguments, errors):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=processes,
-            timeout=datetime.timedelta(seconds=60),
-        )
-        assert world_size() == processes
-        check(rank, processes, *arguments)
-        dist.barrier()
-    except BaseException:
-        errors.put(f"process {rank}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def run(processes, tmp_path, check, *arguments):
-    """Runs ``check(rank, processes, ...)`` in that many gloo processes; shows each traceback."""
-    # Forked from a server that has imported torch but started no thread: fast, and safe to fork.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mvmr_loss"])
-    errors = context.SimpleQueue()
-    workers = [
-        context.Process(
-            target=_process,
-            args=(rank, processes, tmp_path / "store", check, arguments, errors),
-        )
-        for rank in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    alive = [worker for worker in workers if worker.is_alive()]
-    for worker in alive:
-        worker.kill()
-    messages = []
-    while not errors.empty():
-        messages.append(errors.get())
-    assert not messages, "\n".join(messages)
-    assert not alive, "a process hangs"
-    assert [worker.exitcode for worker in workers] == [0] * processes
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)

@@ -21,6 +21,9 @@ HOSTS = [
     "pytorch_lightning",
     "timm",
     "skimage",
+    "stable_pretraining",
+    "torchdistill",
+    "torchmetrics",
     "torchvision",
 ]
 

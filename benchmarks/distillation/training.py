@@ -29,6 +29,7 @@ from benchmarks.plain_pytorch.training import (
 )
 from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import fill
+from mvmr_loss.teachers.checkpoints import load_tensors
 
 # What the students' images are normalised with.
 MEAN, STD = Normalization.imagenet().mean, Normalization.imagenet().std
@@ -120,7 +121,7 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
         with atomic_path(weights) as path:
             record["settings"] = wanted
             torch.save({"state_dict": encoder.state_dict(), "record": record}, path)
-    record = dict(torch.load(weights, weights_only=True)["record"])
+    record = dict(load_tensors(weights)["record"])
     if record["settings"] != wanted:
         raise ValueError(
             f"{portable(weights)} has a teacher that other settings made; give another --work or "
