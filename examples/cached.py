@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from skimage import data
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as T
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.cache import CachedRepresentations, IndexedDataset
+from mvmr_loss.cache import IndexedDataset
 
 NORMALIZE = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 AUGMENT = T.Compose([T.RandomResizedCrop(96, (0.3, 1.0)), T.RandomHorizontalFlip()])
@@ -40,12 +40,12 @@ def main():
     torch.manual_seed(0)
 
     # Samples begin with their index: the same image has the same index in every epoch and run.
-    dataset = IndexedDataset(TensorDataset(photographs(4 * settings.batch_size)))
+    dataset = IndexedDataset(photographs(4 * settings.batch_size))
     loader = DataLoader(dataset, settings.batch_size, shuffle=True, drop_last=True)
-    representations = CachedRepresentations(
-        Representations(["pixels", "scattering", "hog", "local_std"], sketch_dim=1024),
-        settings.store or tempfile.mkdtemp(),
-        num_samples=len(dataset),
+    representations = Representations(
+        ["pixels", "scattering", "hog", "local_std"],
+        sketch_dim=1024,
+        cache={"path": settings.store or tempfile.mkdtemp(), "dataset": dataset},
     )
     backbone = nn.Sequential(
         *(nn.Conv2d(3, 32, 5, stride=4), nn.BatchNorm2d(32), nn.ReLU()),

@@ -1,11 +1,14 @@
 """MV-MR: the multi-view multi-representation loss for self-supervised learning and distillation."""
 
+from mvmr_loss._objective import LossComponents
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
 from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.large_batch import backward_in_chunks
-from mvmr_loss.loss import LossComponents, MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss.loss import MVMRLoss
 from mvmr_loss.normalization import Normalization
+from mvmr_loss.presets import list_presets, preset_options
+from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import (
     Representations,
     list_representations,
@@ -25,7 +28,9 @@ __all__ = [
     "__version__",
     "backward_in_chunks",
     "list_dependence_measures",
+    "list_presets",
     "list_representations",
+    "preset_options",
     "register_dependence_measure",
     "register_representation",
 ]

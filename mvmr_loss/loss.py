@@ -1,31 +1,39 @@
-"""The MV-MR objective, and its representation terms alone."""
+"""The MV-MR objective, and its terms."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._batch import Batch, check_weights, checked_batch, named_views
-from mvmr_loss._checks import can_be_seen, check_bool, check_choice, check_finite, check_number
-from mvmr_loss.dependence import DependenceMeasure
+from mvmr_loss._checks import can_be_seen, check_bool, check_choice, check_number
+from mvmr_loss._objective import (
+    LossComponents,
+    Measure,
+    Meetings,
+    Weights,
+    check_weights,
+    checked_batch,
+    components,
+    dependence_terms,
+    mean_of,
+    named_views,
+    weights_by_term,
+)
 from mvmr_loss.dependence import dependence_measure as resolve_measure
+from mvmr_loss.dependence.measures import in_range
+from mvmr_loss.distributed import ALL_ROWS, Rows
+from mvmr_loss.presets import IDENTITY_MEASURE, preset_options
 
-Measure = str | Mapping[str, Any] | DependenceMeasure
-Weights = float | Mapping[str, float]
 # The embeddings that meet the representations: the augmented views', as published, or all.
 RepresentationViews = Literal["augmented", "both"]
 
 # On a CPU, batches of so many numbers are read in slices of columns that stay in the cache.
 _SLICED_FROM = 2**17
 _SLICE_COLUMNS = 1024
-
-# Term -> the pairs that meet: an embedding, by its place, and another one or a representation, by name.
-_Meetings = dict[str, list[tuple[int, int | str]]]
 
 
 def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
@@ -103,124 +111,85 @@ class _VarianceInSlices(torch.autograd.Function):
         return 2 * change / (len(z) - 1)
 
 
-class LossComponents(NamedTuple):
-    """The terms of a loss by name, each as it is before its weight, and their weighted sum.
+def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+    """Computes the covariance term: the squared covariances between coordinates, over the width.
 
-    The names are ``invariance``, ``variance``, ``dependence`` and ``representations/NAME``. The last
-    ones, and ``dependence``, are one minus the dependence, or the dependence itself where the weight
-    is negative; 0 where it is 0.
+    With K the Gram matrix about the mean, their sum is ``|K|^2 / (N - 1)^2`` less the squared variances,
+    so that the cost grows with N^2 D, not with N D^2, for embeddings wider than the batch.
 
-    Attributes:
-        total: The loss: the sum of each term times its weight.
-        terms: Name -> scalar tensor.
-        weights: Name -> the magnitude of the weight.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    weights: dict[str, float]
-
-    def as_dict(self, prefix: str = "", *, weighted: bool = True) -> dict[str, Tensor]:
-        """Returns the loss and its terms flat and by name, as loggers want them.
-
-        Args:
-            prefix: Put before each name.
-            weighted: Whether each term is multiplied by its weight, so that they add up to the loss.
-
-        Returns:
-            ``loss`` and the names of the terms -> scalar tensor.
-        """
-        scales = self.weights if weighted else dict.fromkeys(self.terms, 1.0)
-        named = {prefix + name: scales[name] * term for name, term in self.terms.items()}
-        return {f"{prefix}loss": self.total, **named}
-
-
-class MultiRepresentationRegularizer(nn.Module):
-    """The representation terms of MV-MR alone: dependence of any embeddings on representations.
-
-    Computes the sum over k of ``w_k (1 - dependence(z, y_k))`` for ``w_k >= 0``. A negative weight
-    rewards independence instead: it adds ``|w_k| dependence(z, y_k)``, as the authors' release does.
-    The embeddings may come from any method: add the result to the loss of VICReg, SimCLR or a
-    supervised one. Nothing is normalised over several representations: each brings its full weight.
-
-    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
+    Source: VICReg (arXiv 2105.04906), eq. 4; by the Gram matrix as in Garrido et al., ICLR 2023
+    (arXiv 2206.02574), lemma 3.1.
 
     Args:
-        weights: One weight for all representations, or one per name. Signed; 0 leaves a term out.
-        dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
-            :func:`mvmr_loss.dependence.dependence_measure`.
-        gather_distributed: If True, embeddings and representations of all processes are gathered,
-            with gradient, by their names. No effect where no process group is initialised.
+        z: Embeddings of one view, shape (N, D), N >= 2. Half precision is raised to float32.
+        rows: Which rows of the Gram matrix are computed in this process.
 
-    Raises:
-        TypeError: If a weight is not a number or the measure is of no known form.
-        ValueError: If a weight is not finite or the measure's name is unknown.
+    Returns:
+        Scalar tensor, at least 0 up to rounding; held within the dtype's range.
 
     Examples:
-        >>> import torch
-        >>> _ = torch.manual_seed(0)
-        >>> z, pixels = torch.randn(8, 16), torch.randn(8, 3, 4, 4)
-        >>> regularizer = MultiRepresentationRegularizer(dependence_measure="u_distance_correlation_sqr")
-        >>> regularizer(z, {"itself": z, "pixels": pixels}).shape
-        torch.Size([])
-        >>> bool(regularizer(z, {"itself": z}).abs() < 1e-5)
-        True
+        >>> covariance_loss(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+        tensor(4.)
     """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    n, width = z.shape
+    centered = z - z.mean(dim=0)
+    # In units of the largest number: its fourth power may leave the range of the type.
+    peak = centered.detach().abs().amax()
+    unit = torch.where(peak == 0, 1.0, peak)
+    centered = centered / unit
+    if width < n and rows.stop is None:
+        gram = centered.T @ centered
+    else:
+        gram = centered[rows.start : rows.stop] @ centered.T
+    squares = rows.sum(gram.square().sum()) / (n - 1) ** 2
+    variances = centered.square().sum(dim=0) / (n - 1)
+    value = (squares - variances.square().sum()) / width
+    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    return in_range(value.to(wide), unit.to(wide).pow(4), torch.finfo(z.dtype).max).to(z.dtype)
 
-    def __init__(
-        self,
-        weights: Weights = 1.0,
-        *,
-        dependence_measure: Measure = "distance_correlation",
-        gather_distributed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.weights = check_weights("weights", weights)
-        self.measure = resolve_measure(dependence_measure)
-        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
-    def extra_repr(self) -> str:
-        """Returns the arguments, for printing."""
-        return f"weights={self.weights}, gather_distributed={self.gather_distributed}"
+def identity_loss(
+    views: Sequence[Tensor], measure: Measure = IDENTITY_MEASURE, rows: Rows = ALL_ROWS
+) -> Tensor:
+    """Computes the identity term: 1 minus the dependence of embeddings on which image they come from.
 
-    def forward(
-        self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Computes the sum of the weighted representation terms.
+    The views are stacked, and each row is labelled with its image (one-hot): a representation that
+    pulls the views of one image together and all images apart. Embeddings are scaled to length 1.
 
-        Args:
-            embeddings: Embeddings of shape (N, D), or a list of them, one a view; each term is then
-                the mean over views.
-            representations: Name -> tensor of shape (N, ...), which is flattened; not empty.
+    Source: SSL-HSIC (Li et al., NeurIPS 2021, arXiv 2106.08320), eq. 4, whose HSIC is not
+    normalised; here any dependence measure, by default the debiased CKA.
 
-        Returns:
-            Scalar tensor.
+    Args:
+        views: Embeddings of two or more views, each of shape (N, D). Half precision is raised to
+            float32.
+        measure: What compares the embeddings with the label; a name, a mapping with a ``name`` and
+            options, or a measure. A bandwidth is in units of the length 1.
+        rows: Which rows, of a view's N, are computed in this process.
 
-        Raises:
-            TypeError: If an input is not a floating-point tensor or ``representations`` no mapping.
-            ValueError: If shapes or names do not fit, or, on a CPU, a value is not finite.
-        """
-        return self.forward_components(embeddings, representations).total
+    Returns:
+        Scalar tensor, in [0, 2] for the default measure.
 
-    def forward_components(
-        self, embeddings: Tensor | Sequence[Tensor], representations: Mapping[str, Tensor]
-    ) -> LossComponents:
-        """Computes each representation term; arguments and errors as of :meth:`forward`."""
-        named = named_views("embeddings", embeddings)
-        if representations == {}:
-            raise ValueError("representations must not be empty but is {}.")
-        batch = checked_batch(
-            named,
-            representations,
-            self.weights,
-            self.measure,
-            gather_distributed=self.gather_distributed,
-        )
-        weights = _weights_by_term(self.weights, batch.features)
-        met: _Meetings = {}
-        for term, name in zip(weights, batch.features, strict=True):
-            met[term] = [(i, name) for i in range(len(batch.views))]
-        return _components(_dependence_terms(self.measure, batch, met, weights), weights, batch)
+    Examples:
+        >>> z = torch.eye(4)
+        >>> same, shifted = identity_loss([z, z]), identity_loss([z, z.roll(1, 0)])
+        >>> torch.round(same, decimals=3), torch.round(shifted, decimals=3)
+        (tensor(0.), tensor(1.1670))
+    """
+    unit = torch.stack([_unit_length(view) for view in views], dim=1)
+    n, count = unit.shape[:2]
+    label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
+    own = Rows(rows.start * count, None if rows.stop is None else rows.stop * count)
+    return 1 - resolve_measure(measure).compare([unit.flatten(0, 1), label], [(0, 1)], own)[0]
+
+
+def _unit_length(z: Tensor) -> Tensor:
+    """Returns rows scaled to length 1; 0, without gradient, where their length is about 0."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    peak = z.detach().abs().amax(dim=1, keepdim=True)
+    nothing = peak < 65536 * torch.finfo(z.dtype).tiny
+    safe = torch.where(nothing, 1.0, z / torch.where(nothing, 1.0, peak))
+    return torch.where(nothing, 0.0, safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True))
 
 
 class MVMRLoss(nn.Module):
@@ -233,7 +202,10 @@ class MVMRLoss(nn.Module):
             + variance_weight   [mean_d relu(margin - std_d(z)) + mean_d relu(margin - std_d(z~))]
             + dependence_weight (1 - dCor(z, z~))
             + sum_k w_k         (1 - dCor(z~, y_k))
+            + identity_weight   identity_loss([z, z~])
+            + covariance_weight [covariance_loss(z) + covariance_loss(z~)]
 
+    The last two are not the paper's, and their weights are 0 but for presets, see :meth:`from_preset`.
     The loss knows nothing of images: live features, precomputed ones and a teacher's embeddings all
     go in as tensors, of any width. With several augmented views, every term that has z~ in it is the
     mean over the views. ``dependence_weight`` and the representations' weights are signed: a negative
@@ -250,9 +222,12 @@ class MVMRLoss(nn.Module):
         representation_weights: One weight for all representations, or one per name; signed.
         representation_views: Which embeddings meet the representations: the "augmented" views', as
             published, or "both", those of the non-augmented view too; each term is the mean.
+        identity_weight: Weight of the identity term, see :func:`identity_loss`, at least 0.
+        covariance_weight: Weight of the covariance term, see :func:`covariance_loss`, at least 0.
         variance_margin: Standard deviation below which a coordinate is penalised.
         dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
             :func:`mvmr_loss.dependence.dependence_measure`.
+        identity_measure: The measure of the identity term.
         gather_distributed: If True, embeddings and representations of all processes are gathered,
             with gradient, and the loss is that of the whole batch; each process computes its own
             rows of the matrices. Leave it to DistributedDataParallel to average the gradients; do
@@ -286,8 +261,11 @@ class MVMRLoss(nn.Module):
         dependence_weight: float = 1.0,
         representation_weights: Weights = 1.0,
         representation_views: RepresentationViews = "augmented",
+        identity_weight: float = 0.0,
+        covariance_weight: float = 0.0,
         variance_margin: float = 1.0,
         dependence_measure: Measure = "distance_correlation",
+        identity_measure: Measure = IDENTITY_MEASURE,
         gather_distributed: bool = False,
         eps: float = 1e-4,
     ) -> None:
@@ -301,17 +279,34 @@ class MVMRLoss(nn.Module):
         self.representation_views = check_choice(
             "representation_views", representation_views, ("augmented", "both")
         )
+        self.identity_weight = check_number("identity_weight", identity_weight, minimum=0)
+        self.covariance_weight = check_number("covariance_weight", covariance_weight, minimum=0)
         self.variance_margin = check_number("variance_margin", variance_margin, minimum=0)
         self.eps = check_number("eps", eps, minimum=0)
         self.measure = resolve_measure(dependence_measure)
+        self.identity_measure = resolve_measure(identity_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
+
+    @classmethod
+    def from_preset(cls, preset: str, **options: Any) -> MVMRLoss:
+        """Returns the loss of a preset, see :func:`mvmr_loss.preset_options`.
+
+        Args:
+            preset: Its name, one of :func:`mvmr_loss.list_presets`.
+            **options: Options of the loss that take the place of the preset's.
+
+        Examples:
+            >>> MVMRLoss.from_preset("identity", representation_weights=0.1).identity_weight
+            1.0
+        """
+        return cls(**{**preset_options(preset), **options})
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
         names = (
             *("invariance_weight", "variance_weight", "dependence_weight"),
-            *("representation_weights", "representation_views", "variance_margin"),
-            *("gather_distributed", "eps"),
+            *("representation_weights", "representation_views", "identity_weight"),
+            *("covariance_weight", "variance_margin", "gather_distributed", "eps"),
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
@@ -320,6 +315,7 @@ class MVMRLoss(nn.Module):
         z: Tensor,
         z_augmented: Tensor | Sequence[Tensor],
         representations: Mapping[str, Tensor] | None = None,
+        representation_embeddings: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Computes the loss.
 
@@ -328,6 +324,9 @@ class MVMRLoss(nn.Module):
             z_augmented: Embeddings of the augmented view, shape (N, D), or a list of them.
             representations: Name -> tensor of shape (N, ...), which is flattened: fixed features of
                 the non-augmented images. None or empty: no representation terms.
+            representation_embeddings: Embeddings of shape (N, E), or a list of them, that meet the
+                representations in the place of the others: those of a second projection head, which
+                need not be invariant.
 
         Returns:
             Scalar tensor.
@@ -337,100 +336,59 @@ class MVMRLoss(nn.Module):
             ValueError: If shapes or names do not fit, the batch is too small, the processes' tensors
                 differ, or, on a CPU, a value is not finite.
         """
-        return self.forward_components(z, z_augmented, representations).total
+        return self.forward_components(
+            z, z_augmented, representations, representation_embeddings
+        ).total
 
     def forward_components(
         self,
         z: Tensor,
         z_augmented: Tensor | Sequence[Tensor],
         representations: Mapping[str, Tensor] | None = None,
+        representation_embeddings: Tensor | Sequence[Tensor] | None = None,
     ) -> LossComponents:
         """Computes each term of the loss; arguments and errors as of :meth:`forward`."""
         named = {"z": z, **named_views("z_augmented", z_augmented)}
+        second = (
+            {}
+            if representation_embeddings is None
+            else named_views("representation_embeddings", representation_embeddings)
+        )
         batch = checked_batch(
             named,
             {} if representations is None else representations,
             self.representation_weights,
             self.measure,
+            second=second,
             gather_distributed=self.gather_distributed,
         )
-        views = batch.views
-        by_representation = _weights_by_term(self.representation_weights, batch.features)
+        views = batch.views[: len(named)]
+        by_representation = weights_by_term(self.representation_weights, batch.features)
         weights = {
             "invariance": self.invariance_weight,
             "variance": self.variance_weight,
             "dependence": self.dependence_weight,
             **by_representation,
         }
-        first = 0 if self.representation_views == "both" else 1
-        met: _Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
+        meeting = range(0 if self.representation_views == "both" else 1, len(views))
+        if second:
+            meeting = range(len(views), len(batch.views))
+        met: Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
         for term, name in zip(by_representation, batch.features, strict=True):
-            met[term] = [(i, name) for i in range(first, len(views))]
-        spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
-        terms = {
-            "invariance": _mean([invariance_loss(views[0], view) for view in views[1:]]),
-            "variance": spread[0] + _mean(spread[1:]),
-        }
-        terms |= _dependence_terms(self.measure, batch, met, weights)
-        return _components(terms, weights, batch)
-
-
-def _dependence_terms(
-    measure: DependenceMeasure, batch: Batch, met: _Meetings, weights: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
-
-    Each matrix is made once and met by all the others.
-    """
-    views, features = batch.views, batch.features
-    wanted = {term: pairs for term, pairs in met.items() if weights[term] != 0}
-    terms = {term: views[0].new_zeros(()) for term in met if term not in wanted}
-    if wanted:
-        sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
-        order = [side for side in (*range(len(views)), *features) if side in sides]
-        place = {side: i for i, side in enumerate(order)}
-        batches = [views[s] if isinstance(s, int) else features[s].flatten(1) for s in order]
-        pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
-        values = measure.compare(batches, pairs, batch.rows).to(views[0].dtype)
-        counts = [len(pairs) for pairs in wanted.values()]
-        for term, value, lack in zip(
-            wanted, values.split(counts), (1 - values).split(counts), strict=True
-        ):
-            chosen = lack if weights[term] > 0 else value
-            terms[term] = chosen.mean() if len(chosen) > 1 else chosen[0]
-    return {term: terms[term] for term in met}
-
-
-def _components(
-    terms: dict[str, Tensor], weights: Mapping[str, float], batch: Batch
-) -> LossComponents:
-    """Returns all terms and their weighted sum.
-
-    Any value of the batch that is not finite makes it NaN, so that the batch is looked at only then.
-    """
-    magnitudes = {name: abs(weight) for name, weight in weights.items()}
-    equal: dict[float, list[Tensor]] = {}
-    for name, term in terms.items():
-        equal.setdefault(magnitudes[name], []).append(term)
-    # As vectors of one number: torch gives the forward derivative of a number times a scalar in float64.
-    total = torch.cat([torch.stack(same).sum()[None] * weight for weight, same in equal.items()])
-    loss = total.sum()
-    if can_be_seen(loss) and not math.isfinite(loss.item()):
-        for label, tensor in batch.named.items():
-            check_finite(label, tensor)
-    return LossComponents(loss, terms, magnitudes)
-
-
-def _mean(terms: Sequence[Tensor]) -> Tensor:
-    """Returns the mean of scalar tensors."""
-    return torch.stack(list(terms)).mean() if len(terms) > 1 else terms[0]
-
-
-def _weights_by_term(
-    weights: float | dict[str, float], features: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Returns the weight of each representation's term."""
-    return {
-        f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
-        for name in features
-    }
+            met[term] = [(i, name) for i in meeting]
+        nothing = z.new_zeros((), dtype=views[0].dtype)
+        terms = {"invariance": nothing, "variance": nothing}
+        if self.invariance_weight != 0:
+            terms["invariance"] = mean_of([invariance_loss(views[0], v) for v in views[1:]])
+        if self.variance_weight != 0:
+            spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
+            terms["variance"] = spread[0] + mean_of(spread[1:])
+        terms |= dependence_terms(self.measure, batch, met, weights)
+        if self.identity_weight != 0:
+            weights["identity"] = self.identity_weight
+            terms["identity"] = identity_loss(views, self.identity_measure, batch.rows)
+        if self.covariance_weight != 0:
+            weights["covariance"] = self.covariance_weight
+            spread = [covariance_loss(view, batch.rows) for view in views]
+            terms["covariance"] = spread[0] + mean_of(spread[1:])
+        return components(terms, weights, batch)

@@ -41,6 +41,12 @@ def loss_of(kind, net, x, v, ys, gather):
         return MultiRepresentationRegularizer({"a": 1.0, "b": -0.5}, gather_distributed=gather)(
             [net(x), net(v)], ys
         )
+    if kind == "identity":
+        criterion = MVMRLoss.from_preset(
+            "identity", covariance_weight=0.5, variance_weight=1.0, gather_distributed=gather
+        )
+        views = [net(x), net(v), net(2 * v)]
+        return criterion(views[0], views[1:], ys, [view.square() for view in views])
     return MVMRLoss(
         dependence_measure=kind,
         representation_weights={"a": 1.0, "b": -0.5},
@@ -228,7 +234,7 @@ def test_what_differs_is_told_to_every_process(tmp_path, kind):
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-@pytest.mark.parametrize("kind", ["distance_correlation", BLOCKS, "regularizer"])
+@pytest.mark.parametrize("kind", ["distance_correlation", BLOCKS, "regularizer", "identity"])
 def test_equals_one_process_on_the_whole_batch(tmp_path, processes, kind):
     run(processes, tmp_path, check_equals_whole_batch, kind)
 

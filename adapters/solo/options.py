@@ -51,7 +51,6 @@ METHOD_DEFAULTS: dict[str, Any] = {
     **LOSS_OPTIONS,
     "representations": list(PAPER_REPRESENTATIONS),
     **EXTRACTION_OPTIONS,
-    "cache": None,
     "fill_cache": False,
 }
 REGULARIZER_DEFAULTS: dict[str, Any] = {
@@ -59,7 +58,6 @@ REGULARIZER_DEFAULTS: dict[str, Any] = {
     "embeddings": "z",
     "representations": None,  # those of the paper or, without images, all of the cache
     **EXTRACTION_OPTIONS,
-    "cache": None,
     "fill_cache": False,
 }
 
@@ -191,5 +189,8 @@ def _check_representations(options: Mapping[str, Any], node: str) -> None:
         _checked(node, Normalization.of, options["normalization"])
     _checked(node, check_bool, f"{node}.fill_cache", options["fill_cache"])
     cache = options["cache"]
-    if cache is not None and not isinstance(cache, str):
-        raise SoloConfigError(f"{node}.cache must be a path but is {cache!r}.")
+    path = cache.get("path") if isinstance(cache, Mapping) else cache
+    if cache is not None and not isinstance(path, str):
+        raise SoloConfigError(
+            f"{node}.cache must be a path, or a mapping with a path, but is {cache!r}."
+        )

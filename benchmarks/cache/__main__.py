@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.cache import accuracy, figures, steps
 from benchmarks.cache.report import write_report
-from benchmarks.common.results import environment, write_json
+from benchmarks.harness.records import environment, write_json
 
 FOLDER = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from benchmarks.common.data import ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
-from benchmarks.common.results import environment, portable, write_json
+from benchmarks.harness.records import environment, portable, write_json
 from benchmarks.plain_pytorch.training import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss.cache import fill
@@ -205,7 +205,7 @@ def run_missing(
             run = train(configuration, data, seed=seed, epochs=epochs)
             run |= {"images": {"train": len(data[0]), "test": len(data[2])}}
             record = {"configuration": configuration, "settings": settings, **run}
-            write_json(path, {**record, **environment(seed)})
+            write_json(path, {**record, **environment(), "seed": seed})
 
 
 def summarize(results: Path) -> dict[str, dict[str, Any]]:

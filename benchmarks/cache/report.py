@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import atomic_path
+from benchmarks.harness.records import atomic_path
 
 BASE = "no representations"
 GOAL = 1.02

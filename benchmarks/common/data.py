@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from benchmarks.common.progress import progress
+from benchmarks.harness.loops import progress
 
 
 class ImageFolder(torchvision.datasets.ImageFolder):

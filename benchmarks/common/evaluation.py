@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common.progress import progress
+from benchmarks.harness.loops import progress
 
 
 @torch.no_grad()

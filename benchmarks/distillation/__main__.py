@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common.encoder import check_widths
-from benchmarks.common.results import environment, portable, write_json
 from benchmarks.distillation.methods import METHODS, VARIANTS
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import ready_teacher, teacher_embeddings, train_student
+from benchmarks.harness.records import environment, portable, write_json
 from benchmarks.plain_pytorch.training import Data, check_training, load_data
 
 FOLDER = Path(__file__).parent
@@ -111,7 +111,7 @@ def run_missing(settings: argparse.Namespace) -> bool:
     teacher = ready_teacher(data, settings)
     wanted = {"settings": settings_of(settings), "teacher": teacher["fingerprint"]}
     if not _kept(results / "teacher.json", {"fingerprint": teacher["fingerprint"]}):
-        write_json(results / "teacher.json", {**teacher, **environment(0)})
+        write_json(results / "teacher.json", {**teacher, **environment(), "seed": 0})
     missing = [run for run in planned(settings) if not _kept(run.path, wanted)]
     if missing:
         embeddings = teacher_embeddings(data, settings)
@@ -138,7 +138,14 @@ def run_missing(settings: argparse.Namespace) -> bool:
         )
         write_json(
             run.path,
-            {"method": run.method, "options": options, **result, **wanted, **environment(run.seed)},
+            {
+                "method": run.method,
+                "options": options,
+                **result,
+                **wanted,
+                **environment(),
+                "seed": run.seed,
+            },
         )
         write_report(settings.output)
     if not missing:

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common.results import atomic_path
 from benchmarks.distillation.methods import METHODS, VARIANTS
+from benchmarks.harness.records import atomic_path
 
 PROBES = ("knn", "linear")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.common.progress import progress
-from benchmarks.common.results import atomic_path, portable
 from benchmarks.distillation.methods import METHODS, Batch, Widths
+from benchmarks.harness.loops import progress
+from benchmarks.harness.records import atomic_path, portable
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
@@ -28,7 +28,7 @@ from benchmarks.plain_pytorch.training import (
     random_batches,
 )
 from mvmr_loss import Representations
-from mvmr_loss.cache import CachedRepresentations, fill
+from mvmr_loss.cache import fill
 
 # The settings that make a teacher.
 TEACHER_SETTINGS = (
@@ -141,11 +141,10 @@ def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
         "weights": str(settings.work / "teacher.pt"),
     }
     images = normalize(data.train_images.float() / 255)
-    cached = CachedRepresentations(
-        Representations([teacher]), settings.work / "embeddings", num_samples=len(images)
-    )
-    fill(cached, images, batch_size=256, device=settings.device)
-    return cached(None, torch.arange(len(images)))["teacher"]
+    representations = Representations([teacher], cache=settings.work / "embeddings")
+    fill(representations, images, batch_size=256, device=settings.device)
+    embeddings: Tensor = representations(None, torch.arange(len(images)))["teacher"]
+    return embeddings
 
 
 def train_student(

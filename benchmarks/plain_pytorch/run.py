@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import atomic_path, portable, write_json
+from benchmarks.harness.records import atomic_path, portable, write_json
 from benchmarks.plain_pytorch import training
 
 HERE = Path(__file__).parent

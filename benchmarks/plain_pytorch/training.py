@@ -28,8 +28,8 @@ from benchmarks.common.data import ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
-from benchmarks.common.progress import progress
-from benchmarks.common.results import atomic_path, environment, portable, write_json
+from benchmarks.harness.loops import progress
+from benchmarks.harness.records import atomic_path, environment, portable, write_json
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
@@ -240,7 +240,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         "training_cpu_seconds": round(cpu_seconds, 1),
         "total_seconds": round(time.perf_counter() - start, 1),
         "settings": {name: portable(value) for name, value in vars(settings).items()},
-        **environment(settings.seed),
+        **environment(),
+        "seed": settings.seed,
     }
     write_json(settings.output / "metrics.json", metrics)
     with atomic_path(settings.output / "training.png") as path:

@@ -1,31 +1,106 @@
-"""Runs every speed and memory comparison and writes JSON, a table, plots and a line of history.
+"""Speed and memory beside the peers: measures what is not measured yet, or checks for regressions.
 
-python -m benchmarks.speed                     all of it, on the CPU with two threads
-python -m benchmarks.speed --device cuda       the same table on a GPU, in its own results file
-python -m benchmarks.speed --only peers        a part of it, kept beside the others' last results
+python -m benchmarks.speed                      all parts, five runs, on the CPU with two threads
+python -m benchmarks.speed --again --only loss  some parts anew
+python -m benchmarks.speed --device cuda        the same table on a GPU
+python -m benchmarks.speed --check              measures aside; fails at a missed goal or a regression
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common.results import environment, write_json
-from benchmarks.speed import growth, losses, modes, representations, training_step
-from benchmarks.speed.report import record, write_report
+from benchmarks.harness import Run, load, plain_errors, run_all
+from benchmarks.speed import counts, growth, limits, losses, modes, representations, training_step
+from benchmarks.speed.table import regressions, rows, write_report
 from mvmr_loss._cpu.build import load_library
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
+
+
+def _scattering(device: torch.device, repeats: int) -> dict[str, Any]:
+    found = {
+        f"{size} x {size} x 3, batch 32": representations.scattering(size, device, repeats)
+        for size in (32, 96)
+    }
+    return {
+        key: {g: part[key[:-1] if key == "errors" else key] for g, part in found.items()}
+        for key in ("times", "errors")
+    }
+
+
+# Part -> what measures it, from a device and a number of rounds.
+PARTS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
+    "limits": lambda device, n: {"times": {"rates": limits.rates(device, n)}},
+    "loss": lambda device, n: {"times": {"d = 8192": losses.against_release(device, n)}},
+    "peers": lambda device, n: {
+        "times": {f"d = {d}": losses.against_peers(d, device, n) for d in (2048, 8192)}
+    },
+    "memory": lambda device, n: {"times": {"peak": losses.memory(device)}},
+    "scattering": _scattering,
+    "handcrafted": lambda device, n: {"times": representations.handcrafted(96, device, n)},
+    "step": lambda device, n: {
+        "times": {"ResNet-18, 96 x 96, batch 64": training_step.live_representations(device, n)}
+    },
+    "modes": modes.modes,
+    "growth": growth.growth,
+}
 
 
 def has_kernels() -> bool:
     """Tells whether the C++ kernels for CPUs are used on this machine."""
     return all(load_library(name) is not None for name in ("gram", "scattering", "sketch"))
+
+
+def plan(device: str, runs: int, repeats: int, parts: Sequence[str]) -> Iterator[Run]:
+    """Yields every part once, then once again: runs of one part are apart in time."""
+    for run in range(runs):
+        for part in parts:
+            if part == "growth" and run:
+                continue
+            settings = {
+                "part": part,
+                "device": device,
+                "repeats": repeats,
+                "kernels": has_kernels(),
+            }
+            yield Run(f"{device}/{part}-run{run}", settings)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Measures one part once."""
+    return PARTS[run.settings["part"]](
+        torch.device(run.settings["device"]), run.settings["repeats"]
+    )
+
+
+def check(folder: Path, planned: Sequence[Run], device: str) -> list[str]:
+    """Measures aside and returns what is wrong.
+
+    Args:
+        folder: Where the recorded results are.
+        planned: The runs.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        A sentence for each missed goal, each ratio worse than recorded on this machine by more than
+        its spread, and each count that has grown; ratios of another machine are not compared.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        run_all(planned, aside, measure)
+        measured = load(aside)
+    machine = measured[0]["machine"]
+    recorded = [r for r in load(folder / "results" / device) if r["machine"] == machine]
+    if not recorded:
+        print("No results of this machine are recorded: goals and counts are checked alone.")
+    found = counts.worse(counts.counts(), counts.recorded_counts(folder / "results"))
+    return found + regressions(rows(measured), rows(recorded))
 
 
 def main(command: Sequence[str] | None = None) -> None:
@@ -35,43 +110,36 @@ def main(command: Sequence[str] | None = None) -> None:
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch on the CPU")
-    parser.add_argument("--repeats", type=int, default=7, help="timed rounds of each comparison")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the results")
-    device = torch.device("cpu")
-    parts: dict[str, Callable[[], Any]] = {
-        "release": lambda: losses.against_release(device, arguments.repeats),
-        "peers": lambda: {
-            str(d): losses.against_peers(d, device, arguments.repeats) for d in (2048, 8192)
-        },
-        "memory": lambda: losses.memory(device),
-        "scattering": lambda: {
-            str(size): representations.scattering(size, device, arguments.repeats)
-            for size in (32, 96)
-        },
-        "handcrafted": lambda: representations.handcrafted(96, device, arguments.repeats),
-        "step": lambda: training_step.live_representations(device, arguments.repeats),
-        "modes": lambda: modes.modes(device, arguments.repeats),
-        "growth": lambda: growth.growth(device, max(3, arguments.repeats // 2)),
-    }
-    parser.add_argument("--only", nargs="+", choices=parts, help="run these parts only")
-    arguments = parser.parse_args(command)
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    add = parser.add_argument
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    add("--threads", type=int, default=2, help="threads of torch on the CPU")
+    add("--runs", type=int, default=5, help="times that each part is measured")
+    add("--repeats", type=int, default=5, help="timed rounds of a run")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="these parts")
+    add("--again", action="store_true", help="measure anew what is measured already")
+    add("--check", action="store_true", help="write nothing, fail at a regression or missed goal")
+    add("--counts", action="store_true", help="record launches, operations and bytes, no times")
+    add("--output", type=Path, default=FOLDER, help="folder of RESULTS.md and results/")
+    given = parser.parse_args(command)
+    if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees, and there is none")
-    torch.set_num_threads(arguments.threads)
-
-    path = arguments.output / "results" / f"{device.type}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    measured = arguments.only or list(parts)
-    for name in measured:
-        print(f"{name} ...", flush=True)
-        results[name] = {**environment(), "kernels": has_kernels(), "result": parts[name]()}
-        write_json(path, results)
-    record(arguments.output, device.type, results, measured)
-    write_report(arguments.output)
-    print(f"wrote {arguments.output / 'RESULTS.md'}")
+    torch.set_num_threads(given.threads)
+    planned = list(plan(given.device, given.runs, given.repeats, given.only))
+    with plain_errors():
+        if given.check:
+            found = check(given.output, planned, given.device)
+            for sentence in found:
+                print(sentence)
+            if found:
+                raise SystemExit(f"{len(found)} regressions or missed goals")
+            print("No regression, and every goal is met.")
+            return
+        if given.counts or not (given.output / "results" / "counts.json").exists():
+            counts.record_counts(given.output / "results")
+        if given.counts:
+            return
+        run_all(planned, given.output / "results", measure, again=given.again)
+        write_report(given.output)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.losses import embeddings, features, step
 from benchmarks.speed.representations import photographs
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, Representations
 
 QUESTIONS: dict[str, Sequence[int]] = {
@@ -40,7 +40,7 @@ def growth(device: torch.device, repeats: int) -> dict[str, dict[str, Any]]:
         for size in sizes:
             if question.startswith("image"):
                 names = ["scattering"] if "scattering" in question else ["hog", "local_std", "dct"]
-                module, images = Representations(names), photographs(8, size, device)
+                module, images = Representations(names).to(device), photographs(8, size, device)
                 candidates[str(size)] = lambda module=module, images=images: module(images)
                 continue
             n = size if question.startswith("batch") else 256
@@ -49,7 +49,7 @@ def growth(device: torch.device, repeats: int) -> dict[str, dict[str, Any]]:
             ys = features(n, device, {str(k): width for k in range(count)})
             loss = lambda z, v, ys=ys: criterion(z, v, ys)  # noqa: E731
             candidates[str(size)] = step(loss, *embeddings(n, d, device))
-        seconds = list(medians(candidates, device, repeats=repeats, warmup=1).values())
+        seconds = list(medians(interleaved(candidates, device, repeats=repeats, warmup=1)).values())
         results[question] = {"sizes": list(sizes), "seconds": seconds}
         if min(sizes) > 0:
             results[question]["exponent"] = _exponent(sizes, seconds)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness.timing import Times, interleaved, peak_memory
 from benchmarks.speed.release import release_loss
-from benchmarks.speed.timing import medians, peak_memory
 from mvmr_loss import MVMRLoss
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import FoldedSignSketch
@@ -55,7 +55,7 @@ def step(loss: Loss, z: Tensor, v: Tensor) -> Callable[[], None]:
     return run
 
 
-def against_release(device: torch.device, repeats: int) -> dict[str, float]:
+def against_release(device: torch.device, repeats: int) -> Times:
     """Times the loss with five representations of a 96 x 96 image at n = 256, d = 8192.
 
     Args:
@@ -63,8 +63,8 @@ def against_release(device: torch.device, repeats: int) -> dict[str, float]:
         repeats: Timed rounds.
 
     Returns:
-        Name -> median seconds: the release's formulation; ours exact, with sketches made on the fly,
-        with ready sketches, in blocks and compiled.
+        Name -> seconds of each round: the release's formulation; ours exact, with sketches made on
+        the fly, with ready sketches, in blocks and compiled.
     """
     z, v = embeddings(256, 8192, device)
     ys = features(256, device)
@@ -85,51 +85,54 @@ def against_release(device: torch.device, repeats: int) -> dict[str, float]:
         ),
         "ready sketches": lambda z, v: criterion(z, v, ready),
     }
-    return medians(
+    return interleaved(
         {name: step(loss, z, v) for name, loss in candidates.items()}, device, repeats=repeats
     )
 
 
-def against_peers(d: int, device: torch.device, repeats: int) -> dict[str, float]:
+def against_peers(d: int, device: torch.device, repeats: int) -> Times:
     """Times the loss with five ready sketches beside lightly's losses at n = 256.
 
     Args:
         d: Width of the embeddings.
         device: Where to run.
-        repeats: Timed rounds.
+        repeats: Timed rounds; those whose work grows with d^2 have three at most.
 
     Returns:
-        Name -> median seconds.
+        Name -> seconds of each round.
     """
     from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 
     z, v = embeddings(256, d, device)
     ready = features(256, device, dict.fromkeys(SIZES, SKETCH_DIM))
     criterion = MVMRLoss()
-    candidates: dict[str, Loss] = {
-        "MV-MR, ready sketches": lambda z, v: criterion(z, v, ready),
-        "MV-MR, no representations": criterion,
-        "NT-Xent": NTXentLoss(),
-        "Barlow Twins": BarlowTwinsLoss(),
-        "VICReg": VICRegLoss(),
-    }
-    return medians(
-        {name: step(loss, z, v) for name, loss in candidates.items()},
+    ours: Loss = lambda z, v: criterion(z, v, ready)  # noqa: E731
+    fast: dict[str, Loss] = {"no representations": criterion, "NT-Xent": NTXentLoss()}
+    slow: dict[str, Loss] = {"Barlow Twins": BarlowTwinsLoss(), "VICReg": VICRegLoss()}
+    times = interleaved(
+        {name: step(loss, z, v) for name, loss in {"ready sketches": ours, **fast}.items()},
         device,
         repeats=repeats,
+    )
+    again = interleaved(
+        {name: step(loss, z, v) for name, loss in {"ours": ours, **slow}.items()},
+        device,
+        repeats=min(3, repeats),
         warmup=1,
     )
+    # A second time ours, beside the slow ones: rounds are compared with those beside them.
+    return times | {"ready sketches, again": again.pop("ours"), **again}
 
 
-def memory(device: torch.device) -> dict[str, float]:
+def memory(device: torch.device) -> dict[str, list[float]]:
     """Measures the peak memory of a forward and backward pass, each in a process of its own.
 
     Args:
         device: Where to run.
 
     Returns:
-        Name -> bytes above the inputs, at n = 256 with five representations (release, exact) and at
-        n = 4096, d = 512, two representations of width 1024 (exact and in blocks).
+        Name -> bytes (one round) above the inputs, at n = 256 with five representations (release,
+        exact) and at n = 4096, d = 512, two representations of width 1024 (exact and in blocks).
     """
     results = {}
     for name in ("release", "exact", "exact, n = 4096", "blocks, n = 4096"):
@@ -139,7 +142,7 @@ def memory(device: torch.device) -> dict[str, float]:
             text=True,
             check=True,
         )
-        results[name] = json.loads(done.stdout)
+        results[name] = [float(json.loads(done.stdout))]
     return results
 
 

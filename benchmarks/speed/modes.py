@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.timing import interleaved
 from benchmarks.speed.losses import SIZES, SKETCH_DIM, embeddings, features, step
 from benchmarks.speed.representations import photographs
-from benchmarks.speed.timing import medians
 from mvmr_loss import MVMRLoss, Representations
 
 NAMES = ("scattering", "hog", "local_std", "dct")
@@ -29,9 +29,9 @@ def modes(
         size: Side of the images, of which there are 32.
 
     Returns:
-        ``seconds``: what -> ``"plain"``, ``"compiled"`` and, for representations,
-        ``"channels last"`` -> median seconds. ``errors``: type of the embeddings -> relative error
-        of the ``"loss"`` and of its ``"gradient"``.
+        ``times``: what -> ``"plain"``, ``"compiled"`` and, for representations,
+        ``"channels last"`` -> seconds of each round. ``errors``: type of the embeddings -> relative
+        error of the ``"loss"`` and of its ``"gradient"``.
     """
     ready = features(n, device, dict.fromkeys(SIZES, SKETCH_DIM))
     z, v = embeddings(n, d, device)
@@ -41,13 +41,13 @@ def modes(
         "plain": step(lambda z, v: criterion(z, v, ready), z, v),
         "compiled": step(lambda z, v: compiled_loss(z, v, ready), z, v),
     }
-    seconds = {"loss, five sketches": medians(candidates, device, repeats=repeats)}
+    seconds = {"loss, five sketches": interleaved(candidates, device, repeats=repeats)}
     images = photographs(32, size, device)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     for name in NAMES:
-        module = Representations([name])
+        module = Representations([name]).to(device)
         compiled = torch.compile(module, fullgraph=True)
-        seconds[name] = medians(
+        seconds[name] = interleaved(
             {
                 "plain": lambda module=module: module(images),
                 "compiled": lambda compiled=compiled: compiled(images),
@@ -68,4 +68,4 @@ def modes(
             "loss": abs(loss / exact - 1).item(),
             "gradient": ((rounded - gradient).norm() / gradient.norm()).item(),
         }
-    return {"seconds": seconds, "errors": errors}
+    return {"times": seconds, "errors": errors}

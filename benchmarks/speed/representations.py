@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed.timing import medians
+from benchmarks.harness.timing import Times, interleaved
 from mvmr_loss.representations import DCT, HOG, LocalStd, Scattering
 
 
@@ -33,26 +33,26 @@ def scattering(size: int, device: torch.device, repeats: int) -> dict[str, Any]:
         repeats: Timed rounds.
 
     Returns:
-        Medians in seconds under ``seconds``, and the largest relative error under ``error``.
+        Under ``times`` the seconds of each round, and under ``error`` the relative error.
     """
     # kymatio 0.3.0's top-level import fails on SciPy >= 1.17.
     from kymatio.scattering2d.backend.torch_backend import backend
     from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
     images = photographs(32, size, device)
-    ours = Scattering(J=2, L=8)
+    ours = Scattering(J=2, L=8).to(device)
     theirs = ScatteringTorch2D(J=2, L=8, shape=(size, size), backend=backend).to(device)
     mine, reference = ours(images), theirs(images)
     error = ((mine.reshape(reference.shape) - reference).norm() / reference.norm()).item()
-    seconds = medians(
+    times = interleaved(
         {"mvmr-loss": lambda: ours(images), "kymatio 0.3.0": lambda: theirs(images)},
         device,
         repeats=repeats,
     )
-    return {"seconds": seconds, "error": error}
+    return {"times": times, "error": error}
 
 
-def handcrafted(size: int, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
+def handcrafted(size: int, device: torch.device, repeats: int) -> dict[str, Times]:
     """Times HOG, local standard deviation and DCT beside scikit-image, SciPy and plain torch.
 
     The peers compute what is nearest to ours: scikit-image's HOG has hard bins and another gradient.
@@ -63,7 +63,7 @@ def handcrafted(size: int, device: torch.device, repeats: int) -> dict[str, dict
         repeats: Timed rounds.
 
     Returns:
-        Representation -> name -> median seconds.
+        Representation -> name -> seconds of each round.
     """
     import numpy as np
     from scipy import fft, ndimage
@@ -99,7 +99,7 @@ def handcrafted(size: int, device: torch.device, repeats: int) -> dict[str, dict
         },
     }
     return {
-        name: medians(
+        name: interleaved(
             {"mvmr-loss": lambda module=module: module(images), **peers[name]},
             device,
             repeats=repeats,

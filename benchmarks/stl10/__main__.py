@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common.results import atomic_path
+from benchmarks.harness.records import atomic_path
 from benchmarks.stl10.settings import (
     PRESETS,
     Settings,

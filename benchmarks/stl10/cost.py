@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.results import environment, write_json
+from benchmarks.harness.records import environment, write_json
 from benchmarks.stl10.backbones import build_backbone, feature_dim
 from benchmarks.stl10.methods import Method, build_method
 from benchmarks.stl10.settings import PRESETS, Settings, preset_names, resolve
@@ -127,7 +127,7 @@ def estimate(settings: Settings, batch_size: int, steps: int) -> dict[str, Any]:
         "days_here": images * here / 86400,
         "assumed": {"gpu_peak_flops_per_second": PEAK_FLOPS, "utilisation": UTILISATION},
         "gpu_hours_assumed": images * per_image / (PEAK_FLOPS * UTILISATION) / 3600,
-        "environment": environment(settings.seed),
+        "environment": {**environment(), "seed": settings.seed},
     }
 
 

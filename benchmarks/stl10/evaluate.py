@@ -20,7 +20,7 @@ from benchmarks.common.evaluation import (
     topk_accuracy,
     train_linear_probe,
 )
-from benchmarks.common.progress import progress
+from benchmarks.harness.loops import progress
 from benchmarks.stl10.data import Data, EpochSampler, Images, Part, in_order, train_loader
 from benchmarks.stl10.methods import Method
 from benchmarks.stl10.settings import Settings

@@ -36,7 +36,6 @@ from mvmr_loss import (
     MVMRProjectionHead,
     Representations,
 )
-from mvmr_loss.cache import CachedRepresentations
 from mvmr_loss.representations import augmented_pixels
 
 # Each process and each use of random numbers has its own seed: seed * _SEEDS + one of them.
@@ -91,7 +90,7 @@ class Method(LightningModule):
 
     def _representations(
         self, mean: Sequence[float], std: Sequence[float]
-    ) -> Representations | CachedRepresentations | None:
+    ) -> Representations | None:
         """Returns the representations, which are told how the run's images are made."""
         told: dict[str, dict[str, Any]] = {
             # Augmented as the views are.
@@ -119,17 +118,14 @@ class Method(LightningModule):
                 other images or settings.
             OSError: If the store is damaged.
         """
-        size = self.settings.image_size
-        if not isinstance(self.representations, Representations):
+        if self.representations is None:
             raise ValueError(
                 "representation_cache must be left out: the run has no representations to keep."
             )
-        self.representations = CachedRepresentations(
-            self.representations,
-            folder,
-            num_samples=images,
-            image_shape=(3, size, size),
+        self.representations = Representations(
+            dict(self.representations.by_name.items()),
             normalization=MEAN_STD[self.settings.normalization],
+            cache={"path": folder, "num_samples": images},
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -210,8 +206,7 @@ class Method(LightningModule):
         """Returns the representations of a batch, computed or read by the images' indices."""
         if self.representations is None:
             return {}
-        cached = isinstance(self.representations, CachedRepresentations)
-        values: dict[str, Tensor] = self.representations(*([plain, index] if cached else [plain]))
+        values: dict[str, Tensor] = self.representations(plain, index)
         return values
 
     def trained_modules(self) -> list[nn.Module]:

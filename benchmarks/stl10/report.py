@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common.results import atomic_path
+from benchmarks.harness.records import atomic_path
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.evaluation import extract_features, knn_scores, topk_accuracy
-from benchmarks.common.results import atomic_path, environment, portable, write_json
+from benchmarks.harness.records import atomic_path, environment, portable, write_json
 from benchmarks.stl10.data import (
     Data,
     EpochSampler,
@@ -236,7 +236,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         },
         "classes": data.classes,
         "settings": {key: portable(value) for key, value in settings.as_dict().items()},
-        "environment": environment(settings.seed),
+        "environment": {**environment(), "seed": settings.seed},
     }
     write_json(folder / RESULTS, results)
     write_report(folder, results, recorder.rows, features, labels)

@@ -174,11 +174,11 @@ def dependence(
         values = torch.where(vanishes, 0.0, torch.where(vanishes, 1.0, values).sqrt())
     if not estimator.normalized:
         power = estimator.matrix.exponent / (2 if estimator.rooted else 1)
-        values = _in_range(values, (first * second).pow(power), torch.finfo(dtype).max)
+        values = in_range(values, (first * second).pow(power), torch.finfo(dtype).max)
     return values.to(dtype)
 
 
-def _in_range(values: Tensor, factors: Tensor, limit: float) -> Tensor:
+def in_range(values: Tensor, factors: Tensor, limit: float) -> Tensor:
     """Returns the products, held within a range, with a zero gradient where they are."""
     beyond = factors.isinf() & (values != 0)
     products = (values * torch.where(factors.isinf(), 0.0, factors)).clamp(-limit, limit)

@@ -3,8 +3,8 @@ import sys
 import types
 from pathlib import Path
 
-from benchmarks.common import progress as module
-from benchmarks.common.progress import progress
+from benchmarks.harness import loops as module
+from benchmarks.harness.loops import progress
 
 
 class Terminal(io.StringIO):

@@ -1,32 +1,49 @@
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from benchmarks.common import results
-from benchmarks.common.results import atomic_path, command, environment, portable, write_json
+import mvmr_loss
+from benchmarks.harness import records
+from benchmarks.harness.records import atomic_path, code, command, environment, portable, write_json
 
 
-def test_environment_names_machine_versions_and_seed():
-    record = environment(seed=7)
-    assert record["seed"] == 7
+def test_environment_names_machine_and_versions():
+    record = environment()
     assert record["machine"]["cpu"]
     assert record["machine"]["cores"] >= 1
     assert {"mvmr_loss", "torch", "kornia"} <= set(record["versions"])
     assert json.loads(json.dumps(record)) == record
 
 
+def test_code_names_the_commit_and_the_package(tmp_path, monkeypatch):
+    here = code()
+    assert here["package"] == "checkout"
+    assert here["commit"] is None or len(here["commit"]) == 10
+    package = tmp_path / "site" / "mvmr_loss"
+    shutil.copytree(Path(mvmr_loss.__file__).parent, package)
+    # As in a wheel, the adapters lie inside; they are not counted.
+    (package / "adapters").mkdir()
+    (package / "adapters" / "__init__.py").write_text("")
+    (tmp_path / "site" / "mvmr_loss-9.dist-info").mkdir()
+    monkeypatch.setattr(mvmr_loss, "__file__", str(package / "__init__.py"))
+    assert code() == {**here, "package": "wheel"}
+    (package / "loss.py").write_text("x = 1")
+    assert code()["sources"] != here["sources"]
+
+
 def test_command_has_no_absolute_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     inside, outside = str(tmp_path / "runs" / "one"), "/data/secret/images/train"
     program = str(tmp_path / "program.py")
-    monkeypatch.setattr(results.sys, "argv", [program, "--output", inside, f"--train={outside}"])
-    monkeypatch.setattr(results.sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(records.sys, "argv", [program, "--output", inside, f"--train={outside}"])
+    monkeypatch.setattr(records.sys.modules["__main__"], "__spec__", None)
     assert command() == "python program.py --output runs/one --train=.../images/train"
 
 
-@pytest.mark.parametrize("value", [1, 0.5, None, "hog", ["hog"], "runs/one", "-1"])
+@pytest.mark.parametrize("value", [1, 0.5, None, "hog", ["hog"], {"a": 1}, "runs/one", "-1"])
 def test_portable_leaves_the_rest(value):
     assert portable(value) == value
 

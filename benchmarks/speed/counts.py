@@ -1,0 +1,128 @@
+"""What does not depend on the clock: launches, operations, bytes, memory for the backward pass.
+
+These are the same on every machine with the same torch, so they are compared exactly, in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Run, run_all
+from mvmr_loss import MVMRLoss, Representations
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# Ops that start nothing on an accelerator: they make memory, look at it anew, or ask.
+QUIET = {
+    *("empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view", "device"),
+    *("split", "unbind", "split_with_sizes", "promote_types", "lift_fresh", "scalar_tensor"),
+}
+NAMES = ("pixels", "scattering", "hog", "local_std", "dct")
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that start work, and the bytes they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False) and func.overloadpacket.__name__ not in QUIET:
+            self.launches += 1
+            self.bytes += sum(
+                t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, Tensor)
+            )
+        return out
+
+
+def count(run: Callable[[], Any], *, backward: bool) -> dict[str, int]:
+    """Counts what a call does.
+
+    Args:
+        run: The call; its tensors are of the device "meta".
+        backward: Whether the backward pass belongs to it.
+
+    Returns:
+        ``launches`` and ``bytes`` written, ``flops`` of matrix products, and ``saved``: bytes kept for
+        the backward pass, each tensor once.
+    """
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[id(tensor)] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        FlopCounterMode(display=False) as flops,
+        Counter() as counter,
+    ):
+        out = run()
+        if backward:
+            out.backward()
+    return {
+        "launches": counter.launches,
+        "bytes": counter.bytes,
+        "flops": int(flops.get_total_flops()),
+        "saved": sum(t.numel() * t.element_size() for t in saved.values()),
+    }
+
+
+def counts(_: Run | None = None) -> dict[str, dict[str, int]]:
+    """Counts the loss and the representations on tensors without content; nothing is computed.
+
+    Returns:
+        What -> as of :func:`count`.
+    """
+    found = {}
+    for name, width in {"no representations": 0, "five sketches": 1024}.items():
+        z, v = (torch.empty(256, 2048, device="meta", requires_grad=True) for _ in range(2))
+        ys = {str(i): torch.empty(256, width, device="meta") for i in range(5 if width else 0)}
+        call = partial(MVMRLoss(), z, v, ys)
+        for backward in (False, True):
+            words = "forward and backward" if backward else "forward"
+            found[f"loss, {name}, {words}"] = count(call, backward=backward)
+    for name in NAMES:
+        module = Representations([name]).to("meta")
+        images = torch.empty(64, 3, 96, 96, device="meta")
+        with torch.no_grad():
+            found[name] = count(partial(module, images), backward=False)
+    return found
+
+
+def worse(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each count that is larger than the recorded one, or has none.
+
+    Examples:
+        >>> worse({"loss": {"flops": 3}}, {"loss": {"flops": 2}})
+        ['loss: flops are 3 and were 2']
+    """
+    return [
+        f"{what}: {name} are {value} and were {recorded.get(what, {}).get(name)}"
+        for what, part in found.items()
+        for name, value in part.items()
+        if value > recorded.get(what, {}).get(name, -1)
+    ]
+
+
+def record_counts(folder: Path = RESULTS) -> None:
+    """Writes the counts."""
+    settings = {"n": 256, "d": 2048, "images": [64, 3, 96, 96]}
+    run_all([Run("counts", settings)], folder, counts, again=True)
+
+
+def recorded_counts(folder: Path = RESULTS) -> dict[str, Any]:
+    """Reads the counts that were written."""
+    figures: dict[str, Any] = json.loads((folder / "counts.json").read_text())["figures"]
+    return figures

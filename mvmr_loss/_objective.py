@@ -1,0 +1,234 @@
+"""What the loss and the regulariser share: a checked batch, its dependence terms, and their sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_number
+from mvmr_loss.dependence import DependenceMeasure
+from mvmr_loss.distributed import ALL_ROWS, Rows, gather
+
+Measure = str | Mapping[str, Any] | DependenceMeasure
+Weights = float | Mapping[str, float]
+# Term -> the pairs that meet: an embedding, by its place, and another one or a representation, by name.
+Meetings = dict[str, list[tuple[int, int | str]]]
+
+
+class Batch(NamedTuple):
+    """What the loss is computed of, checked.
+
+    Attributes:
+        views: Embeddings of shape (N, D), float32 at least, the non-augmented view's first if given,
+            then those of a second head.
+        features: Representations by name.
+        rows: Which rows of the matrices are computed in this process.
+        named: All of them by what to call them in errors.
+    """
+
+    views: list[Tensor]
+    features: dict[str, Tensor]
+    rows: Rows
+    named: dict[str, Tensor]
+
+
+def check_weights(name: str, weights: Any) -> float | dict[str, float]:
+    """Returns one weight, or a weight per representation, as floats after checking them."""
+    if isinstance(weights, Mapping):
+        return {key: check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
+    if isinstance(weights, Sequence) and not isinstance(weights, str):
+        raise TypeError(
+            f"{name} must be a number or a mapping from the representations' names to numbers but "
+            f"is a {type(weights).__name__}; for example {{'pixels': 1.0, 'hog': 0.5}}."
+        )
+    return check_number(name, weights)
+
+
+def named_views(name: str, views: Any) -> dict[str, Tensor]:
+    """Returns embeddings of one or several views by what to call them in errors."""
+    if isinstance(views, Tensor):
+        return {name: views}
+    if not isinstance(views, Sequence) or isinstance(views, str):
+        raise TypeError(
+            f"{name} must be a torch.Tensor or a list of them but is a {type(views).__name__}."
+        )
+    if not views:
+        raise ValueError(f"{name} must not be empty but is [].")
+    if len(views) == 1:
+        return {name: views[0]}
+    return {f"{name}[{i}]": view for i, view in enumerate(views)}
+
+
+def checked_batch(
+    named: Mapping[str, Tensor],
+    representations: Any,
+    weights: float | dict[str, float],
+    measure: DependenceMeasure,
+    *,
+    second: Mapping[str, Tensor] | None = None,
+    gather_distributed: bool,
+) -> Batch:
+    """Returns checked views and representations, of all processes if asked for.
+
+    Args:
+        named: The views by what to call them in errors.
+        representations: What the user gave, or nothing.
+        weights: One for all representations, or one per name.
+        measure: What is to compare them.
+        second: Embeddings of a second head by what to call them in errors.
+        gather_distributed: Whether to gather them from all processes.
+
+    Returns:
+        The batch.
+    """
+    first = next(iter(named))
+    z = named[first]
+    for label, view in named.items():
+        check_batch(label, view)
+        if view.ndim != 2:
+            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
+        if view.shape != z.shape:
+            raise ValueError(
+                f"{label} must have the same shape as the other embeddings, "
+                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
+            )
+    for label, view in (second or {}).items():
+        check_batch(label, view)
+        if view.ndim != 2 or len(view) != len(z):
+            raise ValueError(
+                f"{label} must have shape ({len(z)}, E) but has shape {tuple(view.shape)}."
+            )
+    named = {**named, **(second or {})}
+    if not isinstance(representations, Mapping):
+        raise TypeError(
+            "representations must be a mapping from name to tensor "
+            f"but is a {type(representations).__name__}."
+        )
+    if isinstance(weights, dict) and representations and set(weights) != set(representations):
+        raise ValueError(
+            "representations and their weights must have the same names but are "
+            f"{sorted(representations)} and {sorted(weights)}."
+        )
+    for name, y in representations.items():
+        label = f"representations[{name!r}]"
+        check_batch(label, y)
+        if len(y) != len(z):
+            raise ValueError(
+                f"{label} must have shape ({len(z)}, ...), one row for each embedding, "
+                f"but has shape {tuple(y.shape)}."
+            )
+        if y.device != z.device:
+            raise ValueError(
+                f"{label} must be on {z.device} like the embeddings but is on {y.device}."
+            )
+    # In one order in all processes: sums of all terms are exchanged together.
+    names = sorted(representations) if gather_distributed else list(representations)
+    labels = {name: f"representations[{name!r}]" for name in names}
+    tensors, rows = {**named, **{labels[name]: representations[name] for name in names}}, ALL_ROWS
+    if gather_distributed:
+        tensors, rows = gather(tensors)
+    views = [tensors[label].to(torch.promote_types(z.dtype, torch.float32)) for label in named]
+    if len(views[0]) < measure.min_samples:
+        called = getattr(measure, "name", type(measure).__name__)
+        raise ValueError(
+            f"{first} must have at least {measure.min_samples} samples for {called} but has "
+            f"{len(views[0])}; use a larger batch."
+        )
+    return Batch(views, {name: tensors[label] for name, label in labels.items()}, rows, tensors)
+
+
+class LossComponents(NamedTuple):
+    """The terms of a loss by name, each as it is before its weight, and their weighted sum.
+
+    The names are ``invariance``, ``variance``, ``dependence`` and ``representations/NAME``. The last
+    ones, and ``dependence``, are one minus the dependence, or the dependence itself where the weight
+    is negative; 0 where it is 0.
+
+    Attributes:
+        total: The loss: the sum of each term times its weight.
+        terms: Name -> scalar tensor.
+        weights: Name -> the magnitude of the weight.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+
+    def as_dict(self, prefix: str = "", *, weighted: bool = True) -> dict[str, Tensor]:
+        """Returns the loss and its terms flat and by name, as loggers want them.
+
+        Args:
+            prefix: Put before each name.
+            weighted: Whether each term is multiplied by its weight, so that they add up to the loss.
+
+        Returns:
+            ``loss`` and the names of the terms -> scalar tensor.
+        """
+        scales = self.weights if weighted else dict.fromkeys(self.terms, 1.0)
+        named = {prefix + name: scales[name] * term for name, term in self.terms.items()}
+        return {f"{prefix}loss": self.total, **named}
+
+
+def dependence_terms(
+    measure: DependenceMeasure, batch: Batch, met: Meetings, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Returns what rewards dependence, or independence for a negative weight: means over the pairs.
+
+    Each matrix is made once and met by all the others.
+    """
+    views, features = batch.views, batch.features
+    wanted = {term: pairs for term, pairs in met.items() if weights[term] != 0}
+    terms = {term: views[0].new_zeros(()) for term in met if term not in wanted}
+    if wanted:
+        sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
+        order = [side for side in (*range(len(views)), *features) if side in sides]
+        place = {side: i for i, side in enumerate(order)}
+        batches = [views[s] if isinstance(s, int) else features[s].flatten(1) for s in order]
+        pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
+        values = measure.compare(batches, pairs, batch.rows).to(views[0].dtype)
+        counts = [len(pairs) for pairs in wanted.values()]
+        for term, value, lack in zip(
+            wanted, values.split(counts), (1 - values).split(counts), strict=True
+        ):
+            chosen = lack if weights[term] > 0 else value
+            terms[term] = chosen.mean() if len(chosen) > 1 else chosen[0]
+    return {term: terms[term] for term in met}
+
+
+def components(
+    terms: dict[str, Tensor], weights: Mapping[str, float], batch: Batch
+) -> LossComponents:
+    """Returns all terms and their weighted sum.
+
+    Any value of the batch that is not finite makes it NaN, so that the batch is looked at only then.
+    """
+    magnitudes = {name: abs(weight) for name, weight in weights.items()}
+    equal: dict[float, list[Tensor]] = {}
+    for name, term in terms.items():
+        equal.setdefault(magnitudes[name], []).append(term)
+    # As vectors of one number: torch gives the forward derivative of a number times a scalar in float64.
+    total = torch.cat([torch.stack(same).sum()[None] * weight for weight, same in equal.items()])
+    loss = total.sum()
+    if can_be_seen(loss) and not math.isfinite(loss.item()):
+        for label, tensor in batch.named.items():
+            check_finite(label, tensor)
+    return LossComponents(loss, terms, magnitudes)
+
+
+def mean_of(terms: Sequence[Tensor]) -> Tensor:
+    """Returns the mean of scalar tensors."""
+    return torch.stack(list(terms)).mean() if len(terms) > 1 else terms[0]
+
+
+def weights_by_term(
+    weights: float | dict[str, float], features: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Returns the weight of each representation's term."""
+    return {
+        f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
+        for name in features
+    }

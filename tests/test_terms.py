@@ -1,0 +1,186 @@
+"""The terms that are not the paper's, the second head's embeddings, and the presets."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mvmr_loss import MVMRLoss, list_presets, preset_options
+from mvmr_loss.dependence.definitions import (
+    u_centered,
+    u_distance_correlation_sqr,
+    u_product,
+)
+from mvmr_loss.loss import covariance_loss, identity_loss
+
+
+def drawn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def stacked(views):
+    """Rows of one view after those of another, unlike the code, of length 1, and their images."""
+    rows = F.normalize(torch.cat(views), dim=1)
+    return rows, torch.arange(len(views[0])).repeat(len(views))
+
+
+def reference_identity(views, bandwidth=0.5):
+    z, image = stacked(views)
+    kernel = u_centered(
+        torch.exp(-torch.cdist(z, z).square() / (2 * bandwidth**2)).fill_diagonal_(0)
+    )
+    label = u_centered((image[:, None] == image).double().fill_diagonal_(0))
+    norms = u_product(kernel, kernel) * u_product(label, label)
+    return 1 - u_product(kernel, label) / norms.sqrt()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_identity_is_the_debiased_cka_with_the_label(count):
+    views = [drawn(6, 4, seed=i) + drawn(6, 4, seed=9) for i in range(count)]
+    torch.testing.assert_close(identity_loss(views), reference_identity(views))
+    # Neither scale nor the order of views and images matters.
+    scaled = [views[i].roll(2, 0) * torch.arange(1.0, 7)[:, None] for i in reversed(range(count))]
+    rolled = [view.roll(2, 0) for view in views]
+    torch.testing.assert_close(identity_loss(scaled), identity_loss(rolled))
+    torch.testing.assert_close(identity_loss(rolled), identity_loss(views))
+
+
+def test_identity_by_another_measure():
+    views = [drawn(6, 4), drawn(6, 4, seed=1)]
+    z, image = stacked(views)
+    label = F.one_hot(image).double()
+    for measure in ("u_distance_correlation_sqr", {"name": "u_distance_correlation_sqr"}):
+        expected = 1 - u_distance_correlation_sqr(z, label)
+        torch.testing.assert_close(identity_loss(views, measure), expected)
+
+
+def test_identity_sees_views_together_and_images_apart():
+    z = torch.eye(8)
+    assert identity_loss([z, z, z]) < 1e-6
+    assert identity_loss([z, z.roll(1, 0)]) > 1
+    assert identity_loss([torch.ones(8, 3), torch.ones(8, 3)]) == 1  # collapsed
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (2, 3), (5, 1)])
+def test_covariance_is_the_sum_of_squared_covariances(shape):
+    z = drawn(*shape) + 3
+    covariance = torch.atleast_2d(torch.cov(z.T))
+    expected = (covariance - covariance.diagonal().diag()).square().sum() / shape[1]
+    torch.testing.assert_close(covariance_loss(z), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("term", [covariance_loss, lambda z: identity_loss([z, z.flip(1)])])
+def test_derivatives(term):
+    z = drawn(5, 3).requires_grad_()
+    assert torch.autograd.gradcheck(term, z)
+    assert torch.autograd.gradgradcheck(term, z)
+    wide = drawn(4, 7).requires_grad_()
+    assert torch.autograd.gradcheck(term, wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 30.0])
+def test_values_and_gradients_in_lower_precision(dtype, scale):
+    z = (drawn(16, 8) * scale).to(dtype)
+    v = (drawn(16, 8, seed=1) * scale).to(dtype)
+    for term in (lambda *x: covariance_loss(x[0]), lambda *x: identity_loss(list(x))):
+        x = z.clone().requires_grad_()
+        value = term(x, v)
+        expected = term(z.double(), v.double())
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected.float(), rtol=1e-4, atol=1e-6)
+        value.backward()
+        assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e12, 1e20, 1e38])
+def test_extreme_scales(scale):
+    z = (drawn(8, 5).clamp(-3, 3) / 3 * scale).float().requires_grad_()
+    for term in (covariance_loss(z), identity_loss([z, z.flip(0)])):
+        assert torch.isfinite(term)
+        assert torch.isfinite(torch.autograd.grad(term, z)[0]).all()
+    assert covariance_loss(z) >= 0
+
+
+class TestLoss:
+    def test_terms_are_there_when_asked_for(self):
+        z, v = drawn(8, 5), drawn(8, 5, seed=1)
+        plain = MVMRLoss().forward_components(z, v)
+        assert "identity" not in plain.terms
+        assert "covariance" not in plain.terms
+        found = MVMRLoss(identity_weight=2.0, covariance_weight=0.1).forward_components(z, v)
+        torch.testing.assert_close(found.terms["identity"], identity_loss([z, v]))
+        expected = covariance_loss(z) + covariance_loss(v)
+        torch.testing.assert_close(found.terms["covariance"], expected)
+        more = 2 * found.terms["identity"] + 0.1 * expected
+        torch.testing.assert_close(found.total, plain.total + more)
+
+    def test_several_views(self):
+        z, views = drawn(8, 5), [drawn(8, 5, seed=i) for i in (1, 2, 3)]
+        found = MVMRLoss(identity_weight=1, covariance_weight=1).forward_components(z, views)
+        torch.testing.assert_close(found.terms["identity"], reference_identity([z, *views]))
+        others = torch.stack([covariance_loss(v) for v in views]).mean()
+        torch.testing.assert_close(found.terms["covariance"], covariance_loss(z) + others)
+
+    def test_a_second_head_meets_the_representations(self):
+        z, v, y = drawn(8, 5), drawn(8, 5, seed=1), {"y": drawn(8, 7, seed=2)}
+        second = [drawn(8, 3, seed=3), drawn(8, 3, seed=4)]
+        found = MVMRLoss().forward_components(z, v, y, second)
+        each = [MVMRLoss().forward_components(s, s, y).terms["representations/y"] for s in second]
+        torch.testing.assert_close(found.terms["representations/y"], torch.stack(each).mean())
+        alone = MVMRLoss().forward_components(z, v)
+        for name in ("invariance", "variance", "dependence"):
+            torch.testing.assert_close(found.terms[name], alone.terms[name])
+        assert MVMRLoss()(z, v, y, second[0]) != MVMRLoss()(z, v, y, second[1])
+
+    @pytest.mark.parametrize(
+        ("second", "message"),
+        [
+            (drawn(7, 3), r"representation_embeddings must have shape \(8, E\) but has .*\(7, 3\)"),
+            ([drawn(8, 3), drawn(8, 3, 1)], r"representation_embeddings\[1\] must have shape"),
+        ],
+    )
+    def test_a_second_head_of_another_shape(self, second, message):
+        with pytest.raises(ValueError, match=message):
+            MVMRLoss()(drawn(8, 5), drawn(8, 5), {"y": drawn(8, 2)}, second)
+
+    @pytest.mark.parametrize("name", ["identity_weight", "covariance_weight"])
+    def test_weights_are_checked(self, name):
+        with pytest.raises(ValueError, match=f"{name} must be .*-1"):
+            MVMRLoss(**{name: -1})
+
+    def test_a_nan_does_not_pass(self):
+        z = drawn(8, 5)
+        z[3, 2] = torch.nan
+        with pytest.raises(ValueError, match=r"z must be finite"):
+            MVMRLoss.from_preset("identity")(z, drawn(8, 5))
+
+    def test_compiled(self):
+        z, v, y = drawn(8, 5).float(), drawn(8, 5, seed=1).float(), {"y": drawn(8, 7).float()}
+        criterion = MVMRLoss.from_preset("identity", covariance_weight=0.1)
+        compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(z, [v, v], y), criterion(z, [v, v], y))
+
+
+class TestPresets:
+    def test_the_papers_is_the_default(self):
+        z, v, y = drawn(8, 5), drawn(8, 5, seed=1), {"y": drawn(8, 7)}
+        assert MVMRLoss.from_preset("paper")(z, v, y) == MVMRLoss()(z, v, y)
+        assert repr(MVMRLoss.from_preset("paper")) == repr(MVMRLoss())
+
+    def test_options_take_the_presets_place(self):
+        for name in list_presets():
+            assert MVMRLoss.from_preset(name, variance_margin=2.0).variance_margin == 2.0
+        assert MVMRLoss.from_preset("identity", identity_weight=3).identity_weight == 3
+
+    def test_identity_alone(self):
+        z, v = drawn(8, 5), drawn(8, 5, seed=1)
+        torch.testing.assert_close(MVMRLoss.from_preset("identity")(z, v), identity_loss([z, v]))
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match=r"preset must be one of paper, .* but is 'papers'"):
+            MVMRLoss.from_preset("papers")
+
+    def test_options_are_a_copy(self):
+        preset_options("identity")["identity_weight"] = 7
+        assert preset_options("identity")["identity_weight"] == 1.0
