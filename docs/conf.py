@@ -19,9 +19,11 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["_build", "tutorials"]
-suppress_warnings = ["config.cache"]  # the gallery's settings hold no functions, but are no plain values
+suppress_warnings = [
+    "config.cache"
+]  # the gallery's settings hold no functions, but are no plain values
 
-# Every reference must lead somewhere, but for the types of signatures, which are torch's, Python's or aliases.
+# Every reference must lead somewhere, but for the types of signatures: torch's, Python's, aliases.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:(class|obj)", ".*"),

@@ -28,7 +28,14 @@ def arrow(axes, start, end, color=GREY, style="-|>", **options):
     """Draws an arrow."""
     axes.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle=style, mutation_scale=13, color=color, lw=1.5, zorder=1, **options
+            start,
+            end,
+            arrowstyle=style,
+            mutation_scale=13,
+            color=color,
+            lw=1.5,
+            zorder=1,
+            **options,
         )
     )
 

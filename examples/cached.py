@@ -73,7 +73,9 @@ def main():
             step += 1
             if step == settings.steps:
                 break
-        print(f"step {step:>4}, loss {loss.item():.4f}, representations {seconds:.3f} s", flush=True)
+        print(
+            f"step {step:>4}, loss {loss.item():.4f}, representations {seconds:.3f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 What a dependence measure says of independent data
 ==================================================
 
-The paper's measure is the distance correlation, the V-statistic. On a batch it has no zero: the wider two
-independent batches are, the nearer it is to one. The bias-corrected measures do not do that.
+The paper's measure is the distance correlation, the V-statistic. On a batch it has no zero: the
+wider two independent batches are, the nearer it is to one. The bias-corrected measures do not do
+that.
 """
 
 import matplotlib.pyplot as plt
@@ -26,9 +27,9 @@ for width in widths:
         independent[name].append(measure(x, y).item())
 
 # %%
-# Next, what becomes of the measures as one batch turns into the other: a mixture of a batch of width 512 and of
-# independent noise. An embedding that depends more must have the larger value, and all measures agree on that; how
-# much of their range they use for it differs.
+# Next, what becomes of the measures as one batch turns into the other: a mixture of a batch of
+# width 512 and of independent noise. An embedding that depends more must have the larger value,
+# and all measures agree on that; how much of their range they use for it differs.
 
 shares = torch.linspace(0, 1, 11)
 x, noise = torch.randn(2, 128, 512)

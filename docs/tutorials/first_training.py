@@ -2,8 +2,8 @@
 A first training
 ================
 
-A small network learns from crops of five photographs, without labels, in a few seconds. The terms of the loss are
-recorded at each step, written to a CSV file and drawn.
+A small network learns from crops of five photographs, without labels, in a few seconds. The terms
+of the loss are recorded at each step, written to a CSV file and drawn.
 """
 
 import csv
@@ -22,7 +22,8 @@ from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 _ = torch.manual_seed(0)
 
 # %%
-# The data: random crops of photographs. A label says which photograph a crop is from; only the evaluation sees it.
+# The data: random crops of photographs. A label says which photograph a crop is from; only the
+# evaluation sees it.
 
 pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.retina()]
 pictures = [torch.from_numpy(p).permute(2, 0, 1)[None] / 255 for p in pictures]
@@ -61,7 +62,8 @@ augment = v2.Compose(
 )
 
 # %%
-# How good are the features? The share of crops whose most similar other crop is of the same photograph.
+# How good are the features? The share of crops whose most similar other crop is of the same
+# photograph.
 
 
 @torch.no_grad()
@@ -76,8 +78,8 @@ def accuracy():
 print(f"untrained: {accuracy():.1%}")
 
 # %%
-# The training is an ordinary loop. ``forward_components`` gives the loss and its terms, ``as_dict`` one flat
-# dictionary of them, which every logger takes.
+# The training is an ordinary loop. ``forward_components`` gives the loss and its terms,
+# ``as_dict`` one flat dictionary of them, which every logger takes.
 
 optimizer = torch.optim.Adam([*backbone.parameters(), *projector.parameters()], lr=2e-3)
 history = []

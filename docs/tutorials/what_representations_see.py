@@ -2,8 +2,9 @@
 What every representation sees of a photograph
 ==============================================
 
-The representations of MV-MR are fixed maps from an image to numbers. Here all of them look at one photograph.
-As a script it writes the picture to a file: ``python what_representations_see.py picture.png``.
+The representations of MV-MR are fixed maps from an image to numbers. Here all of them look at one
+photograph. As a script it writes the picture to a file: ``python what_representations_see.py
+picture.png``.
 """
 
 import sys
@@ -22,8 +23,8 @@ images = TF.to_dtype(photograph, torch.float32, scale=True)[None]
 images.shape
 
 # %%
-# By name they are computed together, flattened, ready for the loss. It sees them through distances alone, so that
-# their sizes need not agree.
+# By name they are computed together, flattened, ready for the loss. It sees them through distances
+# alone, so that their sizes need not agree.
 
 names = ["pixels", "augmented_pixels", "scattering", "hog", "local_std", "dct", "patch_scattering"]
 representations = Representations(names, normalization="none")
@@ -31,9 +32,10 @@ for name, features in representations(images).items():
     print(f"{name:16} {features.shape[1]:>7,} numbers")
 
 # %%
-# Each is a function as well, whose result still has the image's layout. Of the scattering we look at first-order
-# coefficients, the largest over directions at a fine and a coarse scale; of HOG at each cell's histogram, as lines
-# along the edges; of the DCT at magnitudes in decibels, lowest frequencies in the upper left corner.
+# Each is a function as well, whose result still has the image's layout. Of the scattering we look
+# at first-order coefficients, the largest over directions at a fine and a coarse scale; of HOG at
+# each cell's histogram, as lines along the edges; of the DCT at magnitudes in decibels, lowest
+# frequencies in the upper left corner.
 
 normalization = Normalization([0.0] * 3, [1.0] * 3)
 augmented = augmented_pixels(images, seed=3, normalization=normalization)
@@ -78,5 +80,6 @@ if len(sys.argv) > 1:
     figure.savefig(sys.argv[1], dpi=80)
 
 # %%
-# ``augmented_pixels`` are drawn anew at each call; all others are the same whenever they are computed, and can be kept
-# on disk. ``patch_scattering`` is the scattering of each of 4 x 4 patches.
+# ``augmented_pixels`` are drawn anew at each call; all others are the same whenever they are
+# computed, and can be kept on disk. ``patch_scattering`` is the scattering of each of 4 x 4
+# patches.
