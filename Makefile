@@ -27,9 +27,10 @@ install-run: $(RUN)
 
 install: $(DEV)
 
+# Options of the training: make run ARGS="--epochs 2".
 run: install-run
-	@echo "Training on real photographs, then evaluating; results go to runs/plain_pytorch."
-	$(BIN)/python -m benchmarks.plain_pytorch
+	@echo "Training on real photographs, then evaluating: some two minutes on two cores."
+	$(BIN)/python -m benchmarks.plain_pytorch $(ARGS)
 
 # One process a core, and one thread in each; the tests of a file stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
