@@ -70,7 +70,9 @@ class MVMR(LightningModule):
             are read by the images' file names; the data set must be a ``LightlyDataset``. None: they
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
-        loss: Options of :class:`~mvmr_loss.MVMRLoss`; ``gather_distributed`` is True unless given.
+        preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
+        loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
+            ``gather_distributed`` is True unless given.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
         warmup_epochs: Length of the warm-up in epochs.
@@ -104,6 +106,7 @@ class MVMR(LightningModule):
         normalization: NormalizationLike = "imagenet",
         cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         fill_cache: bool = False,
+        preset: str = "paper",
         loss: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
@@ -144,7 +147,8 @@ class MVMR(LightningModule):
         )
         self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
         self._index: dict[str, int] | None = None
-        self.criterion = MVMRLoss(**{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})})
+        options = {"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
+        self.criterion = MVMRLoss.from_preset(preset, **options)
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)

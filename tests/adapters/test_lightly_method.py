@@ -287,6 +287,15 @@ def test_exception_kept_representations(tmp_path):
         trainer().fit(method(cache="nowhere"), dataset)
 
 
+def test_a_preset_of_the_loss():
+    criterion = method(preset="identity", loss={"representation_weights": 0.1}).criterion
+    assert (criterion.identity_weight, criterion.invariance_weight) == (1.0, 0.0)
+    assert criterion.representation_weights == 0.1
+    assert criterion.gather_distributed
+    with pytest.raises(ValueError, match="preset must be one of paper"):
+        method(preset="best")
+
+
 def test_gathers_unless_told_otherwise():
     assert method().criterion.gather_distributed
     assert not method(loss={"gather_distributed": False}).criterion.gather_distributed

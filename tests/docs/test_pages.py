@@ -81,7 +81,7 @@ def test_extras_are_in_setup_cfg(page):
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert "pip install mvmr-loss" not in page.read_text(), "it is on no index"
-    for extra in re.findall(r"""['"]\.\[(\w+)\]['"]""", page.read_text()):
+    for extra in re.findall(r"""['"]\.\[([\w-]+)\]['"]""", page.read_text()):
         assert extra in setup["options.extras_require"]
 
 

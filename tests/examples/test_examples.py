@@ -25,9 +25,9 @@ def by_name(path):
     return path.stem
 
 
-def run(path, folder, *options):
+def run(path, folder, *options, launcher=()):
     """Runs a file in a folder and returns what it printed."""
-    command = [sys.executable, str(path), *options]
+    command = [sys.executable, *launcher, str(path), *options]
     done = subprocess.run(
         command,
         cwd=folder,
@@ -60,10 +60,12 @@ def test_is_short_and_imports_installed_packages_only(path):
             assert not {alias.name.partition(".")[0] for alias in node.names} & NOT_INSTALLED
 
 
-def test_a_page_names_each():
-    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "adapters").glob("*/README.md")]
-    named = {name for page in pages for name in re.findall(r"examples/(\w+)\.py", page.read_text())}
-    assert named == {path.stem for path in EXAMPLES}
+def test_every_example_is_named_in_a_guide():
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/README.md")]
+    text = "".join(page.read_text() for page in pages)
+    assert EXAMPLES
+    for path in EXAMPLES:
+        assert path.name in text, path.stem
 
 
 def test_benchmarks_do_not_import_examples():
@@ -104,6 +106,18 @@ def test_terms_reach_every_logger(tmp_path):
     assert logged[-1].value == pytest.approx(total, rel=1e-4)
     (record,) = tmp_path.rglob("*.wandb")
     assert b"train/representations/hog" in record.read_bytes()
+
+
+def test_several_processes_as_written(tmp_path):
+    path = ROOT / "examples/several_processes.py"
+    command = path.read_text().split("\n\n")[1].split()
+    assert command == ["torchrun", "--nproc-per-node", "2", "examples/several_processes.py"]
+    # torchrun is this module; on a free port, as other tests run meanwhile.
+    launcher = ["-m", "torch.distributed.run", "--standalone", *command[1:-1]]
+    output = run(path, tmp_path, "--steps", "12", "--batch-size", "8", launcher=launcher)
+    # One process speaks, of the loss that all have.
+    assert [line.split(",")[0] for line in output.splitlines()] == ["step   10", "step   12"]
+    assert all(0 < float(line.split()[-1]) < 5 for line in output.splitlines())
 
 
 @pytest.mark.slow
