@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class VOC07(torchvision.datasets.VOCDetection):
         download: Whether it is downloaded if it is not there.
 
     Attributes:
-        targets: Shape (N, 20): 1 with an object of the class, 0 without, -1 with difficult ones only.
+        classes_of: Shape (N, 20): 1 with an object of the class, 0 without, -1 with difficult ones only.
     """
 
     def __init__(self, root: str | Path, image_set: str, download: bool = False) -> None:
@@ -54,24 +55,16 @@ class VOC07(torchvision.datasets.VOCDetection):
                 f"VOC 2007 must be in {Path(root) / 'VOCdevkit' / 'VOC2007'} but its {image_set} is "
                 f"not: {error} Run with --download true, or name the folder above it with --data_dir."
             ) from error
-        self.targets = np.zeros((len(self.images), len(CLASSES)), dtype=np.int64)
-        for row, path in zip(self.targets, self.annotations, strict=True):
-            annotation = self.parse_voc_xml(_parse(path))["annotation"]
-            for entry in annotation.get("object", []):
-                place = CLASSES.index(entry["name"])
-                if entry.get("difficult") == "1":
-                    row[place] = -1 if row[place] == 0 else row[place]
-                else:
-                    row[place] = 1
+        self.classes_of = np.zeros((len(self.images), len(CLASSES)), dtype=np.int64)
+        for row, path in zip(self.classes_of, self.annotations, strict=True):
+            for node in ElementTree.parse(path).iter("object"):
+                place = CLASSES.index(str(node.findtext("name")))
+                difficult = node.findtext("difficult") == "1"
+                row[place] = max(row[place], 1) if not difficult else row[place] or -1
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Returns an image and its place, by which ``targets`` are found."""
+        """Returns an image and its place, by which its classes are found."""
         return super().__getitem__(index)[0], index
-
-
-def _parse(path: str) -> Any:
-    """Reads an annotation with the parser that torchvision uses."""
-    return torchvision.datasets.voc.ET_parse(path).getroot()
 
 
 def voc07(
@@ -92,7 +85,7 @@ def voc07(
     for image_set in ("trainval", "test"):
         images = VOC07(settings.data_dir, image_set, settings.download)
         features, _ = features_of(backbone, images, settings, f"features of {image_set}")
-        parts[image_set] = normalize(features.numpy()), images.targets
+        parts[image_set] = normalize(features.numpy()), images.classes_of
     fit = {"svm": svm_scores, "linear": linear_scores}[classifier]
     scores = fit(*parts["trainval"], parts["test"][0], settings)
     ap = average_precisions(scores, parts["test"][1])
