@@ -16,19 +16,6 @@ from torch import Tensor
 def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
     """Returns ``value`` as an int if it is an integer, numpy's included, in a range.
 
-    Args:
-        name: The argument's name, for the error.
-        value: The value to check; a bool is no number here.
-        minimum: The smallest value allowed.
-        maximum: The largest value allowed.
-
-    Returns:
-        ``value`` as a plain int.
-
-    Raises:
-        TypeError: If ``value`` is not an integer.
-        ValueError: If it is out of range.
-
     Examples:
         >>> check_int("dim", 8, minimum=1)
         8
@@ -58,28 +45,16 @@ def check_number(
 ) -> float:
     """Returns ``value`` as a float if it is a finite number, numpy's included, in a range.
 
-    Args:
-        name: The argument's name, for the error.
-        value: The value to check; a bool is no number here.
-        minimum: The smallest value allowed.
-        maximum: The largest value allowed.
-        above: What it must be greater than.
-        below: What it must be less than.
-
-    Returns:
-        ``value`` as a plain float.
-
-    Raises:
-        TypeError: If ``value`` is not a real number.
-        ValueError: If it is not finite or out of range.
-
     Examples:
         >>> check_number("exponent", 1, above=0, below=2)
         1.0
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number but is a {type(value).__name__}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
     needed, fits = "finite", math.isfinite(number)
     for bound, words, holds in (
         (minimum, "at least", operator.ge),
@@ -97,17 +72,6 @@ def check_number(
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Returns ``value`` if it is one of a few.
 
-    Args:
-        name: The argument's name, for the error.
-        value: The value to check.
-        allowed: What it may be.
-
-    Returns:
-        ``value``, unchanged.
-
-    Raises:
-        ValueError: If it is none of them.
-
     Examples:
         >>> check_choice("kernel", "linear", ("linear", "gaussian"))
         'linear'
@@ -118,36 +82,14 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """Returns ``value`` if it is a bool.
-
-    Args:
-        name: The argument's name, for the error.
-        value: The value to check.
-
-    Returns:
-        ``value``, unchanged.
-
-    Raises:
-        TypeError: If it is anything else: any string would count as true.
-    """
+    """Returns ``value`` if it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False but is {value!r}.")
     return value
 
 
 def check_float_tensor(name: str, x: object) -> Tensor:
-    """Returns ``x`` if it is a real floating-point tensor.
-
-    Args:
-        name: The argument's name, for the error.
-        x: The value to check.
-
-    Returns:
-        ``x``, unchanged.
-
-    Raises:
-        TypeError: If ``x`` is not a tensor, or not of a floating-point dtype.
-    """
+    """Returns ``x`` if it is a real floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor but is a {type(x).__name__}.")
     if not x.is_floating_point():
@@ -165,11 +107,6 @@ def can_be_seen(x: Tensor) -> bool:
     the meta device, fake ones, and those that a transform of ``torch.func`` or a dispatch mode
     follows have no values to look at.
 
-    Args:
-        x: Tensor of any shape.
-
-    Returns:
-        Whether ``x.item()`` and the like may be called.
     """
     return (
         not torch.compiler.is_compiling()
@@ -185,12 +122,6 @@ def check_finite(name: str, x: Tensor) -> None:
 
     Elsewhere a non-finite value is left to make the result NaN.
 
-    Args:
-        name: The argument's name, for the error.
-        x: Tensor of any shape.
-
-    Raises:
-        ValueError: If a value is seen that is not finite.
     """
     if not can_be_seen(x):
         return
@@ -203,14 +134,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 
 def low_precision_to_float32(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32 if it is of a narrower type; float32 and float64 stay.
-
-    Args:
-        x: Floating-point tensor of any shape.
-
-    Returns:
-        ``x`` in float32 or float64.
-    """
+    """Returns ``x`` in float32 if it is of a narrower type; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -222,17 +146,7 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
-    """Raises unless ``x`` is a batch of at least so many samples; its values are not looked at.
-
-    Args:
-        name: What to call ``x`` in errors.
-        x: To be a floating-point tensor of shape (N, ...) with none of its sizes 0.
-        min_samples: The smallest N allowed.
-
-    Raises:
-        TypeError: If ``x`` is not a floating-point tensor.
-        ValueError: If its shape is wrong or N too small.
-    """
+    """Raises unless ``x`` is a batch of at least so many samples; its values are not looked at."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         check_float_tensor(name, x)
     if x.ndim < 1 or 0 in x.shape:

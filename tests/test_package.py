@@ -17,6 +17,9 @@ HOSTS = [
     "pytorch_lightning",
     "timm",
     "skimage",
+    "stable_pretraining",
+    "torchdistill",
+    "torchmetrics",
     "torchvision",
 ]
 

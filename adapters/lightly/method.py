@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from lightly.data import LightlyDataset
 from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.benchmarking import KNNClassifier, OnlineLinearClassifier
 from lightly.utils.scheduler import CosineWarmupScheduler
@@ -19,10 +19,13 @@ from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss._checks import check_bool, check_int, check_number
 from mvmr_loss.normalization import NormalizationLike
 
-from .. import GATHER_DISTRIBUTED, PAPER_REPRESENTATIONS  # noqa: TID252 - of the same checkout
+from .. import (  # noqa: TID252 - of the same checkout
+    GATHER_DISTRIBUTED,
+    PAPER_REPRESENTATIONS,
+    check_cache,
+)
 from .backbone import build_backbone
 from .hyperparameters import without_objects
-from .kept import KeptRepresentations
 from .transform import check_normalization
 
 
@@ -58,16 +61,18 @@ class MVMR(LightningModule):
             it as ``num_features``.
         hidden_dim: Width of the projection head's hidden layers.
         output_dim: Width of the embeddings.
-        representations: What :class:`~mvmr_loss.Representations` is built from, or such a module;
-            empty means no representation terms.
+        representations: What :class:`~mvmr_loss.Representations` is built from, or a module of one's
+            own from images to such a mapping; empty means no representation terms.
         normalization: How the images are normalised, told to the representations; what
             :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data
             that normalises otherwise is refused.
-        cache: Folder of a store of the representations, a teacher's among them, from which they are
-            read by the images' file names; the data set must be a ``LightlyDataset``. None: they
+        cache: What :class:`~mvmr_loss.Representations` takes: the folder of a store, from which they
+            are read by the images' file names; the data set must be a ``LightlyDataset``. None: they
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
-        loss: Options of :class:`~mvmr_loss.MVMRLoss`; ``gather_distributed`` is True unless given.
+        preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
+        loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
+            ``gather_distributed`` is True unless given.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
         warmup_epochs: Length of the warm-up in epochs.
@@ -99,8 +104,9 @@ class MVMR(LightningModule):
         output_dim: int = 8192,
         representations: Sequence[Any] | Mapping[str, Any] | nn.Module = PAPER_REPRESENTATIONS,
         normalization: NormalizationLike = "imagenet",
-        cache: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         fill_cache: bool = False,
+        preset: str = "paper",
         loss: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
@@ -127,22 +133,22 @@ class MVMR(LightningModule):
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
+        if cache is not None and (isinstance(representations, nn.Module) or not representations):
+            raise ValueError(
+                "cache must be None where representations are a module, which may have one itself, or "
+                f"none, but is {cache!r}."
+            )
         self.representations = (
             representations
             if isinstance(representations, nn.Module)
-            else Representations(representations, normalization=normalization)
+            else Representations(representations, normalization=normalization, cache=cache)
             if representations
             else None
         )
-        if cache is not None and not isinstance(self.representations, Representations):
-            raise ValueError(
-                "cache must be None where there are no mvmr_loss.Representations to keep, but is "
-                f"{cache!r}."
-            )
-        self.cache = None if cache is None else Path(cache)
-        self.fill_cache = check_bool("fill_cache", fill_cache)
-        self._kept: KeptRepresentations | None = None
-        self.criterion = MVMRLoss(**{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})})
+        self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
+        self._index: dict[str, int] | None = None
+        options = {"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
+        self.criterion = MVMRLoss.from_preset(preset, **options)
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)
@@ -190,21 +196,25 @@ class MVMR(LightningModule):
             OSError: If the store is damaged.
         """
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-        if isinstance(self.representations, Representations):
-            check_normalization(dataset, self.representations.normalization)
-        if self.cache is not None:
-            self._kept = KeptRepresentations(
-                self.representations, self.cache, dataset, fill=self.fill_cache
-            )
+        if not isinstance(self.representations, Representations):
+            return
+        check_normalization(dataset, self.representations.normalization)
+        if self.representations.cache is not None:
+            if not isinstance(dataset, LightlyDataset):
+                raise TypeError(
+                    "cache needs a LightlyDataset, by whose file names images are known, but the "
+                    f"data set is a {type(dataset).__name__}."
+                )
+            check_cache(self.cache, self.fill_cache)
+            self.representations.open_cache(dataset)
+            self._index = {name: i for i, name in enumerate(dataset.get_filenames())}
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:
         """Returns the representations of a batch, computed or read by the images' file names."""
-        views = batch[0]
         if self.representations is None:
             return None
-        values: dict[str, Tensor] = (
-            self.representations(views[0]) if self._kept is None else self._kept(views[0], batch[2])
-        )
+        read = () if self._index is None else ([self._index[name] for name in batch[2]],)
+        values: dict[str, Tensor] = self.representations(batch[0][0], *read)
         return values
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import transforms
 
 from mvmr_loss import LossComponents, Normalization, Representations
-from mvmr_loss.cache import CachedRepresentations, RepresentationCache, dataset_fingerprint
 
-from .. import PAPER_REPRESENTATIONS  # noqa: TID252 - of the same checkout
-from .checks import check_cache_exists
+from .. import PAPER_REPRESENTATIONS, check_cache  # noqa: TID252 - of the same checkout
 from .options import EXTRACTION_OPTIONS, SoloConfigError, select
 
 
@@ -58,18 +55,6 @@ def logged_terms(components: LossComponents) -> dict[str, Tensor]:
     }
 
 
-class _Live(nn.Module):
-    """Representations computed from the images, in the form of cached ones."""
-
-    def __init__(self, representations: Representations) -> None:
-        super().__init__()
-        self.representations = representations
-
-    def forward(self, images: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        representations: dict[str, Tensor] = self.representations(images)
-        return representations
-
-
 def with_host_normalization(
     options: Mapping[str, Any], cfg: DictConfig, view: int
 ) -> dict[str, Any]:
@@ -93,9 +78,9 @@ def with_host_normalization(
     return {**options, "normalization": normalization}
 
 
-def representation_source(
+def build_representations(
     options: Mapping[str, Any], dataset: Any = None, *, has_images: bool = True
-) -> nn.Module | None:
+) -> Representations | None:
     """Builds what turns images and sample indexes into representations.
 
     Args:
@@ -105,8 +90,7 @@ def representation_source(
             read, and ``representations`` is not looked at.
 
     Returns:
-        A module called with images (N, C, H, W), or None, and sample indexes (N,), which returns
-        name -> tensor of shape (N, D_k); None where no representation is wanted.
+        The representations; None where none is wanted.
 
     Raises:
         SoloConfigError: If the representations cannot be built, or the store is missing or does not
@@ -116,8 +100,7 @@ def representation_source(
         >>> import torch
         >>> from mvmr_loss.adapters.solo.options import check_method_options
         >>> options = check_method_options({"representations": ["pixels"]})
-        >>> source = representation_source(options)
-        >>> source(torch.rand(4, 3, 8, 8), torch.arange(4))["pixels"].shape
+        >>> build_representations(options)(torch.rand(4, 3, 8, 8))["pixels"].shape
         torch.Size([4, 192])
     """
     specification = options["representations"]
@@ -125,36 +108,19 @@ def representation_source(
         specification = PAPER_REPRESENTATIONS
     if not specification:
         return None
-    check_cache_exists(options)
+    extraction = select(options, EXTRACTION_OPTIONS)
+    if extraction["normalization"] is None:
+        del extraction["normalization"]
     try:
-        representations = None
-        if has_images:
-            extraction = select(options, EXTRACTION_OPTIONS)
-            if extraction["normalization"] is None:
-                del extraction["normalization"]
-            representations = Representations(specification, **extraction)
-        if options["cache"] is not None:
-            return _cached(representations, Path(options["cache"]), dataset)
+        check_cache(options["cache"], options["fill_cache"])
+        representations = Representations(specification if has_images else None, **extraction)
+        if representations.cache is not None:
+            if not hasattr(dataset, "__len__"):
+                raise ValueError(
+                    "cache needs a data set with a length and sample indexes but the loader's is "
+                    f"{dataset!r}; use data.format image_folder."
+                )
+            representations.open_cache(dataset)
     except (TypeError, ValueError) as error:
         raise SoloConfigError(f"representations: {error}") from error
-    assert representations is not None
-    return _Live(representations)
-
-
-def _cached(representations: Representations | None, path: Path, dataset: Any) -> nn.Module:
-    """Opens or creates a store of a data set's representations."""
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"cache needs a data set with a length and sample indexes but the loader's is {dataset!r}"
-            "; use data.format image_folder."
-        )
-    settings = RepresentationCache(path).settings if (path / "metadata.json").exists() else None
-    identity: dict[str, Any] = {"num_samples": len(dataset)}
-    # What an existing store was not told cannot be compared; the features are, at any rate.
-    if settings is None or settings.get("fingerprint") is not None:
-        identity["fingerprint"] = dataset_fingerprint(dataset)
-    untold = settings is not None and settings.get("normalization") is None
-    if representations is not None and not untold:
-        told = representations.normalization
-        identity["normalization"] = (told.mean, told.std)
-    return CachedRepresentations(representations, path, **identity)
+    return representations

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from .. import check_cache  # noqa: TID252 - of the same checkout
 from .options import (
     REGULARIZER,
     SoloConfigError,
@@ -179,22 +179,7 @@ def check_pretraining(cfg: DictConfig) -> None:
         check_regularizer_pipelines(cfg.augmentations, options)
     else:
         return
-    check_cache_exists(options)
-
-
-def check_cache_exists(options: Mapping[str, Any]) -> None:
-    """Raises unless the store is there, or shall be made, or there is to be none.
-
-    Args:
-        options: Options with ``cache`` and ``fill_cache``.
-
-    Raises:
-        SoloConfigError: If it is missing.
-    """
-    if options["cache"] is None or options["fill_cache"] or Path(options["cache"]).exists():
-        return
-    raise SoloConfigError(
-        "cache must be the folder of a store of representations but there is none at "
-        f"{options['cache']!r}; set fill_cache to True to have it made and filled in the first "
-        "epoch, or leave cache out."
-    )
+    try:
+        check_cache(options["cache"], options["fill_cache"])
+    except ValueError as error:
+        raise SoloConfigError(str(error)) from error

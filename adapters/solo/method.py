@@ -11,7 +11,7 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import MVMRLoss, MVMRProjectionHead
 
-from .building import logged_terms, representation_source, take_out, with_host_normalization
+from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
 from .options import LOSS_OPTIONS, check_method_options, select
 
@@ -82,10 +82,10 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         if self.representations is None:
             dataset = getattr(self.trainer.train_dataloader, "dataset", None)
             options = with_host_normalization(self.options, self.cfg, view=0)
-            source = representation_source(options, dataset)
-            if source is not None:
-                source.load_state_dict(self._representation_state, strict=False)
-                self.representations = source.to(self.device)
+            built = build_representations(options, dataset)
+            if built is not None:
+                built.load_state_dict(self._representation_state, strict=False)
+                self.representations = built.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the state of the representations until they are built.

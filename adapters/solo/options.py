@@ -14,6 +14,7 @@ from mvmr_loss import (
     MVMRProjectionHead,
     Normalization,
     Representations,
+    preset_options,
 )
 from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss.representations.registry import representation_class
@@ -48,10 +49,11 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "proj_hidden_dim": inspect.signature(MVMRProjectionHead).parameters["hidden_dim"].default,
     "proj_output_dim": inspect.signature(MVMRProjectionHead).parameters["output_dim"].default,
     "proj_num_layers": inspect.signature(MVMRProjectionHead).parameters["num_layers"].default,
-    **LOSS_OPTIONS,
+    "preset": "paper",
+    **dict.fromkeys(LOSS_OPTIONS),  # None is the preset's
+    "gather_distributed": GATHER_DISTRIBUTED,
     "representations": list(PAPER_REPRESENTATIONS),
     **EXTRACTION_OPTIONS,
-    "cache": None,
     "fill_cache": False,
 }
 REGULARIZER_DEFAULTS: dict[str, Any] = {
@@ -59,7 +61,6 @@ REGULARIZER_DEFAULTS: dict[str, Any] = {
     "embeddings": "z",
     "representations": None,  # those of the paper or, without images, all of the cache
     **EXTRACTION_OPTIONS,
-    "cache": None,
     "fill_cache": False,
 }
 
@@ -116,6 +117,10 @@ def check_method_options(given: object) -> dict[str, Any]:
     options = with_defaults(given, METHOD_DEFAULTS, node)
     for name in ("proj_hidden_dim", "proj_output_dim", "proj_num_layers"):
         _checked(node, check_int, f"{node}.{name}", options[name], minimum=1)
+    preset = _checked(node, preset_options, options["preset"])
+    for name, value in {**LOSS_OPTIONS, **preset}.items():
+        if options[name] is None:
+            options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
     _check_representations(options, node)
     return options
@@ -163,10 +168,10 @@ def select(options: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in options.items() if name in names}
 
 
-def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Calls what checks its arguments; what it refuses is an error of the node."""
+def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Returns what a function makes of its arguments; what it refuses is an error of the node."""
     try:
-        check(*arguments, **options)
+        return check(*arguments, **options)
     except (TypeError, ValueError) as error:
         said = str(error)
         raise SoloConfigError(said if said.startswith(node) else f"{node}: {said}") from error
@@ -191,5 +196,8 @@ def _check_representations(options: Mapping[str, Any], node: str) -> None:
         _checked(node, Normalization.of, options["normalization"])
     _checked(node, check_bool, f"{node}.fill_cache", options["fill_cache"])
     cache = options["cache"]
-    if cache is not None and not isinstance(cache, str):
-        raise SoloConfigError(f"{node}.cache must be a path but is {cache!r}.")
+    path = cache.get("path") if isinstance(cache, Mapping) else cache
+    if cache is not None and not isinstance(path, str):
+        raise SoloConfigError(
+            f"{node}.cache must be a path, or a mapping with a path, but is {cache!r}."
+        )

@@ -12,7 +12,7 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import MultiRepresentationRegularizer
 
-from .building import logged_terms, representation_source, take_out, with_host_normalization
+from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_regularizer_pipelines, has_non_augmented_view
 from .options import (
     REGULARIZER,
@@ -97,10 +97,10 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
             options = self._mvmr_options
             if self._mvmr_view:
                 options = with_host_normalization(options, self.cfg, view=-1)
-            source = representation_source(options, dataset, has_images=self._mvmr_view)
-            assert source is not None  # an empty list has been refused
-            source.load_state_dict(self._mvmr_state, strict=False)
-            self.mvmr_representations = source.to(self.device)
+            built = build_representations(options, dataset, has_images=self._mvmr_view)
+            assert built is not None  # an empty list has been refused
+            built.load_state_dict(self._mvmr_state, strict=False)
+            self.mvmr_representations = built.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the state of the representations until they are built.

@@ -43,11 +43,12 @@ def store_figures(size: int, count: int, folder: Path, batch_size: int = 64) -> 
     fill(cached, images, batch_size=batch_size)
     filled = time.perf_counter() - start
     assert cached.cache is not None
+    assert cached.cache.store is not None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     start, rows = time.perf_counter(), 0
     while rows < 20 * count:
         for indices in order.split(batch_size):
-            cached.cache.read(indices)
+            cached.cache.store.read(indices)
             rows += len(indices)
     read = time.perf_counter() - start
     used = sum((folder / name).stat().st_size for name in ("rows.bin", "index.bin"))

@@ -13,7 +13,6 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.representations import photographs
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
-from mvmr_loss.cache import CachedRepresentations
 
 CACHEABLE = ("pixels", "scattering", "hog", "local_std")
 SKETCH_DIM = 1024
@@ -32,15 +31,10 @@ def store(
     size: int,
     sketch_dim: int | None,
     names: Sequence[str] = CACHEABLE,
-) -> CachedRepresentations:
+) -> Representations:
     """Returns representations of ``count`` images with a store in ``folder``."""
-    return CachedRepresentations(
-        Representations(names, sketch_dim=sketch_dim),
-        folder,
-        num_samples=count,
-        image_shape=(3, size, size),
-        normalization=(MEAN, STD),
-    )
+    cache = {"path": folder, "num_samples": count, "image_shape": (3, size, size)}
+    return Representations(names, normalization=(MEAN, STD), sketch_dim=sketch_dim, cache=cache)
 
 
 def networks() -> dict[str, Callable[[], tuple[nn.Module, int]]]:

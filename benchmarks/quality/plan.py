@@ -86,6 +86,11 @@ COMMON: dict[str, Any] = {
 }
 
 
+def file_name(row: str) -> str:
+    """Returns a row's name as it stands in names of files."""
+    return row.replace(", ", " ").replace(" ", "-")
+
+
 def plan(name: str) -> Iterator[Run]:
     """Yields the runs of a table: all rows with the first seed, then all with the next.
 
@@ -101,7 +106,7 @@ def plan(name: str) -> Iterator[Run]:
             for row, differs in TABLES[name].items():
                 settings = {**COMMON, "split": split, **differs, "epochs": epochs}
                 yield Run(
-                    f"{row.replace(', ', ' ').replace(' ', '-')}-epochs{epochs}-seed{seed}",
+                    f"{file_name(row)}-epochs{epochs}-seed{seed}",
                     settings,
                     seed,
                 )

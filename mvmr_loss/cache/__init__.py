@@ -1,8 +1,8 @@
 """Representations computed once per image, kept on disk, and read back by sample index.
 
 A representation of the non-augmented view never changes during training.
-:class:`CachedRepresentations` computes each image's once, during the first epoch or ahead of the
-training with ::
+``Representations(..., cache=...)`` computes each image's once, during the first epoch or ahead of the
+training with :func:`fill` or ::
 
     python -m mvmr_loss.cache fill STORE --data FOLDER --image-size 96 \
         --representations pixels scattering hog local_std --sketch-dim 1024
@@ -26,11 +26,11 @@ unpickled.
 
 from mvmr_loss.cache.dataset import IndexedDataset, dataset_fingerprint, fill
 from mvmr_loss.cache.files import CorruptCacheError
-from mvmr_loss.cache.representations import CachedRepresentations
+from mvmr_loss.cache.rows import CachedRows
 from mvmr_loss.cache.store import RepresentationCache
 
 __all__ = [
-    "CachedRepresentations",
+    "CachedRows",
     "CorruptCacheError",
     "IndexedDataset",
     "RepresentationCache",

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from mvmr_loss.cache.dataset import dataset_fingerprint, fill
+from mvmr_loss.cache.dataset import fill
 from mvmr_loss.cache.files import CorruptCacheError
-from mvmr_loss.cache.representations import CachedRepresentations
+from mvmr_loss.cache.folder import image_folder
 from mvmr_loss.cache.store import DTYPES, RepresentationCache
-from mvmr_loss.representations.registry import Representations
+from mvmr_loss.representations.collection import Representations
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,7 +91,7 @@ def _dataset(settings: argparse.Namespace) -> Any:
         ]
     )
     if Path(settings.data).is_dir():
-        return datasets.ImageFolder(settings.data, transform)
+        return image_folder(settings.data, transform, settings.image_size)
     cls: Any = getattr(datasets, settings.data, None)
     if not isinstance(cls, type):
         raise ValueError(
@@ -110,24 +110,25 @@ def _dataset(settings: argparse.Namespace) -> Any:
         raise ValueError(f"{settings.data} cannot be read in {settings.root}: {error}") from error
 
 
-def _cached(settings: argparse.Namespace, dataset: Any) -> CachedRepresentations:
-    """Returns the cached representations that the command line names."""
+def _representations(settings: argparse.Namespace, dataset: Any) -> Representations:
+    """Returns the representations that the command line names, with their cache."""
     try:
         names = [json.loads(r) if r.startswith("{") else r for r in settings.representations]
     except ValueError as error:
         raise ValueError(f"--representations must be names or JSON: {error}.") from error
-    representations = Representations(
-        names, sketch_dim=settings.sketch_dim or None, sketch_seed=settings.sketch_seed
-    ).to(settings.device)
-    return CachedRepresentations(
-        representations,
-        settings.store,
-        num_samples=len(dataset),
-        image_shape=(len(settings.mean), settings.image_size, settings.image_size),
-        fingerprint=dataset_fingerprint(dataset),
+    cache = {
+        "path": settings.store,
+        "dataset": dataset,
+        "image_shape": (len(settings.mean), settings.image_size, settings.image_size),
+        "dtype": settings.dtype,
+    }
+    return Representations(
+        names,
         normalization=(settings.mean, settings.std),
-        dtype=DTYPES[settings.dtype],
-    )
+        sketch_dim=settings.sketch_dim or None,
+        sketch_seed=settings.sketch_seed,
+        cache=cache,
+    ).to(settings.device)
 
 
 def _fill_share(settings: argparse.Namespace, rank: int) -> None:
@@ -136,7 +137,7 @@ def _fill_share(settings: argparse.Namespace, rank: int) -> None:
     try:
         dataset = _dataset(settings)
         fill(
-            _cached(settings, dataset),
+            _representations(settings, dataset),
             dataset,
             batch_size=settings.batch_size,
             num_workers=settings.workers,
@@ -157,22 +158,21 @@ def _tell(sentence: str) -> None:
 
 def _fill_command(settings: argparse.Namespace) -> None:
     """Fills a store in several processes and shows how far they are."""
-    cached = _cached(settings, _dataset(settings))
-    cache = cached.cache
-    assert cache is not None
+    _representations(settings, _dataset(settings))  # Makes the store, or refuses it.
+    store = RepresentationCache(settings.store)
     context = torch.multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_fill_share, args=(settings, rank))
         for rank in range(settings.processes)
     ]
-    total, start = cache.num_samples, time.monotonic()
-    before = int(cache.is_valid().sum())
+    total, start = store.num_samples, time.monotonic()
+    before = int(store.is_valid().sum())
     try:
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes):
             processes[0].join(0.5)
-            done = int(cache.is_valid().sum())
+            done = int(store.is_valid().sum())
             rate = (done - before) / (time.monotonic() - start)
             _show(done, total, f"{rate:.0f} images/s" if done > before else "starting")
     except KeyboardInterrupt:
@@ -183,7 +183,7 @@ def _fill_command(settings: argparse.Namespace) -> None:
         for process in processes:
             if process.pid is not None:
                 process.join()
-    done = int(cache.is_valid().sum())
+    done = int(store.is_valid().sum())
     _show(done, total, "\n")
     if done < total and settings.skip_broken and not any(p.exitcode for p in processes):
         print(f"{total - done} of {total} rows are missing: skipped.", file=sys.stderr)

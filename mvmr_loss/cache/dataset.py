@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from mvmr_loss.representations.base import check_images
-
 if TYPE_CHECKING:
-    from mvmr_loss.cache.representations import CachedRepresentations
+    from mvmr_loss.representations.collection import Representations
 
 
 class IndexedDataset(Dataset[tuple[Any, ...]]):
@@ -86,8 +84,29 @@ def dataset_fingerprint(dataset: Any) -> str:
     return f"{len(dataset)}-{digest.hexdigest()[:16]}"
 
 
+def indexed_by(dataset: Any) -> Any:
+    """Returns the data set whose samples the indices of a loader's data set count.
+
+    A subset of an :class:`IndexedDataset` gives the indices of the whole.
+
+    Examples:
+        >>> whole = IndexedDataset([1, 2, 3])
+        >>> indexed_by(torch.utils.data.Subset(whole, [2])) is whole
+        True
+    """
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            "cache needs a data set with a length, whose samples have an index, but it is a "
+            f"{type(dataset).__name__}."
+        )
+    inner = dataset
+    while not isinstance(inner, IndexedDataset) and hasattr(inner, "dataset"):
+        inner = inner.dataset
+    return inner if isinstance(inner, IndexedDataset) else dataset
+
+
 def fill(
-    cached: CachedRepresentations,
+    representations: Representations,
     dataset: Any,
     *,
     batch_size: int = 64,
@@ -97,10 +116,10 @@ def fill(
     progress: Callable[[int, int], None] | None = None,
     on_broken: Callable[[str], None] | None = None,
 ) -> int:
-    """Computes and stores the rows that are missing.
+    """Computes and stores the rows that are missing in the cache of representations.
 
     Args:
-        cached: What to fill.
+        representations: With a ``cache``, which learns of which data set it is.
         dataset: Gives (image, ...) or image; images are tensors of shape (C, H, W), not augmented
             and normalised as in the training.
         batch_size: Images a batch, at least 1.
@@ -109,37 +128,36 @@ def fill(
         share: ``(k, n)``: this process is the k-th of n, counted from 0, and fills every n-th row.
         progress: Called with the number of rows done and to do, after each batch.
         on_broken: Called with one sentence for each image that cannot be read, which is skipped.
-            None raises instead, at the first of them.
+            None raises instead, when the rest of its batch is stored.
 
     Returns:
         How many rows were filled.
 
     Raises:
-        ValueError: If the length of the data set is not the store's, or an image does not fit.
+        ValueError: If there is no cache, it is of another data set, or an image does not fit or
+            cannot be read.
         OSError: If the store is damaged, may not be written, or the disk is full.
 
     Examples:
         >>> import tempfile
         >>> from mvmr_loss import Representations
-    >>> from mvmr_loss.cache import CachedRepresentations
         >>> images = torch.rand(10, 3, 16, 16)
-        >>> representations = Representations(["pixels"])
-        >>> cached = CachedRepresentations(representations, tempfile.mkdtemp(), num_samples=10)
-        >>> fill(cached, images), fill(cached, images)
+        >>> representations = Representations(["pixels"], cache=tempfile.mkdtemp())
+        >>> fill(representations, images), fill(representations, images)
         (10, 0)
     """
-    if len(dataset) != cached.num_samples:
+    cache = representations.cache
+    if cache is None:
         raise ValueError(
-            f"dataset must have the store's {cached.num_samples} samples but has {len(dataset)}."
+            "representations must have a cache to fill: Representations(..., cache=...)."
         )
-    if cached.cache is None:
-        first = IndexedDataset(dataset)[0][1]
-        cached._ready(check_images(first, name="dataset[0]"))
-    assert cached.cache is not None
+    representations.open_cache(dataset)
+    dataset = indexed_by(dataset)
+    dataset = dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
     # By the index, not by the place among the missing: those are fewer for a process that is late.
-    rows = range(share[0], cached.cache.num_samples, share[1])
-    valid = cached.cache.is_valid().tolist()
-    missing = [i for i in rows if not valid[i]]
+    rows = range(share[0], len(dataset), share[1])
+    valid = [] if cache.store is None else cache.store.is_valid().tolist()
+    missing = [i for i in rows if not (valid and valid[i])]
     loader = DataLoader(
         _Readable(dataset),
         batch_size,
@@ -150,15 +168,15 @@ def fill(
     done = 0
     for samples in loader:
         whole = [(i, image) for i, image in samples if not isinstance(image, str)]
-        for _, image in samples:
-            if isinstance(image, str) and on_broken is None:
-                raise ValueError(image)
-            if isinstance(image, str) and on_broken is not None:
-                on_broken(image)
         if whole:
             indices, images = default_collate(whole)
-            cached(images.to(device), indices)
+            representations(images.to(device), indices)
         done += len(whole)
+        for _, image in samples:
+            if isinstance(image, str):
+                if on_broken is None:
+                    raise ValueError(image)
+                on_broken(image)
         if progress is not None:
             progress(done, len(missing))
     return done
@@ -170,10 +188,10 @@ class _Readable(IndexedDataset):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         try:
             return super().__getitem__(index)[:2]
-        except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises.
+        except Exception as error:  # Pillow raises whatever a damaged file leads to.
             samples = getattr(self.dataset, "samples", None)
             name = f" ({samples[index][0]})" if isinstance(samples, list) else ""
-            return index, f"image {index}{name} cannot be read: {error}"
+            return index, f"image {index}{name} cannot be read: {str(error) or repr(error)}"
 
 
 def _add_identity(digest: Any, dataset: Any) -> None:

@@ -230,7 +230,9 @@ class RepresentationCache:
             entries = bytearray(8 * self.num_samples)
             self._read_into("index.bin", self._index_file, memoryview(entries), 0)
             return torch.frombuffer(entries, dtype=torch.int64) != 0
-        return torch.tensor([self._entry(i) != 0 for i in self._checked(indices)], dtype=torch.bool)
+        return torch.tensor(
+            [self._entry(i) != 0 for i in self.check_indices(indices)], dtype=torch.bool
+        )
 
     def read(
         self,
@@ -259,7 +261,7 @@ class RepresentationCache:
         for name in names:
             if name not in self.widths:
                 raise ValueError(f"names must be among {list(self.widths)} but has {name!r}.")
-        rows = self._read_rows(self._checked(indices))
+        rows = self._read_rows(self.check_indices(indices))
         if device is not None and torch.device(device).type != "cpu":
             pinned = rows.pin_memory() if torch.device(device).type == "cuda" else rows
             rows = pinned.to(device, non_blocking=True)
@@ -281,7 +283,18 @@ class RepresentationCache:
                 finite in the type of the store.
             OSError: If the store may not be written or the disk is full.
         """
-        self._write_rows(self._checked(indices), features)
+        self._write_rows(self.check_indices(indices), features)
+
+    def test_row(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the row of the test image, which is that of the features if there is none yet.
+
+        Args:
+            features: Name -> tensor of shape (1, D_k), for every representation of the store.
+        """
+        if not self._entry(self.num_samples):
+            self._write_rows([self.num_samples], features)
+        blocks = self._read_rows([self.num_samples]).float().split(list(self.widths.values()), 1)
+        return dict(zip(self.widths, blocks, strict=True))
 
     def verify(
         self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
@@ -311,14 +324,14 @@ class RepresentationCache:
             if progress is not None:
                 progress(min(start + 1024, self.num_samples + 1), self.num_samples + 1)
         if repair and damaged:
-            self._check_writable()
+            self.check_writable()
             with locked(self.path):
                 for i in damaged:
                     os.pwrite(self._index_file, bytes(8), 8 * i)
                 os.fsync(self._index_file)
         return damaged
 
-    def _checked(self, indices: Tensor | Sequence[int]) -> list[int]:
+    def check_indices(self, indices: Tensor | Sequence[int]) -> list[int]:
         """Returns sample indices as a list after checking them."""
         if isinstance(indices, Tensor):
             if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
@@ -387,7 +400,7 @@ class RepresentationCache:
 
     def _write_rows(self, indices: Sequence[int], features: Mapping[str, Tensor]) -> None:
         """Writes rows of checked indices."""
-        self._check_writable()
+        self.check_writable()
         data = memoryview(self._as_bytes(len(indices), features))
         size = self._row_bytes
         with locked(self.path):
@@ -439,7 +452,7 @@ class RepresentationCache:
         torch.cat(blocks, dim=1, out=torch.frombuffer(data, dtype=self.dtype).view(count, -1))
         return data
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
         """Raises if this process may not write to the store."""
         if not self.writable:
             raise PermissionError(

@@ -2,17 +2,15 @@
 
 from mvmr_loss.representations.augmented_pixels import AugmentedPixels, augmented_pixels
 from mvmr_loss.representations.base import Representation
+from mvmr_loss.representations.collection import Representations
 from mvmr_loss.representations.dct import DCT, dct
 from mvmr_loss.representations.hog import HOG, hog
 from mvmr_loss.representations.local_std import LocalStd, local_std
 from mvmr_loss.representations.patch_scattering import PatchScattering, patch_scattering
 from mvmr_loss.representations.pixels import Pixels
-from mvmr_loss.representations.registry import (
-    Representations,
-    list_representations,
-    register_representation,
-)
+from mvmr_loss.representations.registry import list_representations, register_representation
 from mvmr_loss.representations.scattering import Scattering, scattering
+from mvmr_loss.representations.scattering2d import Scattering2D
 from mvmr_loss.representations.sketch import FoldedSignSketch, folded_sign_sketch
 
 __all__ = [
@@ -26,6 +24,7 @@ __all__ = [
     "Representation",
     "Representations",
     "Scattering",
+    "Scattering2D",
     "augmented_pixels",
     "dct",
     "folded_sign_sketch",

@@ -1,19 +1,15 @@
-"""The representations by name, and several of them as one module."""
+"""The representations by name: from a name and options to a module, and back."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
 
-from mvmr_loss._checks import check_int
-from mvmr_loss._random import check_seed
-from mvmr_loss.normalization import Normalization, NormalizationLike
-from mvmr_loss.representations.base import Representation, check_images, check_size
-from mvmr_loss.representations.sketch import Sketched
+from mvmr_loss.normalization import Normalization
+from mvmr_loss.representations.base import Representation
 
 _REGISTRY: dict[str, type[Representation]] = {}
 
@@ -89,110 +85,7 @@ Options = Mapping[str, Any]
 Specification = Sequence["str | Options"] | Mapping[str, "Options | Representation | None"]
 
 
-class Representations(nn.Module):
-    """Several representations of the same images, computed in slices of the batch.
-
-    Built from names, or from names and options as read from a configuration file:
-
-    - a list of names and of mappings with a ``name``: ``["pixels", {"name": "hog", "orientations": 9}]``
-    - a mapping from name to options: ``{"pixels": None, "hog": {"orientations": 9}}``; a ``name``
-      among the options lets the key be a label of one's own:
-      ``{"fine": {"name": "hog", "pixels_per_cell": 4}, "coarse": {"name": "hog"}}``
-    - a mapping may also hold :class:`~mvmr_loss.representations.Representation` objects.
-
-    The images are those of the non-augmented view, normalised as the network sees them. How, is
-    said once, by ``normalization``, and told to every representation named that asks for it: one
-    with an argument ``normalization``, or ``mean`` and ``std``. An option of these names in the
-    specification takes precedence; a representation given as an object keeps its own.
-
-    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
-
-    Args:
-        specification: What to compute, as above; not empty.
-        normalization: How the images were normalised: a
-            :class:`~mvmr_loss.normalization.Normalization`, a pair (mean, std), ``"imagenet"``,
-            ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1].
-        slice_size: How many images are worked on at once; bounds the temporary memory.
-        differentiable: If True, the gradient flows through to the images; an option of the same
-            name in the specification takes precedence.
-        sketch_dim: If given, every representation wider than this is replaced by its folded sign
-            sketch of this width (:func:`~mvmr_loss.representations.folded_sign_sketch`), which nearly
-            keeps the distances, all that the loss reads. None: exact.
-        sketch_seed: Seed of the sketches' signs, at least 0.
-
-    Examples:
-        >>> import torch
-        >>> representations = Representations(["pixels", {"name": "local_std", "window_size": 5}])
-        >>> features = representations(torch.rand(4, 3, 32, 32))
-        >>> {name: tuple(y.shape) for name, y in features.items()}
-        {'pixels': (4, 3072), 'local_std': (4, 3072)}
-        >>> representations.sizes(3, 96, 96)
-        {'pixels': 27648, 'local_std': 27648}
-        >>> Representations(["pixels", "local_std"], sketch_dim=1024).sizes(3, 96, 96)
-        {'pixels': 1024, 'local_std': 1024}
-    """
-
-    def __init__(
-        self,
-        specification: Specification,
-        *,
-        normalization: NormalizationLike = "imagenet",
-        slice_size: int = 32,
-        differentiable: bool = False,
-        sketch_dim: int | None = None,
-        sketch_seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.slice_size = check_int("slice_size", slice_size, minimum=1)
-        self.normalization = Normalization.of(normalization)
-        built = {
-            label: value
-            if isinstance(value, Representation)
-            else _build(label, {"differentiable": differentiable, **value}, self.normalization)
-            for label, value in _labelled(specification).items()
-        }
-        if sketch_dim is not None:
-            sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)
-            sketch_seed = check_seed(sketch_seed, "sketch_seed")
-            built = {label: Sketched(r, sketch_dim, sketch_seed) for label, r in built.items()}
-        self.by_name = nn.ModuleDict(built)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Computes every representation of a batch of images.
-
-        Args:
-            images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image.
-
-        Returns:
-            Name -> tensor of shape (N, D_k), float32 (float64 for float64 images).
-        """
-        images = check_images(images)
-        return {
-            name: self._in_slices(representation, images)
-            for name, representation in self.by_name.items()
-        }
-
-    def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
-        """Returns the flattened features, each slice written at once to where it stays."""
-        first, *others = images.split(self.slice_size)
-        part: Tensor = representation(first).flatten(1)
-        features = part.new_empty(len(images), part.shape[1])
-        features[: len(part)] = part
-        for i, images_of_slice in enumerate(others, 1):
-            part = representation(images_of_slice).flatten(1)
-            features[i * self.slice_size : i * self.slice_size + len(part)] = part
-        return features
-
-    def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
-        """Returns how many numbers D_k each representation has for one image, without running it."""
-        sizes = {}
-        for name, representation in cast("dict[str, Representation]", self.by_name).items():
-            check_size(height, width, representation.minimum_size, f"images for {name}")
-            sizes[name] = math.prod(representation.output_shape(channels, height, width))
-        return sizes
-
-
-def _labelled(specification: object) -> dict[str, Options | Representation]:
+def labelled(specification: object) -> dict[str, Options | Representation]:
     """Returns label -> options or object from any form of specification."""
     pairs: list[tuple[Any, Any]]
     if isinstance(specification, Mapping):
@@ -232,7 +125,7 @@ def _labelled(specification: object) -> dict[str, Options | Representation]:
     return dict(pairs)
 
 
-def _build(label: str, options: Options, normalization: Normalization) -> Representation:
+def build(label: str, options: Options, normalization: Normalization) -> Representation:
     """Returns the representation that the options name."""
     arguments = {key: value for key, value in options.items() if key != "name"}
     cls = representation_class(options["name"])
@@ -271,3 +164,23 @@ def _with_normalization(
     if as_one:
         return {**others, "normalization": stated}
     return {**others, "mean": stated.mean, "std": stated.std}
+
+
+def describe(value: Any) -> Any:
+    """Returns a representation's class and options, or an option, as JSON can write it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, Representation):
+        options = {
+            name: describe(getattr(value, name))
+            for name in inspect.signature(type(value)).parameters
+            if hasattr(value, name)
+        }
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **options}
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -262,7 +262,7 @@ def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
         dataset = LightlyDataset(images, transform=MVMRTransform.cifar(SIZE))
         model = method(representations=["hog"], normalization=CIFAR, cache=store, fill_cache=fill)
         trainer(max_epochs=2).fit(model, DataLoader(dataset, 4))
-        return model._kept.representations.cache.is_valid().all()
+        return model.representations.cache.store.is_valid().all()
 
     monkeypatch.chdir(tmp_path)
     assert run("images", "store", fill=True)
@@ -275,13 +275,25 @@ def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
 
 
 def test_exception_kept_representations(tmp_path):
-    with pytest.raises(ValueError, match="cache must be None where there are no"):
-        method(representations=[], cache=str(tmp_path))
+    for representations in ([], Representations(["hog"])):
+        with pytest.raises(
+            ValueError, match="cache must be None where representations are a module"
+        ):
+            method(representations=representations, cache=str(tmp_path))
     with pytest.raises(TypeError, match="needs a LightlyDataset.*but the data set is a list"):
         trainer().fit(method(cache=str(tmp_path)), loader())
     dataset = DataLoader(LightlyDataset.from_torch_dataset(Photos()), 4)
     with pytest.raises(ValueError, match="there is none at 'nowhere'; set fill_cache to True"):
         trainer().fit(method(cache="nowhere"), dataset)
+
+
+def test_a_preset_of_the_loss():
+    criterion = method(preset="identity", loss={"representation_weights": 0.1}).criterion
+    assert (criterion.identity_weight, criterion.invariance_weight) == (1.0, 0.0)
+    assert criterion.representation_weights == 0.1
+    assert criterion.gather_distributed
+    with pytest.raises(ValueError, match="preset must be one of paper"):
+        method(preset="best")
 
 
 def test_gathers_unless_told_otherwise():
@@ -452,7 +464,7 @@ def test_numbers_of_numpy_and_paths_are_saved_as_plain_ones(tmp_path):
     }
     model = MVMR(np.int64(4), CLASSES, backbone="shufflenet_v2_x0_5", hidden_dim=8, **given)
     run = trainer(max_steps=1)
-    model.cache = None  # the images have no file names
+    model.representations.cache = None  # the images have no file names
     run.fit(model, loader(), [loader(views=1), loader(views=1)])
     run.save_checkpoint(tmp_path / "model.ckpt")
     held = torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]

@@ -343,7 +343,7 @@ def test_the_non_augmented_pipeline_cuts_the_centre() -> None:
 def test_defaults_are_filled() -> None:
     cfg = make_cfg("mvmr")
     model = build(cfg)
-    assert cfg.method_kwargs.variance_margin == METHOD_DEFAULTS["variance_margin"] == 1.0
+    assert cfg.method_kwargs.variance_margin == model.criterion.variance_margin == 1.0
     assert cfg.method_kwargs.proj_output_dim == model.projector.layers[-1].out_features == 16
     assert model.criterion.gather_distributed
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, preset_options
 from mvmr_loss.adapters import GATHER_DISTRIBUTED
-from mvmr_loss.adapters.solo.building import representation_source
+from mvmr_loss.adapters.solo.building import build_representations
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
 from mvmr_loss.adapters.solo.options import (
     METHOD_DEFAULTS,
@@ -54,12 +54,24 @@ def test_smoke() -> None:
 
 @pytest.mark.parametrize(
     ("defaults", "function"),
-    [(METHOD_DEFAULTS, MVMRLoss), (REGULARIZER_DEFAULTS, MultiRepresentationRegularizer)],
+    [
+        (check_method_options(None), MVMRLoss),
+        (REGULARIZER_DEFAULTS, MultiRepresentationRegularizer),
+    ],
 )
 def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: Any) -> None:
     for name, parameter in inspect.signature(function).parameters.items():
         if name != "gather_distributed":
             assert defaults[name] == parameter.default
+
+
+def test_a_preset_is_what_is_not_said() -> None:
+    options = check_method_options({"preset": "identity", "representation_weights": 0.1})
+    wanted = {**preset_options("identity"), "representation_weights": 0.1}
+    assert {name: options[name] for name in wanted} == wanted
+    assert options["variance_margin"] == 1.0
+    with pytest.raises(SoloConfigError, match="method_kwargs: preset must be one of paper, "):
+        check_method_options({"preset": "best"})
 
 
 def test_all_hosts_gather_unless_told_otherwise() -> None:
@@ -88,13 +100,13 @@ def test_the_guide_names_every_option_and_configuration() -> None:
         assert f"`{name}`" in guide, name
 
 
-def test_representation_source_computes_what_is_named() -> None:
+def test_build_representations_computes_what_is_named() -> None:
     options = check_method_options({"representations": {"fine": {"name": "pixels"}}})
-    source = representation_source(options)
+    source = build_representations(options)
     assert source is not None
     images = torch.rand(4, 3, 8, 8)
     torch.testing.assert_close(source(images, torch.arange(4))["fine"], images.flatten(1))
-    assert representation_source(check_method_options({"representations": []})) is None
+    assert build_representations(check_method_options({"representations": []})) is None
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,7 @@ def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> Non
         ),
         ({"representations": "pixels"}, "representations must be a list of names or a mapping"),
         ({"fill_cache": 1}, "method_kwargs.fill_cache must be True or False but is 1"),
-        ({"cache": 3}, "method_kwargs.cache must be a path but is 3"),
+        ({"cache": 3}, "method_kwargs.cache must be a path, or .* but is 3"),
         ("pixels", "method_kwargs must be a mapping of options but is 'pixels'"),
     ],
 )
@@ -216,16 +228,16 @@ def test_exception_missing_cache(tmp_path: Path) -> None:
     ):
         check_pretraining(cfg)
     with pytest.raises(SoloConfigError, match=match):
-        representation_source(check_method_options({"cache": missing}), range(4))
+        build_representations(check_method_options({"cache": missing}), range(4))
 
 
 def test_cache_is_filled_and_read_by_index(tmp_path: Path) -> None:
     images = torch.rand(4, 3, 8, 8)
     given = {"representations": ["pixels"], "cache": str(tmp_path / "store"), "fill_cache": True}
-    filling = representation_source(check_method_options(given), range(4))
+    filling = build_representations(check_method_options(given), range(4))
     assert filling is not None
     computed = filling(images, torch.arange(4))
-    reading = representation_source(
+    reading = build_representations(
         check_regularizer_options({"cache": given["cache"]}), range(4), has_images=False
     )
     assert reading is not None
@@ -233,9 +245,9 @@ def test_cache_is_filled_and_read_by_index(tmp_path: Path) -> None:
     torch.testing.assert_close(read, images[[2, 0]].flatten(1), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(read, computed["pixels"][[2, 0]])
     with pytest.raises(SoloConfigError, match="num_samples is 4 there but 5 here"):
-        representation_source(check_method_options(given), range(5))
+        build_representations(check_method_options(given), range(5))
     with pytest.raises(SoloConfigError, match="cache needs a data set with a length"):
-        representation_source(check_method_options(given), None)
+        build_representations(check_method_options(given), None)
 
 
 def test_exception_is_of_both_kinds() -> None:

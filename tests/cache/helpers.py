@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 
 from mvmr_loss import Representations, register_representation
-from mvmr_loss.cache import (
-    CachedRepresentations,
-    RepresentationCache,
-)
+from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.representations import Representation
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +35,9 @@ def features(indices, width=5):
 
 
 def cached(path, names=NAMES, **options):
-    return CachedRepresentations(Representations(names), path, **{"num_samples": 20, **options})
+    cache = {"path": path, "num_samples": 20}
+    own = {name: options.pop(name) for name in ("normalization", "sketch_dim") if name in options}
+    return Representations(names, cache={**cache, **options}, **own)
 
 
 def snapshot(folder):

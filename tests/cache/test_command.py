@@ -9,9 +9,7 @@ import torch
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import (
-    CachedRepresentations,
     RepresentationCache,
-    dataset_fingerprint,
 )
 from mvmr_loss.cache.__main__ import main
 from tests.cache.helpers import (
@@ -59,16 +57,10 @@ def test_command(image_folder, tmp_path, capsys):
         ),
     )
     names = ["pixels", {"name": "local_std", "window_size": 5}]
-    representations = Representations(names, sketch_dim=512)
-    module = CachedRepresentations(
-        representations,
-        tmp_path / "s",
-        num_samples=12,
-        fingerprint=dataset_fingerprint(dataset),
-        normalization=([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    )
+    cache = {"path": tmp_path / "s", "dataset": dataset}
+    representations = Representations(names, sketch_dim=512, cache=cache)
     x = torch.stack([image for image, _ in dataset])
-    for name, y in module(x, range(12)).items():
+    for name, y in representations(x, range(12)).items():
         torch.testing.assert_close(y, representations(x)[name], rtol=2e-3, atol=2e-3)
 
     main(["info", str(tmp_path / "s")])

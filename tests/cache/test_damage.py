@@ -8,7 +8,6 @@ import torch
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import (
-    CachedRepresentations,
     CorruptCacheError,
     RepresentationCache,
 )
@@ -122,9 +121,9 @@ def test_half_created_store_is_created_anew(tmp_path):
 @pytest.mark.parametrize("use", ["read", "is_valid", "one_valid", "verify", "write", "module"])
 def test_exception_truncated_under_an_open_store(tmp_path, file, use):
     images = torch.randn(2000, 3, 2, 2)
-    module = CachedRepresentations(Representations(["pixels"]), tmp_path, num_samples=2000)
+    module = Representations(["pixels"], cache={"path": tmp_path, "num_samples": 2000})
     module(images[:1990], range(1990))
-    store = module.cache
+    store = module.cache.store
     os.truncate(tmp_path / file, 0)
     if file == "rows.bin" and use in ("is_valid", "one_valid"):
         assert store.is_valid([1900])  # It needs the index alone.

@@ -46,7 +46,7 @@ def test_indexed_dataset(images):
 
 
 def test_fill(tmp_path, images):
-    module = cached(tmp_path)
+    module = cached(tmp_path, dataset=images)
     module(images[:3], [0, 1, 2])
     seen = []
     counts = [
@@ -57,7 +57,7 @@ def test_fill(tmp_path, images):
     assert seen[1] == (8, 8)
     assert fill(module, images, num_workers=2) == 0
     assert torch.equal(module(None, range(20))["pixels"], images.flatten(1).half().float())
-    with pytest.raises(ValueError, match="store's 20 samples but has 19"):
+    with pytest.raises(ValueError, match="the 20 samples of the cache at .* but has 19"):
         fill(module, images[:19])
 
 

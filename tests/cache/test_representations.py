@@ -4,11 +4,10 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from mvmr_loss import Representations
-from mvmr_loss.cache import (
-    CachedRepresentations,
-)
+from mvmr_loss.cache import IndexedDataset
 from tests.cache.helpers import (
     NAMES,
     Counting,
@@ -36,10 +35,9 @@ def test_second_epoch_computes_nothing(tmp_path, images):
 
 def test_equals_live_ones_but_for_half_precision(tmp_path, images):
     names = ["pixels", "local_std", "hog"]
-    representations = Representations(names, sketch_dim=64)
-    module = CachedRepresentations(representations, tmp_path, num_samples=20)
+    module = cached(tmp_path, names, sketch_dim=64)
     for name, y in module(images, torch.arange(20)).items():
-        torch.testing.assert_close(y, representations(images)[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(y, module(images)[name], rtol=1e-3, atol=1e-4)
 
 
 def test_partly_filled_repeated_and_shuffled(tmp_path, images):
@@ -47,7 +45,7 @@ def test_partly_filled_repeated_and_shuffled(tmp_path, images):
     for indices in ([3, 4], [4, 3, 5, 3], [19, 0], list(range(19, -1, -1))):
         rows = module(images[indices], torch.tensor(indices))
         assert torch.equal(rows["pixels"], images[indices].flatten(1).half().float())
-    assert module.cache.is_valid().all()
+    assert module.cache.store.is_valid().all()
 
 
 def test_augmented_pixels_are_live_and_in_place(tmp_path, images):
@@ -55,7 +53,7 @@ def test_augmented_pixels_are_live_and_in_place(tmp_path, images):
     first = module(images, torch.arange(20))
     second = module(images, torch.arange(20))
     assert list(first) == ["pixels", "augmented_pixels", "local_std"]
-    assert list(module.cache.widths) == ["pixels", "local_std"]
+    assert list(module.cache.store.widths) == ["pixels", "local_std"]
     assert not torch.equal(first["augmented_pixels"], second["augmented_pixels"])
     with pytest.raises(ValueError, match="augmented_pixels must be computed live"):
         module(None, torch.arange(20))
@@ -66,17 +64,17 @@ def test_augmented_pixels_are_live_and_in_place(tmp_path, images):
 def test_reading_without_representations(tmp_path, images):
     module = cached(tmp_path, fingerprint="f")
     written = module(images, torch.arange(20))
-    reader = CachedRepresentations(None, tmp_path)
+    reader = Representations(None, cache=tmp_path)
     assert torch.equal(reader(None, torch.tensor([3]))["pixels"], written["pixels"][3:4])
     assert torch.equal(reader(images[:2], [0, 1])["pixels"], written["pixels"][:2])
     with pytest.raises(ValueError, match="fingerprint is f there but g here"):
-        CachedRepresentations(None, tmp_path, fingerprint="g")
+        Representations(None, cache={"path": tmp_path, "fingerprint": "g"})
     with pytest.raises(FileNotFoundError, match="no store"):
-        CachedRepresentations(None, tmp_path / "none")
+        Representations(None, cache=tmp_path / "none")
     partly = cached(tmp_path / "p")
     partly(images[:2], [0, 1])
     with pytest.raises(ValueError, match="without representations but lacks 1 of 2"):
-        CachedRepresentations(None, tmp_path / "p")(images[:2], [1, 2])
+        Representations(None, cache=tmp_path / "p")(images[:2], [1, 2])
 
 
 def test_moves_and_saves_nothing(tmp_path, images):
@@ -89,10 +87,10 @@ def test_moves_and_saves_nothing(tmp_path, images):
 
 def test_image_shape_known_beforehand(tmp_path, images):
     module = cached(tmp_path, image_shape=(3, 8, 8))
-    assert module.cache is not None
+    assert module.cache.store is not None
     module(images, range(20))
     again = cached(tmp_path)
-    assert again.cache is not None  # Taken from the store.
+    assert again.cache.store is not None  # Taken from the store.
     assert torch.equal(again(None, [1])["pixels"], images[1:2].flatten(1).half().float())
     with pytest.raises(ValueError, match="image_shape must be"):
         cached(tmp_path / "n", image_shape=(8, 8))
@@ -105,9 +103,10 @@ def test_image_shape_known_beforehand(tmp_path, images):
         ([{"name": "local_std", "window_size": 5}, "pixels"], {}, "window_size is 3 there but 5"),
         (NAMES, {"num_samples": 21}, "num_samples is 20 there but 21"),
         (NAMES, {"image_shape": (3, 9, 8)}, "is 192 there but 216|image_shape is"),
-        (NAMES, {"fingerprint": "other"}, "fingerprint is None there but other"),
-        (NAMES, {"normalization": ([0.5], [0.5])}, "normalization is None there"),
+        (NAMES, {"fingerprint": "other"}, "does not say of which data set it is"),
+        (NAMES, {"normalization": ([0.5], [0.5])}, r"normalization is \[\[0.485.* but \[\[0.5\], "),
         (NAMES, {"dtype": torch.float32}, "dtype is float16 there"),
+        (NAMES, {"dtype": "bfloat16"}, "dtype is float16 there"),
     ],
 )
 def test_exception_store_of_other_settings(tmp_path, images, names, options, match):
@@ -120,8 +119,8 @@ def test_exception_store_of_other_settings(tmp_path, images, names, options, mat
 
 def test_exception_other_sketch(tmp_path, images):
     def sketched(seed):
-        representations = Representations(["pixels"], sketch_dim=64, sketch_seed=seed)
-        return CachedRepresentations(representations, tmp_path, num_samples=20)
+        cache = {"path": tmp_path, "num_samples": 20}
+        return Representations(["pixels"], sketch_dim=64, sketch_seed=seed, cache=cache)
 
     sketched(0)(images, range(20))
     with pytest.raises(ValueError, match="seed is 0 there but 1 here"):
@@ -168,10 +167,49 @@ def test_exception_calls(tmp_path, images):
         module(images[:2], [0, 20])
     with pytest.raises(ValueError, match="finite"):
         module(torch.full((1, 3, 8, 8), torch.nan), [9])
-    with pytest.raises(TypeError, match="representations must be"):
-        CachedRepresentations(NAMES, tmp_path, num_samples=20)
-    with pytest.raises(ValueError, match="num_samples, its length, must be given"):
-        CachedRepresentations(Representations(NAMES), tmp_path)
+    with pytest.raises(ValueError, match="must be told the data set that the indices count"):
+        Representations(NAMES, cache=tmp_path / "n")(images, range(20))
+    with pytest.raises(
+        TypeError, match="cache has no option 'size'; its options are path, dataset"
+    ):
+        Representations(NAMES, cache={"path": tmp_path, "size": 3})
+    with pytest.raises(ValueError, match=r"cache must have a path.*\['num_samples'\]"):
+        Representations(NAMES, cache={"num_samples": 3})
+    with pytest.raises(TypeError, match="cache must be a path, or have a path, but it is 3"):
+        Representations(NAMES, cache=3)
+    with pytest.raises(ValueError, match="dtype must be one of float16.* but is int8"):
+        Representations(NAMES, cache={"path": tmp_path, "dtype": "int8"})
+    with pytest.raises(ValueError, match="checks_per_epoch must be at least 0"):
+        Representations(NAMES, cache={"path": tmp_path, "checks_per_epoch": -1})
+    with pytest.raises(ValueError, match="differentiable must be False with a cache"):
+        Representations(NAMES, differentiable=True, cache=tmp_path)
+    with pytest.raises(ValueError, match="nothing is read without a cache"):
+        Representations(NAMES)(None, [0])
+    with pytest.raises(ValueError, match="indices must be given"):
+        Representations(None, cache=tmp_path)(images)
+    with pytest.raises(TypeError, match="list of names or a mapping"):
+        Representations(None)
+
+
+def test_without_indices_everything_is_computed(tmp_path, images):
+    module = cached(tmp_path)
+    live = Representations(NAMES)(images)
+    for name, y in module(images).items():
+        assert torch.equal(y, live[name])
+    assert module.cache.store is None  # Nothing was stored.
+    # The same call serves a training without a cache.
+    assert torch.equal(Representations(NAMES)(images, range(20))["pixels"], live["pixels"])
+    with pytest.raises(ValueError, match="same number but are 20 and 19"):
+        Representations(NAMES)(images, range(19))
+
+
+def test_what_is_not_said_is_the_stores(tmp_path, images):
+    cached(tmp_path, dataset=images, num_samples=None, dtype="float32")(images, range(20))
+    again = Representations(NAMES, cache=str(tmp_path))
+    assert torch.equal(again(None, [3])["pixels"], images[3:4].flatten(1))
+    again.open_cache(images)
+    with pytest.raises(ValueError, match="fingerprint is"):
+        again.open_cache(images.flip(0))
 
 
 def test_exception_read_only_and_incomplete(public_folder):
@@ -211,7 +249,7 @@ def test_exception_some_images_replaced(tmp_path):
     replaced = images.clone()
     replaced[::10] = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     reader = cached(tmp_path, num_samples=400)
-    reader._draw.seed(0)
+    reader.cache._draw.seed(0)
 
     def epoch():
         for start in range(0, 400, 4):
@@ -222,9 +260,15 @@ def test_exception_some_images_replaced(tmp_path):
 
 
 def test_fingerprint_by_the_data_set(tmp_path, images):
-    representations = Representations(NAMES)
-    module = CachedRepresentations(representations, tmp_path, dataset=images)
-    module(images, range(20))
-    CachedRepresentations(representations, tmp_path, dataset=images.clone())
+    def of(dataset):
+        return Representations(NAMES, cache={"path": tmp_path, "dataset": dataset})
+
+    of(images)(images, range(20))
+    of(images.clone())
+    of(Subset(IndexedDataset(images), [3, 4]))  # Its indices count the whole.
     with pytest.raises(ValueError, match="fingerprint is"):
-        CachedRepresentations(representations, tmp_path, dataset=images.flip(0))
+        of(images.flip(0))
+    with pytest.raises(ValueError, match="num_samples is 20 there but 2 here"):
+        of(images[:2])
+    with pytest.raises(TypeError, match="data set with a length"):
+        of(iter(images))

@@ -13,7 +13,6 @@ from torch import nn
 
 from benchmarks.common.encoder import SmallResNet
 from mvmr_loss import Representations, Teacher
-from mvmr_loss.cache import CachedRepresentations
 from tests.teachers.networks import CIFAR_MEAN, CIFAR_STD, IMAGES, as_student_sees
 
 TINY_CLIP = {
@@ -314,8 +313,8 @@ def test_through_a_cache(case, tmp_path):
     batch = torch.cat(
         [as_student_sees(IMAGES["square"]), as_student_sees(IMAGES["square"].rotate(90))]
     )
-    representations = Representations([{"name": "teacher", **case.saved}])
-    cached = CachedRepresentations(representations, tmp_path, num_samples=2, dtype=torch.float32)
+    cache = {"path": tmp_path, "dataset": batch, "dtype": "float32"}
+    representations = Representations([{"name": "teacher", **case.saved}], cache=cache)
     expected = representations(batch)["teacher"].flatten(1)
-    cached(batch, [0, 1])
-    torch.testing.assert_close(cached(None, [1, 0])["teacher"], expected.flip(0))
+    representations(batch, [0, 1])
+    torch.testing.assert_close(representations(None, [1, 0])["teacher"], expected.flip(0))

@@ -1,0 +1,245 @@
+"""Several representations of the same images as one module: the way from images to features."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss._checks import check_bool, check_int
+from mvmr_loss._random import check_seed
+from mvmr_loss.cache.rows import CachedRows
+from mvmr_loss.normalization import Normalization, NormalizationLike
+from mvmr_loss.representations.base import Representation, check_images, check_size
+from mvmr_loss.representations.registry import Specification, build, describe, labelled
+from mvmr_loss.representations.sketch import Sketched
+
+
+class Representations(nn.Module):
+    """Several representations of the same images: computed in slices, or kept on disk.
+
+    Built from names, or from names and options as read from a configuration file:
+
+    - a list of names and of mappings with a ``name``: ``["pixels", {"name": "hog", "orientations": 9}]``
+    - a mapping from name to options: ``{"pixels": None, "hog": {"orientations": 9}}``; a ``name``
+      among the options lets the key be a label of one's own:
+      ``{"fine": {"name": "hog", "pixels_per_cell": 4}, "coarse": {"name": "hog"}}``
+    - a mapping may also hold :class:`~mvmr_loss.representations.Representation` objects.
+
+    The images are those of the non-augmented view, normalised as the network sees them. How, is
+    said once, by ``normalization``, and told to every representation named that asks for it: one
+    with an argument ``normalization``, or ``mean`` and ``std``. An option of these names in the
+    specification takes precedence; a representation given as an object keeps its own.
+
+    With a ``cache``, a call with the images' indices in the data set reads what is in the store, and
+    computes and stores what is not; what is not cacheable, as ``augmented_pixels``, is computed each
+    time. Without indices everything is computed, and nothing read or stored.
+
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the multi-representation terms.
+
+    Args:
+        specification: What to compute, as above; not empty. None, with a ``cache``: all that is in
+            the store, without computing anything.
+        normalization: How the images were normalised: a
+            :class:`~mvmr_loss.normalization.Normalization`, a pair (mean, std), ``"imagenet"``,
+            ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1].
+        slice_size: How many images are worked on at once; bounds the temporary memory.
+        differentiable: If True, the gradient flows through to the images; an option of the same
+            name in the specification takes precedence. Not with a ``cache``.
+        sketch_dim: If given, every representation wider than this is replaced by its folded sign
+            sketch of this width (:func:`~mvmr_loss.representations.folded_sign_sketch`), which nearly
+            keeps the distances, all that the loss reads. None: exact.
+        sketch_seed: Seed of the sketches' signs, at least 0.
+        cache: Folder of a store, or a mapping with it as ``path`` and the other options of
+            :class:`~mvmr_loss.cache.CachedRows`, such as ``dataset``. A store of other representations,
+            images or normalisation is refused.
+
+    Attributes:
+        cache: A :class:`~mvmr_loss.cache.CachedRows`, or None.
+
+    Examples:
+        >>> import torch
+        >>> representations = Representations(["pixels", {"name": "local_std", "window_size": 5}])
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> {name: tuple(y.shape) for name, y in representations(images).items()}
+        {'pixels': (4, 3072), 'local_std': (4, 3072)}
+        >>> representations.sizes(3, 96, 96)
+        {'pixels': 27648, 'local_std': 27648}
+
+        Shorter, and from the second time on read from a folder:
+
+        >>> import tempfile
+        >>> cache = {"path": tempfile.mkdtemp(), "dataset": images}
+        >>> representations = Representations(["pixels", "local_std"], sketch_dim=1024, cache=cache)
+        >>> computed = representations(images, torch.arange(4))
+        >>> read = representations(images[2:], torch.tensor([2, 3]))
+        >>> read["pixels"].shape, torch.equal(read["pixels"], computed["pixels"][2:])
+        (torch.Size([2, 1024]), True)
+    """
+
+    def __init__(
+        self,
+        specification: Specification | None,
+        *,
+        normalization: NormalizationLike = "imagenet",
+        slice_size: int = 32,
+        differentiable: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+        cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.slice_size = check_int("slice_size", slice_size, minimum=1)
+        self.normalization = Normalization.of(normalization)
+        check_bool("differentiable", differentiable)
+        nothing = specification is None and cache is not None
+        built = {
+            label: value
+            if isinstance(value, Representation)
+            else build(label, {"differentiable": differentiable, **value}, self.normalization)
+            for label, value in ({} if nothing else labelled(specification)).items()
+        }
+        sketch_seed = check_seed(sketch_seed, "sketch_seed")
+        if sketch_dim is not None:
+            sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)
+            built = {label: Sketched(r, sketch_dim, sketch_seed) for label, r in built.items()}
+        self.by_name = nn.ModuleDict(built)
+        self.cache: CachedRows | None = None
+        if cache is not None:
+            self.cache = CachedRows(self._cacheable(), **_cache_options(cache))
+
+    def _cacheable(self) -> Representations | None:
+        """Returns the representations that are kept; they share their modules with these."""
+        kept: dict[str, Representation] = {}
+        for name, module in cast("dict[str, Representation]", self.by_name).items():
+            if module.cacheable:
+                kept[name] = module
+                if module.differentiable:
+                    raise ValueError(
+                        f"differentiable must be False with a cache but is True for {name}: what is "
+                        "read has no gradient."
+                    )
+        if not kept and self.by_name:
+            raise ValueError(
+                f"representations must have one that is cacheable but {', '.join(self.by_name)} "
+                "change from call to call; compute them without a cache."
+            )
+        options: dict[str, Any] = {
+            "normalization": self.normalization,
+            "slice_size": self.slice_size,
+        }
+        return Representations(kept, **options) if kept else None
+
+    def forward(
+        self, images: Tensor | None, indices: Tensor | Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Computes every representation of a batch of images, or reads it from the cache.
+
+        Args:
+            images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image. None is enough
+                where all rows are in the cache and all representations are cacheable.
+            indices: Each image's index in the data set, shape (N,), for the cache; without one they
+                are not needed. Best on the CPU: on an accelerator, reading them makes the host wait.
+
+        Returns:
+            Name -> tensor of shape (N, D_k), float32 (float64 for float64 images, where computed), on
+            the device of the images (of the indices, without images).
+
+        Raises:
+            ValueError: If images are needed and missing, an index is out of range, or the cache does
+                not belong to these images or representations.
+            OSError: If the store is damaged, may not be written, or the disk is full.
+        """
+        if images is not None:
+            images = check_images(images)
+            if indices is not None and len(images) != len(indices):
+                raise ValueError(
+                    f"images and indices must be of the same number but are {len(images)} and "
+                    f"{len(indices)}."
+                )
+        if self.cache is not None and indices is not None:
+            features: dict[str, Tensor] = self._cached(self.cache, images, indices)
+            return features
+        if images is None:
+            raise ValueError("images must be given but are None: nothing is read without a cache.")
+        if not self.by_name:
+            raise ValueError("indices must be given: without a specification everything is read.")
+        return self._compute(images)
+
+    def _compute(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: self._in_slices(module, images) for name, module in self.by_name.items()}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _cached(
+        self, cache: CachedRows, images: Tensor | None, indices: Tensor | Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Returns the rows of the cache, and beside them what cannot be kept."""
+        live = [name for name, module in self.by_name.items() if not module.cacheable]
+        if live and images is None:
+            raise ValueError(
+                f"images must be given but are None: {', '.join(live)} must be computed live."
+            )
+        features = cache(images, indices)
+        for name in live:
+            features[name] = self._in_slices(self.by_name[name], cast("Tensor", images))
+        return {name: features[name] for name in self.by_name} if live else features
+
+    def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
+        """Returns the flattened features, each slice written at once to where it stays."""
+        first, *others = images.split(self.slice_size)
+        part: Tensor = representation(first).flatten(1)
+        features = part.new_empty(len(images), part.shape[1])
+        features[: len(part)] = part
+        for i, images_of_slice in enumerate(others, 1):
+            part = representation(images_of_slice).flatten(1)
+            features[i * self.slice_size : i * self.slice_size + len(part)] = part
+        return features
+
+    def open_cache(self, dataset: Any) -> None:
+        """Tells the cache which data set the indices count, and opens the store if there is one.
+
+        For who knows the data set only later, as a trainer does. Without a cache it does nothing.
+
+        Args:
+            dataset: A data set with a length. Of a subset of an
+                :class:`~mvmr_loss.cache.IndexedDataset` the indices count the whole.
+
+        Raises:
+            TypeError: If the data set has no length.
+            ValueError: If the store is of another data set or of other representations.
+            OSError: If the store is damaged.
+        """
+        if self.cache is not None:
+            self.cache.open(dataset)
+
+    def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
+        """Returns how many numbers D_k each representation has for one image, without running it."""
+        sizes = {}
+        for name, representation in cast("dict[str, Representation]", self.by_name).items():
+            check_size(height, width, representation.minimum_size, f"images for {name}")
+            sizes[name] = math.prod(representation.output_shape(channels, height, width))
+        return sizes
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the class and options of each representation, as JSON can write them."""
+        return {name: describe(module) for name, module in self.by_name.items()}
+
+    def extra_repr(self) -> str:
+        return "" if self.cache is None else repr(self.cache)
+
+
+def _cache_options(cache: object) -> dict[str, Any]:
+    """Returns the options of :class:`~mvmr_loss.cache.CachedRows` from a path or a mapping."""
+    if not isinstance(cache, Mapping):
+        return {"path": cache}
+    known = ("path", *(CachedRows.__init__.__kwdefaults__ or {}))
+    unknown = [name for name in cache if name not in known]
+    if unknown:
+        raise TypeError(f"cache has no option {unknown[0]!r}; its options are {', '.join(known)}.")
+    if "path" not in cache:
+        raise ValueError(f"cache must have a path, the folder of the store, but has {list(cache)}.")
+    return dict(cache)
