@@ -298,7 +298,9 @@ def test_good_features_are_found_good(stl10_files):
     settings = tiny(stl10_files, probe_optimizer="sgd", probe_epochs=30)
     data = load_data(settings)
     # The class of a photograph is in its colours, which means over a grid keep.
-    grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64))
+    grid = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64)
+    )
     found, features, labels = evaluate(grid, data, settings)
     assert found["knn"]["top1"] >= 40
     assert found["linear"]["top1"] >= 40

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
-    path for path in sorted((ROOT / "docs").rglob("*.md")) if not {"_build", "gallery"} & {*path.parts}
+    path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if not {"_build", "gallery"} & {*path.parts}
 ]
 FIRST_WORDS = ("pip", "python", "make", "pre-commit", "git")
 PROGRAM = re.compile(rf"({'|'.join(FIRST_WORDS)}) \S")
