@@ -225,8 +225,8 @@ class MVMRLoss(nn.Module):
         representation_weights: One weight for all representations, or one per name; signed.
         representation_views: Which embeddings meet the representations: the "augmented" views', as
             published, or "both", those of the non-augmented view too; each term is the mean.
-        identity_weight: Weight of the identity term, see :func:`identity_loss`, at least 0.
-        covariance_weight: Weight of the covariance term, see :func:`covariance_loss`, at least 0.
+        identity_weight: Weight of the identity term, see :func:`.identity_loss`, at least 0.
+        covariance_weight: Weight of the covariance term, see :func:`.covariance_loss`, at least 0.
         variance_margin: Standard deviation below which a coordinate is penalised.
         dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
             :func:`mvmr_loss.dependence.dependence_measure`.
