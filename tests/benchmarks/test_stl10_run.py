@@ -301,8 +301,6 @@ def test_good_features_are_found_good(stl10_files):
     grid = torch.nn.Sequential(
         torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64)
     )
-        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64)
-    )
     found, features, labels = evaluate(grid, data, settings)
     assert found["knn"]["top1"] >= 40
     assert found["linear"]["top1"] >= 40
