@@ -54,6 +54,18 @@ def test_public_names():
             assert name == "__version__" or public.__doc__, f"{name} has no docstring"
 
 
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+@pytest.mark.parametrize(
+    "module", ["mvmr_loss.loss", "mvmr_loss.adapters.lightly", "benchmarks.stl10"]
+)
+def test_a_deprecation_of_our_own_call_is_an_error(module, category):
+    code = "import warnings; warnings.warn('it will go', category)"
+    with pytest.raises(category, match="it will go"):
+        exec(code, {"__name__": module, "category": category})
+    with pytest.warns(category):  # Somebody else's: said, but no error.
+        exec(code, {"__name__": "elsewhere", "category": category})
+
+
 @pytest.mark.slow
 def test_wheel_and_sdist_hold_every_module(tmp_path):
     done = subprocess.run(

@@ -312,6 +312,8 @@ class RepresentationCache:
             CorruptCacheError: If a file was truncated meanwhile.
             PermissionError: If ``repair`` is asked for and the store may not be written.
         """
+        self._check_size("rows.bin", self._rows_file, self._row_bytes)
+        self._check_size("index.bin", self._index_file, 8)
         damaged = []
         for start in range(0, self.num_samples + 1, 1024):
             for i in range(start, min(start + 1024, self.num_samples + 1)):
