@@ -15,7 +15,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss._checks import check_bool, check_int, check_number
 from mvmr_loss.normalization import NormalizationLike
 
@@ -73,6 +73,10 @@ class MVMR(LightningModule):
         preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
             ``gather_distributed`` is True unless given.
+        distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
+            features: ``teacher_dims`` names those of the representations that are its teachers, and
+            their widths; the other representations are the loss's. Its heads are trained with the
+            method and are no part of the backbone. None: every teacher is a representation of the loss.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
         warmup_epochs: Length of the warm-up in epochs.
@@ -108,6 +112,7 @@ class MVMR(LightningModule):
         fill_cache: bool = False,
         preset: str = "paper",
         loss: Mapping[str, Any] | None = None,
+        distillation: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
         warmup_epochs: float = 10.0,
@@ -130,6 +135,11 @@ class MVMR(LightningModule):
                 "loss must be a mapping of options of mvmr_loss.MVMRLoss, such as "
                 f"{{'variance_weight': 2.0}}, but is a {type(loss).__name__}."
             )
+        if not isinstance(distillation, Mapping | None):
+            raise TypeError(
+                "distillation must be a mapping of options of mvmr_loss.DistillationLoss, such as "
+                f"{{'teacher_dims': {{'teacher': 512}}}}, but is a {type(distillation).__name__}."
+            )
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -147,8 +157,11 @@ class MVMR(LightningModule):
         )
         self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
         self._index: dict[str, int] | None = None
-        options = {"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
-        self.criterion = MVMRLoss.from_preset(preset, **options)
+        gathered = {"gather_distributed": GATHER_DISTRIBUTED}
+        self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
+        self.distillation: DistillationLoss | None = None
+        if distillation is not None:
+            self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)
@@ -208,6 +221,8 @@ class MVMR(LightningModule):
             check_cache(self.cache, self.fill_cache)
             self.representations.open_cache(dataset)
             self._index = {name: i for i, name in enumerate(dataset.get_filenames())}
+        if self.distillation is not None:
+            self.distillation.fit_if_full(self.representations)
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:
         """Returns the representations of a batch, computed or read by the images' file names."""
@@ -235,9 +250,15 @@ class MVMR(LightningModule):
         views, targets = _check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
         z, *z_augmented = self.projection_head(features).chunk(len(views))
-        terms = self.criterion.forward_components(z, z_augmented, self._represent(batch))
-        loss = terms.total
-        named = terms.as_dict("train_")
+        represented, distilled = self._represent(batch) or {}, {}
+        if self.distillation is not None:
+            by_view = features.chunk(len(views))
+            teachers, represented = self.distillation.split(represented)
+            distilled = self.distillation.forward_components(by_view, teachers).as_dict("train_")
+            self.distillation.update(by_view, teachers)
+        terms = self.criterion.forward_components(z, z_augmented, represented)
+        named = {**distilled, **terms.as_dict("train_")}
+        named["train_loss"] = loss = terms.total + distilled.get("train_loss", 0.0)
         self.log(
             "train_loss",
             named.pop("train_loss"),
@@ -312,8 +333,9 @@ class MVMR(LightningModule):
             ValueError: If the trainer has no end, so that there is no schedule.
         """
         # As in lightly's methods: none for normalisation layers, biases and the classifier.
+        heads = [] if self.distillation is None else [self.distillation]
         params, params_no_weight_decay = get_weight_decay_parameters(
-            [self.backbone, self.projection_head]
+            [self.backbone, self.projection_head, *heads]
         )
         optimizer = self.optimizer_class(
             [
