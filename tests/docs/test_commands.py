@@ -128,6 +128,8 @@ def test_caching_as_the_page_says(tmp_path):
 
     (tmp_path / "FOLDER" / "pictures").mkdir(parents=True)
     for name in ("astronaut", "coffee", "chelsea"):
-        Image.fromarray(getattr(data, name)()).save(tmp_path / "FOLDER" / "pictures" / f"{name}.png")
+        Image.fromarray(getattr(data, name)()).save(
+            tmp_path / "FOLDER" / "pictures" / f"{name}.png"
+        )
     outputs = [as_a_reader(command, tmp_path, Path(sys.prefix)) for command in CACHING]
     assert "3" in outputs[-1]
