@@ -211,7 +211,10 @@ class MVMRLoss(nn.Module):
     mean over the views. ``dependence_weight`` and the representations' weights are signed: a negative
     weight rewards independence by adding ``|w| dCor``.
 
-    Everything is computed in float32 or better (float64 for float64 input), also under autocast.
+    Everything is computed in float32 or better (float64 for float64 input), also under autocast. In
+    float32 the loss is infinite for embeddings from about 1e18 on, whose squares leave the range, with
+    the covariance term from 1e9 on. A gradient of float16 embeddings is infinite where it is beyond
+    65504, as for embeddings of 1e-7: that is what a GradScaler looks for.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
