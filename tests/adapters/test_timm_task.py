@@ -12,6 +12,7 @@ from torch import nn
 from mvmr_loss import MultiRepresentationRegularizer, Representations
 from mvmr_loss.adapters.timm import DependenceDistillationTask
 from mvmr_loss.dependence import cka, distance_correlation
+from tests.adapters import guides
 
 SIZE = 64
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -157,6 +158,17 @@ task = FeatureDistillationTask(
 )
 print(type(task).__name__, task.dependence.measure.name)
 """
+
+
+def test_the_guide_runs(tmp_path):
+    namespace = {}
+    exec("\n".join(guides.blocks("timm", "python")), namespace)
+    named = namespace["result"]
+    assert list(named) == ["loss", "output", "task_loss", "kd_loss", "kd_representations/teacher"]
+    for command in guides.commands("timm", "python -m mvmr_loss.adapters.timm"):
+        (tmp_path / "train.py").write_text("import sys; print(sys.argv[1:])")
+        output = guides.run(command, tmp_path)
+        assert "'--kd-model-name', 'resnet50', '--kd-distill-type', 'feature'" in output
 
 
 def run(folder, *arguments):
