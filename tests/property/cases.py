@@ -39,13 +39,24 @@ KINDS = (
 LAYOUTS = ("plain", "plain", "transposed", "columns", "rows", "flipped", "negated", "3d")
 
 
-def cases(short: int, large: int, **strategies: Any) -> Callable[[Callable[..., None]], Any]:
-    """Makes a test of a property: a few cases, the same ones each time, and slowly many new ones."""
+def cases(short: int | None, large: int, **strategies: Any) -> Callable[[Callable[..., None]], Any]:
+    """Makes a test of a property: a few cases, the same ones each time, and slowly many new ones.
+
+    Args:
+        short: How many cases by default; None for a test that is slow with the first one.
+        large: How many in the slow run.
+        **strategies: What to draw, by the name of the argument.
+
+    Returns:
+        A decorator.
+    """
 
     def decorate(check: Callable[..., None]) -> Any:
         DRAWN[f"{check.__module__}.{check.__name__}"] = large
 
-        @pytest.mark.parametrize("count", [short, pytest.param(large, marks=pytest.mark.slow)])
+        counts = [pytest.param(large, marks=pytest.mark.slow)]
+
+        @pytest.mark.parametrize("count", counts if short is None else [short, *counts])
         def test(count: int) -> None:
             seed = SEED if count == large else 0
             print(f"MVMR_PROPERTY_SEED={seed}")
