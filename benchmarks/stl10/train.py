@@ -27,6 +27,7 @@ from benchmarks.stl10.evaluate import evaluate, loader
 from benchmarks.stl10.methods import Pretraining, build_method
 from benchmarks.stl10.report import metrics, write_report
 from benchmarks.stl10.settings import Settings
+from mvmr_loss.teachers.checkpoints import load_tensors
 
 CHECKPOINT, SETTINGS, RESULTS = "checkpoint.ckpt", "settings.yaml", "results.json"
 
@@ -114,6 +115,8 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
             path.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
     # A run that was stopped before its first checkpoint starts from the beginning.
     checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
+    if checkpoint is not None:
+        load_tensors(checkpoint)  # A damaged or malicious one is told before anything begins.
     started = time.perf_counter()
     batches = loader(
         pretraining_set(data, settings), settings, batch_size, shuffle=True, drop_last=True
@@ -197,7 +200,12 @@ def check_folder(folder: Path, resume: bool) -> None:
 def read_settings(folder: Path) -> Settings:
     """Reads the settings of a run."""
     check_folder(folder, resume=True)
-    return Settings(**yaml.safe_load((folder / SETTINGS).read_text()))
+    try:
+        return Settings(**yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (yaml.YAMLError, RecursionError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{folder / SETTINGS} must be the settings of a run but cannot be read: {error}"
+        ) from error
 
 
 def load_run(folder: Path) -> tuple[Settings, Pretraining]:
@@ -222,7 +230,7 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
     bare = dataclasses.replace(settings, representations=[], representation_cache=None)
     method = build_method(bare, 2)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = load_tensors(path)["state_dict"]
         kept = {k: v for k, v in weights.items() if k.startswith("backbone.")}
         method.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in kept.items()})
     except Exception as error:
