@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -72,7 +71,7 @@ def runs(stl10_files, tmp_path_factory):
 def losses(folder):
     """What the metrics say of each step, without what a clock has measured."""
     return [
-        {k: v for k, v in row.items() if not k.startswith("device/") and k != "time"}
+        {k: v for k, v in row.items() if not k.startswith(("device/", "train/", "validate/"))}
         for row in metrics(folder)
     ]
 
@@ -186,7 +185,7 @@ def test_no_pickle_is_loaded(runs, tmp_path, command):
     checkpoint = torch.load(runs["simclr"] / "checkpoint.ckpt", weights_only=True)
     torch.save({**checkpoint, "evil": Evil()}, tmp_path / "checkpoint.ckpt")
     words = [*command.split(), str(tmp_path)]
-    with pytest.raises((SystemExit, pickle.UnpicklingError), match="(?i)weights.only"):
+    with pytest.raises(SystemExit, match="would run code when loaded"):
         main(words if "--resume" in words else [*words, str(tmp_path / "a.pt")])
 
 
@@ -298,7 +297,9 @@ def test_good_features_are_found_good(stl10_files):
     settings = tiny(stl10_files, probe_optimizer="sgd", probe_epochs=30)
     data = load_data(settings)
     # The class of a photograph is in its colours, which means over a grid keep.
-    grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64))
+    grid = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 64)
+    )
     found, features, labels = evaluate(grid, data, settings)
     assert found["knn"]["top1"] >= 40
     assert found["linear"]["top1"] >= 40
