@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     times = measure(parser.parse_args().runs)
     for name, values in times.items():
-        print(f"{name:15} {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
+        print(
+            f"{name:15} {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
+        )
     medians = [statistics.median(values) for values in times.values()]
     print(f"ratio {medians[1] / medians[0]:.3f}")
 

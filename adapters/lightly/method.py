@@ -358,7 +358,7 @@ class MVMRViT(MVMR):
     benchmark, the temperature of the kNN that of its ViTs.
 
     Args:
-        batch_size_per_device, num_classes, knn_k, knn_t, **options: As in :class:`MVMR`.
+        batch_size_per_device, num_classes, knn_k, knn_t, options: As in :class:`MVMR`.
     """
 
     optimizer_class = torch.optim.AdamW

@@ -40,6 +40,8 @@ CACHING = [
     "python -m mvmr_loss.cache info STORE",
 ]
 ELSEWHERE = {
+    "python -m mvmr_loss.cache": "tests/cache/test_command.py::test_command",
+    "python tests/cpu/sanitized.py": "tests/cpu/test_sanitized.py::test_no_fault_is_found",
     # In an environment of its own: it clashes with solo-learn.
     "pip install '.[stable-pretraining]'": "noxfile.py::.[stable-pretraining]",
     "make run": "tests/test_makefile.py::test_run_trains",
