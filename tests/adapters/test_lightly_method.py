@@ -559,7 +559,7 @@ def test_exception_views(views, error, match):
         ({"backbone": nn.Flatten()}, ValueError, "feature_dim must be given for a backbone"),
         ({"backbone": "squeezenet1_1"}, ValueError, "feature_dim must be given for a backbone"),
         ({"representations": ["sift"]}, ValueError, "'sift'"),
-        ({"loss": {"covariance_weight": 1.0}}, TypeError, "covariance_weight"),
+        ({"loss": {"sparsity_weight": 1.0}}, TypeError, "sparsity_weight"),
         ({"loss": [1.0]}, TypeError, "loss must be a mapping of options.*but is a list"),
         ({"fill_cache": "no"}, TypeError, "fill_cache must be True or False but is 'no'"),
     ],
