@@ -3,6 +3,7 @@
 from mvmr_loss._objective import LossComponents
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
+from mvmr_loss.distillation import DistillationLoss, TeacherRegression
 from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.large_batch import backward_in_chunks
 from mvmr_loss.loss import MVMRLoss
@@ -17,6 +18,7 @@ from mvmr_loss.representations import (
 from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
+    "DistillationLoss",
     "LossComponents",
     "MVMRLoss",
     "MVMRProjectionHead",
@@ -25,6 +27,7 @@ __all__ = [
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
+    "TeacherRegression",
     "__version__",
     "backward_in_chunks",
     "list_dependence_measures",

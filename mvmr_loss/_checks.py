@@ -51,7 +51,10 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number but is a {type(value).__name__}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
     needed, fits = "finite", math.isfinite(number)
     for bound, words, holds in (
         (minimum, "at least", operator.ge),

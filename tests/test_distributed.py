@@ -1,18 +1,16 @@
 """The gathered loss in several gloo processes against one process on the whole batch."""
 
-import datetime
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
 from mvmr_loss.dependence import list_dependence_measures
-from mvmr_loss.distributed import ALL_ROWS, gather, world_size
+from mvmr_loss.distillation import DistillationLoss
+from mvmr_loss.distributed import ALL_ROWS, gather
+from tests.processes import run
 
 BATCH, WIDTH = 6, 5
 BLOCKS = {"name": "u_distance_correlation_sqr", "block_size": 4}
@@ -179,53 +177,45 @@ def check_small_local_batches(rank, processes):
     assert torch.isfinite(criterion(shard(x, rank)[:2], shard(v, rank)[:2]))
 
 
-def _process(rank, processes, store, check, arguments, errors):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=processes,
-            timeout=datetime.timedelta(seconds=60),
+class Distilled(nn.Module):
+    """A student with the loss that distils into it, so that one wrapper has both."""
+
+    def __init__(self, gather):
+        super().__init__()
+        self.net = network()
+        self.criterion = DistillationLoss(
+            WIDTH, {"a": 12, "b": 8}, anchors=5, gather_distributed=gather
         )
-        assert world_size() == processes
-        check(rank, processes, *arguments)
-        dist.barrier()
-    except BaseException:
-        errors.put(f"process {rank}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+    def forward(self, x, v, ys):
+        views = [self.net(x), self.net(v)]
+        loss = self.criterion(views, ys)
+        self.criterion.update([z.detach() for z in views], ys)
+        return loss
 
 
-def run(processes, tmp_path, check, *arguments):
-    """Runs ``check(rank, processes, ...)`` in that many gloo processes; shows each traceback."""
-    # Forked from a server that has imported torch but started no thread: fast, and safe to fork.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mvmr_loss"])
-    errors = context.SimpleQueue()
-    workers = [
-        context.Process(
-            target=_process,
-            args=(rank, processes, tmp_path / "store", check, arguments, errors),
-        )
-        for rank in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    alive = [worker for worker in workers if worker.is_alive()]
-    for worker in alive:
-        worker.kill()
-    messages = []
-    while not errors.empty():
-        messages.append(errors.get())
-    assert not messages, "\n".join(messages)
-    assert not alive, "a process hangs"
-    assert [worker.exitcode for worker in workers] == [0] * processes
+def check_distillation(rank, processes):
+    """Loss, gradient, statistics and anchors of two steps are those of one process."""
+    x, v, ys = data(processes)
+    alone = Distilled(gather=False)
+    shared = DistributedDataParallel(Distilled(gather=True))
+    shared.module.load_state_dict(alone.state_dict())
+    own = {k: shard(y, rank) for k, y in ys.items()}
+    for sign in (1, -1):
+        shared.zero_grad()
+        alone.zero_grad()
+        loss = shared(sign * shard(x, rank), shard(v, rank), own)
+        expected = alone(sign * x, v, ys)
+        loss.backward()
+        expected.backward()
+        # The regression is of a process's own samples: its mean over processes is the whole one.
+        dist.all_reduce(loss.data)
+        torch.testing.assert_close(loss / processes, expected, rtol=1e-5, atol=0)
+        for p, q in zip(shared.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+    state, wanted = shared.module.state_dict(), alone.state_dict()
+    for name in wanted:
+        torch.testing.assert_close(state[name], wanted[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
@@ -252,6 +242,7 @@ def test_every_measure_equals_one_process(tmp_path, kind):
         check_compiled,
         check_share_of_the_work,
         check_small_local_batches,
+        check_distillation,
     ],
 )
 def test_two_processes(tmp_path, check):

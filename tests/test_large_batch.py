@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmr_loss import MVMRLoss, backward_in_chunks
-from tests.test_distributed import run
+from tests.processes import run
 
 N, INPUTS, WIDTH = 22, 8, 5
 

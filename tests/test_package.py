@@ -17,6 +17,9 @@ HOSTS = [
     "pytorch_lightning",
     "timm",
     "skimage",
+    "stable_pretraining",
+    "torchdistill",
+    "torchmetrics",
     "torchvision",
 ]
 
@@ -49,6 +52,18 @@ def test_public_names():
         for name in module.__all__:
             public = getattr(module, name)
             assert name == "__version__" or public.__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+@pytest.mark.parametrize(
+    "module", ["mvmr_loss.loss", "mvmr_loss.adapters.lightly", "benchmarks.stl10"]
+)
+def test_a_deprecation_of_our_own_call_is_an_error(module, category):
+    code = "import warnings; warnings.warn('it will go', category)"
+    with pytest.raises(category, match="it will go"):
+        exec(code, {"__name__": module, "category": category})
+    with pytest.warns(category):  # Somebody else's: said, but no error.
+        exec(code, {"__name__": "elsewhere", "category": category})
 
 
 @pytest.mark.slow

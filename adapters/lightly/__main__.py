@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..options import option  # noqa: TID252 - of the same checkout
 from . import MVMR, MVMRTransform, MVMRViT
 
 
@@ -98,22 +98,6 @@ def method_entry(
         "model": ConfiguredMVMR if model_options else base,
         "transform": MVMRTransform.imagenet(**transform_options),
     }
-
-
-def option(text: str) -> tuple[str, Any]:
-    """Returns the name and the value of ``NAME=VALUE``; the value is JSON, or else a string.
-
-    Examples:
-        >>> option("lr=0.001"), option("backbone=resnet18"), option('representations=["hog"]')
-        (('lr', 0.001), ('backbone', 'resnet18'), ('representations', ['hog']))
-    """
-    name, separator, value = text.partition("=")
-    if not separator or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE but is {text!r}.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -9,11 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mvmr_loss import (
+    DistillationLoss,
     MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
     Normalization,
     Representations,
+    preset_options,
 )
 from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss.representations.registry import representation_class
@@ -48,7 +50,10 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "proj_hidden_dim": inspect.signature(MVMRProjectionHead).parameters["hidden_dim"].default,
     "proj_output_dim": inspect.signature(MVMRProjectionHead).parameters["output_dim"].default,
     "proj_num_layers": inspect.signature(MVMRProjectionHead).parameters["num_layers"].default,
-    **LOSS_OPTIONS,
+    "preset": "paper",
+    **dict.fromkeys(LOSS_OPTIONS),  # None is the preset's
+    "gather_distributed": GATHER_DISTRIBUTED,
+    "distillation": None,  # every teacher is a representation of the loss
     "representations": list(PAPER_REPRESENTATIONS),
     **EXTRACTION_OPTIONS,
     "fill_cache": False,
@@ -114,8 +119,22 @@ def check_method_options(given: object) -> dict[str, Any]:
     options = with_defaults(given, METHOD_DEFAULTS, node)
     for name in ("proj_hidden_dim", "proj_output_dim", "proj_num_layers"):
         _checked(node, check_int, f"{node}.{name}", options[name], minimum=1)
+    preset = _checked(node, preset_options, options["preset"])
+    for name, value in {**LOSS_OPTIONS, **preset}.items():
+        if options[name] is None:
+            options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
     _check_representations(options, node)
+    if options["distillation"] is not None:
+        place = f"{node}.distillation"
+        if not isinstance(options["distillation"], Mapping):
+            raise SoloConfigError(
+                f"{place} must be a mapping of options of mvmr_loss.DistillationLoss but is "
+                f"{options['distillation']!r}."
+            )
+        gathered = {"gather_distributed": options["gather_distributed"]}
+        options["distillation"] = {**gathered, **options["distillation"]}
+        _checked(place, DistillationLoss, 1, **options["distillation"])
     return options
 
 
@@ -161,10 +180,10 @@ def select(options: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in options.items() if name in names}
 
 
-def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Calls what checks its arguments; what it refuses is an error of the node."""
+def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Returns what a function makes of its arguments; what it refuses is an error of the node."""
     try:
-        check(*arguments, **options)
+        return check(*arguments, **options)
     except (TypeError, ValueError) as error:
         said = str(error)
         raise SoloConfigError(said if said.startswith(node) else f"{node}: {said}") from error

@@ -1,11 +1,10 @@
-"""Distils a teacher into a small student, by MV-MR and its peers, at an equal budget.
+"""Distils teachers into small students, by this package and its peers, at an equal budget.
 
     python -m benchmarks.distillation --train CIFAR/train --test CIFAR/test
 
-Four parts, in this order: a teacher is trained on the labels; each method's option is chosen on
-training images held out for that; variants of MV-MR are tried on them; every method trains a student
-on all training images, with every seed. Each result is a file of its own, written when its run ends,
-and a run whose file is there is not repeated: the same command continues after a stop.
+For each teacher, each method's options are chosen on training images held out for that; then every
+method trains students of each size and length, with every seed. A run whose file is there is not
+repeated: the same command continues after a stop.
 """
 
 from __future__ import annotations
@@ -14,165 +13,177 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from benchmarks.common.encoder import check_widths
-from benchmarks.distillation.methods import METHODS, VARIANTS
+from benchmarks.common.evaluation import evaluate_features
+from benchmarks.distillation.evaluation import evaluate_student, load_photographs
+from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.report import write_report
-from benchmarks.distillation.training import ready_teacher, teacher_embeddings, train_student
-from benchmarks.harness.records import environment, portable, write_json
+from benchmarks.distillation.training import (
+    STUDENTS,
+    TEACHERS,
+    ready_teacher,
+    teacher_embeddings,
+    train_student,
+)
+from benchmarks.harness import Run, plain_errors, run_all
 from benchmarks.plain_pytorch.training import Data, check_training, load_data
 
 FOLDER = Path(__file__).parent
-EPOCHS = 6
 # While options are chosen, one in five training images is held out.
 HELD_OUT = 5
-# What does not change the result of a run.
-INCIDENTAL = {"seed", "seeds", "methods", "runs", "output", "work", "device"}
-
-
-class Run(NamedTuple):
-    """A student to train, and the file of its result; without options those chosen are taken.
-
-    With options, it is trained without the held-out images, and judged on them.
-    """
-
-    path: Path
-    method: str
-    options: Mapping[str, Any] | None
-    seed: int
+# What makes a run's result beside teacher, student, epochs, method and its options.
+COMMON = ("train", "test", "image_size", "limit", "batch_size", "learning_rate", "color_jitter")
 
 
 def planned(settings: argparse.Namespace) -> Iterator[Run]:
-    """Yields the runs in order."""
-    results = settings.output / "results"
-    for method in settings.methods:
-        for i, options in enumerate(METHODS[method].candidates):
-            yield Run(results / "selection" / f"{method}-{i}.json", method, options, 0)
-    if "mvmr" in settings.methods:
-        for name, changes in VARIANTS.items():
-            options = {"layers": 0, "teacher": True, **changes}
-            yield Run(results / "variants" / f"{name}.json", "mvmr", options, 0)
-    for seed in settings.seeds:
+    """Yields the runs in order: what a method's options are chosen by, then one seed after another."""
+    images = {name: getattr(settings, name) for name in COMMON}
+
+    def run(place: str, teacher: str, student: str, epochs: int, method: str, **rest: Any) -> Run:
+        told = {"teacher": teacher, "student": student, "epochs": epochs, "method": method}
+        held = {"held_out": HELD_OUT} if place.startswith("selection") else {}
+        name = f"{teacher}/{student}-{epochs}/{place}"
+        return Run(name, {**told, "options": rest["options"], **held, **common}, rest["seed"])
+
+    for teacher in settings.teachers:
+        common = {**images, **teacher_settings(teacher, settings)}
+        small = settings.students[0]
         for method in settings.methods:
-            yield Run(results / f"{method}-seed{seed}.json", method, None, seed)
+            for i, options in enumerate(METHODS[method].candidates):
+                place = f"selection/{method}-{i}"
+                yield run(
+                    *(place, teacher, small, settings.selection_epochs, method),
+                    options=options,
+                    seed=0,
+                )
+        tried = settings.output / "results" / teacher / f"{small}-{settings.selection_epochs}"
+        for epochs in settings.epochs:
+            for student in settings.students:
+                for seed in settings.seeds:
+                    for method in settings.methods:
+                        yield run(
+                            *(f"{method}-seed{seed}", teacher, student, epochs, method),
+                            options=chosen(method, tried / "selection"),
+                            seed=seed,
+                        )
+        yield Run(f"{teacher}/teacher", {"teacher": teacher, **common}, 0)
 
 
-def chosen(method: str, results: Path) -> Mapping[str, Any]:
-    """Returns the candidate of the best linear accuracy on held-out training images."""
+def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a teacher depends on that is trained here."""
+    if teacher != "small_resnet":
+        return {}
+    return {name: getattr(settings, name) for name in ("teacher_widths", "teacher_epochs")}
+
+
+def chosen(method: str, folder: Path) -> Mapping[str, Any]:
+    """Returns the method's candidate of the best linear accuracy on held-out training images."""
     candidates = METHODS[method].candidates
     accuracy = [
-        json.loads((results / "selection" / f"{method}-{i}.json").read_text())["accuracy"]
+        json.loads((folder / f"{method}-{i}.json").read_text())["figures"]["accuracy"]["linear"]
         for i in range(len(candidates))
     ]
-    best = max(range(len(candidates)), key=lambda i: accuracy[i]["linear"]["top1"])
-    return candidates[best]
-
-
-def settings_of(settings: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that make a run's result, as they are written."""
-    return {k: portable(v) for k, v in vars(settings).items() if k not in INCIDENTAL}
+    return candidates[accuracy.index(max(accuracy))]
 
 
 def read(settings: argparse.Namespace) -> Data:
     """Reads the images; with a limit, about that many of each split, of all classes."""
     data = load_data(settings)
-    if settings.limit is not None:
-        train, test = (
-            slice(None, None, max(1, len(labels) // settings.limit))
-            for labels in (data.train_labels, data.test_labels)
-        )
-        data = Data(
-            data.train_images[train].clone(),
-            data.train_labels[train],
-            data.test_images[test].clone(),
-            data.test_labels[test],
-            data.classes,
-        )
-    return data
+    if settings.limit is None:
+        return data
+    train, test = (
+        slice(None, None, max(1, len(labels) // settings.limit))
+        for labels in (data.train_labels, data.test_labels)
+    )
+    return Data(
+        data.train_images[train].clone(),
+        data.train_labels[train],
+        data.test_images[test].clone(),
+        data.test_labels[test],
+        data.classes,
+    )
 
 
-def run_missing(settings: argparse.Namespace) -> bool:
-    """Makes the results that are not there yet, at most ``settings.runs`` students.
+class Study:
+    """Trains and evaluates students; images are read, and a teacher asked, when the first run needs it.
 
     Args:
         settings: As :func:`parse_arguments` gives them.
-
-    Returns:
-        Whether all are there now.
-
-    Raises:
-        ValueError: If a result is there that other settings or another teacher made.
     """
-    results = settings.output / "results"
-    data = read(settings)
-    teacher = ready_teacher(data, settings)
-    wanted = {"settings": settings_of(settings), "teacher": teacher["fingerprint"]}
-    if not _kept(results / "teacher.json", {"fingerprint": teacher["fingerprint"]}):
-        write_json(results / "teacher.json", {**teacher, **environment(), "seed": 0})
-    missing = [run for run in planned(settings) if not _kept(run.path, wanted)]
-    if missing:
-        embeddings = teacher_embeddings(data, settings)
-        held = torch.arange(len(data.train_labels)) % HELD_OUT == HELD_OUT - 1
-        selection = Data(
-            data.train_images[~held],
-            data.train_labels[~held],
-            data.train_images[held],
-            data.train_labels[held],
-            data.classes,
-        )
-    for run in missing[: settings.runs]:
-        print(f"{run.path.stem}: running", flush=True)
-        settings.seed = run.seed
-        choosing = run.options is not None
-        options = chosen(run.method, results) if run.options is None else run.options
-        result = train_student(
-            run.method,
-            options,
-            selection if choosing else data,
-            embeddings[~held] if choosing else embeddings,
-            settings.selection_epochs if choosing else settings.epochs,
-            settings,
-        )
-        write_json(
-            run.path,
-            {
-                "method": run.method,
-                "options": options,
-                **result,
-                **wanted,
-                **environment(),
-                "seed": run.seed,
-            },
-        )
-        write_report(settings.output)
-    if not missing:
-        write_report(settings.output)
-    return settings.runs is None or len(missing) <= settings.runs
 
+    def __init__(self, settings: argparse.Namespace) -> None:
+        self.settings = settings
+        self._data: tuple[Data, Data, Data] | None = None
+        self._embeddings: tuple[str, torch.Tensor] = ("", torch.empty(0))
 
-def _kept(path: Path, wanted: dict[str, Any]) -> bool:
-    """Tells whether a result is there, after checking what made it."""
-    if not path.exists():
-        return False
-    result = json.loads(path.read_text())
-    for name, value in wanted.items():
-        if result[name] != value:
-            raise ValueError(
-                f"{portable(path)} was made with other settings or by another teacher; give another "
-                f"--output or remove it. ({name} was {result[name]} and is {value}.)"
+    def images(self) -> tuple[Data, Data, Data]:
+        """Returns all images, the training images with a part of them to test on, photographs."""
+        if self._data is None:
+            data = read(self.settings)
+            held = self.held_out(data)
+            selection = Data(
+                data.train_images[~held],
+                data.train_labels[~held],
+                data.train_images[held],
+                data.train_labels[held],
+                data.classes,
             )
-    return True
+            photographs = load_photographs(self.settings.image_size, self.settings.limit)
+            self._data = data, selection, photographs
+        return self._data
+
+    @staticmethod
+    def held_out(data: Data) -> torch.Tensor:
+        """Returns which training images are held out while options are chosen."""
+        return torch.arange(len(data.train_labels)) % HELD_OUT == HELD_OUT - 1
+
+    def embeddings(self, teacher: str) -> torch.Tensor:
+        """Returns a teacher's embeddings of all training images."""
+        if self._embeddings[0] != teacher:
+            data = self.images()[0]
+            if teacher == "small_resnet":
+                ready_teacher(data, self.settings)
+            embeddings = teacher_embeddings(teacher, data.train_images, "train", self.settings)
+            self._embeddings = teacher, embeddings
+        return self._embeddings[1]
+
+    def judge_teacher(self, teacher: str) -> dict[str, Any]:
+        """Returns the figures of a teacher's own features."""
+        data, train = self.images()[0], self.embeddings(teacher)
+        test = teacher_embeddings(teacher, data.test_images, "test", self.settings)
+        accuracy = evaluate_features(train, data.train_labels, test, data.test_labels)
+        top1 = {probe: values["top1"] for probe, values in accuracy.items()}
+        return {"accuracy": top1, "width": train.shape[1]}
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Trains the student of a run, or judges the teacher, and returns the figures."""
+        if "student" not in run.settings:
+            return self.judge_teacher(run.settings["teacher"])
+        data, selection, photographs = self.images()
+        embeddings = self.embeddings(run.settings["teacher"])
+        choosing = "held_out" in run.settings
+        if choosing:
+            embeddings = embeddings[~self.held_out(data)]
+        images = selection if choosing else data
+        encoder, costs = train_student(
+            run.settings, images, embeddings, run.seed or 0, self.settings.device
+        )
+        accuracy = evaluate_student(
+            encoder, images, None if choosing else photographs, self.settings.device, run.seed or 0
+        )
+        return {"accuracy": accuracy, **costs}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.distillation",
-        description="Distils a teacher into a small student, by MV-MR and its peers, at an equal "
-        "budget, on folders of images, or on photographs that come with scikit-image.",
+        description="Distils teachers into small students, by this package and its peers, at an "
+        "equal budget, on folders of images, or on photographs that come with scikit-image.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -180,33 +191,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--test", type=Path, help="folder of test images, with the same classes")
     add("--image-size", type=int, default=32, help="side in pixels that images are resized to")
     add("--limit", type=int, help="use about this many images of each split")
-    add("--epochs", type=int, default=EPOCHS, help="of a student")
-    add("--selection-epochs", type=int, default=EPOCHS // 2, help="while options are chosen")
+    add("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS), help="in this order")
+    add("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS), help="in this order")
+    add("--epochs", type=int, nargs="+", default=[6, 12, 30], help="of the students, in this order")
+    add("--selection-epochs", type=int, default=3, help="while options are chosen")
     add("--batch-size", type=int, default=128, help="images a step")
     add("--learning-rate", type=float, default=2e-3, help="Adam's largest learning rate")
     add("--color-jitter", type=float, default=0.4, help="strength of the colour augmentation")
-    add("--student-widths", type=int, nargs="+", default=[16, 32, 64], help="of SmallResNet")
-    add("--teacher-widths", type=int, nargs="+", default=[64, 128, 256], help="of SmallResNet")
-    add("--teacher-epochs", type=int, default=12, help="of the teacher's own training")
+    add("--teacher-widths", type=int, nargs="+", default=[64, 128, 256], help="of small_resnet")
+    add("--teacher-epochs", type=int, default=12, help="of the training of small_resnet")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a student of each method for each")
-    add(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        metavar="METHOD",
-        help="these only; the variants belong to mvmr",
-    )
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     add("--runs", type=int, help="stop after this many students; None is all")
-    add("--output", type=Path, default=FOLDER, help="where results, table and plot are")
-    add("--work", type=Path, default=Path("runs/distillation"), help="where the teacher is")
+    add("--output", type=Path, default=FOLDER, help="where results and tables are")
+    add("--work", type=Path, default=Path("runs/distillation"), help="where features are kept")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     settings = parser.parse_args(arguments)
-    minima = {"image_size": 8, "epochs": 1, "selection_epochs": 1, "teacher_epochs": 1}
+    minima = {"image_size": 8, "selection_epochs": 1, "teacher_epochs": 1}
     minima |= {"batch_size": 4, "limit": 20, "runs": 1}
     check_training(parser, settings, minima)
+    if min(settings.epochs) < 1:
+        parser.error(f"--epochs must be at least 1 but are {settings.epochs}.")
     try:
-        check_widths("--student-widths", settings.student_widths)
         check_widths("--teacher-widths", settings.teacher_widths)
     except ValueError as error:
         parser.error(str(error))
@@ -216,12 +222,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; what is wrong with it or the images becomes one sentence."""
     settings = parse_arguments(arguments)
-    try:
-        complete = run_missing(settings)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"Error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted: run the same command again to continue.") from None
+    study = Study(settings)
+
+    def run_one(run: Run) -> dict[str, Any]:
+        figures = study.run(run)
+        write_report(settings.output)  # those before it
+        return figures
+
+    with plain_errors():
+        complete = run_all(
+            planned(settings), settings.output / "results", run_one, limit=settings.runs
+        )
+        write_report(settings.output)
     print("complete" if complete else "not complete yet: run the same command again to continue")
 
 

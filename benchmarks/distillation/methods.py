@@ -12,6 +12,11 @@ from torch.nn import functional as F
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHead
 from mvmr_loss.dependence import pairwise_distances
+from mvmr_loss.distillation import (
+    DistillationLoss,
+    IsotropicStandardization,
+    TeacherRegression,
+)
 
 
 class Batch(NamedTuple):
@@ -49,6 +54,9 @@ class Objective(nn.Module):
         super().__init__()
         self.head = head
 
+    def fit(self, embeddings: Tensor) -> None:
+        """Looks at the teacher's embeddings of all training images, shape (M, E)."""
+
     def forward(self, batch: Batch) -> Tensor:
         """Computes the mean over both views of :meth:`compare`, a scalar."""
         return (self.compare(batch.view, batch) + self.compare(batch.augmented, batch)) / 2
@@ -56,6 +64,9 @@ class Objective(nn.Module):
     def compare(self, features: Tensor, batch: Batch) -> Tensor:
         """Computes the loss of one view's features, shape (N, D); a scalar."""
         raise NotImplementedError
+
+    def update(self, batch: Batch) -> None:
+        """Is called with each batch after its step."""
 
 
 def projection(widths: Widths, layers: int) -> nn.Module:
@@ -66,9 +77,9 @@ def projection(widths: Widths, layers: int) -> nn.Module:
 
 
 class MVMR(Objective):
-    """MV-MR with the teacher as the only representation, or with none.
+    """MV-MR as published, with the teacher as the only representation, or with none.
 
-    Only the augmented view meets the teacher, as the method has it, unless ``both_views``.
+    Only the augmented view meets the teacher.
 
     Source: Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -76,66 +87,82 @@ class MVMR(Objective):
         widths: As every objective has them.
         layers: Of the projection head.
         teacher: Whether there is a teacher.
-        teacher_weight: Weight of its term; 1 is the published one.
-        both_views: Whether the view as it is meets the teacher, too; the term is then a mean.
-        **options: Of the loss: weights of the view terms, 1 if not given, and the measure.
     """
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        layers: int,
-        teacher: bool,
-        teacher_weight: float = 1.0,
-        both_views: bool = False,
-        **options: Any,
-    ) -> None:
+    def __init__(self, widths: Widths, *, layers: int, teacher: bool = True) -> None:
         super().__init__(projection(widths, layers))
-        self.view_terms = MVMRLoss(**options)
-        self.teacher_term = MultiRepresentationRegularizer(
-            teacher_weight, dependence_measure=self.view_terms.measure
-        )
+        self.loss = MVMRLoss()
         self.teacher = teacher
-        self.both_views = both_views
 
     def forward(self, batch: Batch) -> Tensor:
         """Computes the loss."""
         z, z_augmented = self.head(batch.view), self.head(batch.augmented)
-        loss = self.view_terms(z, z_augmented)
-        if self.teacher:
-            views = [z, z_augmented] if self.both_views else [z_augmented]
-            loss = loss + self.teacher_term(views, {"teacher": batch.teacher})
+        return self.loss(z, z_augmented, {"teacher": batch.teacher} if self.teacher else None)
+
+
+_PLAIN: dict[str, Any] = {"hidden_dim": 0, "rotation": "none", "dependence_weight": 1.0}
+
+
+class Distillation(Objective):
+    """This package's :class:`mvmr_loss.distillation.DistillationLoss`, on both views.
+
+    Args:
+        widths: As every objective has them.
+        view_weight: Weight of MV-MR's view terms on the features; 0: none.
+        **options: Of the loss; a linear head, no rotation and a dependence of weight 1 if not given.
+    """
+
+    def __init__(self, widths: Widths, *, view_weight: float = 0.0, **options: Any) -> None:
+        super().__init__(nn.Identity())
+        options = {**_PLAIN, **options}
+        self.loss = DistillationLoss(widths.student, {"teacher": widths.teacher}, **options)
+        self.views = MVMRLoss()
+        self.view_weight = view_weight
+
+    def fit(self, embeddings: Tensor) -> None:
+        """Takes the teacher's statistics."""
+        self.loss.fit({"teacher": embeddings})
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Computes the loss."""
+        loss: Tensor = self.loss([batch.view, batch.augmented], {"teacher": batch.teacher})
+        if self.view_weight:
+            loss = loss + self.view_weight * self.views(batch.view, batch.augmented)
         return loss
 
-
-class TeacherTerm(Objective):
-    """MV-MR's dependence on the teacher alone."""
-
-    def __init__(self, widths: Widths, *, layers: int) -> None:
-        super().__init__(projection(widths, layers))
-        self.loss = MultiRepresentationRegularizer()
-
-    def compare(self, features: Tensor, batch: Batch) -> Tensor:
-        """Computes one minus the distance correlation with the teacher's embeddings."""
-        return self.loss(self.head(features), {"teacher": batch.teacher})
+    def update(self, batch: Batch) -> None:
+        """Adds the batch to the anchors."""
+        self.loss.update([batch.view, batch.augmented], {"teacher": batch.teacher})
 
 
 class Mimicry(Objective):
-    """Mean squared error to the teacher's embeddings, after a linear map.
+    """Mean squared error to the teacher's embeddings, after a map to their width.
 
     Source: feature distillation of CLIP-KD, Yang et al., CVPR 2024 (arXiv 2307.12732), section 3.
+
+    Args:
+        widths: As every objective has them.
+        target: The embeddings "as they are", of length 1 ("normalized"), or "standardized" with one
+            scale.
+        hidden_dim: Width of a map of two layers; 0: a linear one.
     """
 
-    def __init__(self, widths: Widths, *, normalized: bool) -> None:
-        super().__init__(nn.Linear(widths.student, widths.teacher))
-        self.normalized = normalized
+    def __init__(self, widths: Widths, *, target: str, hidden_dim: int = 0) -> None:
+        super().__init__(TeacherRegression(*widths[:2], hidden_dim=hidden_dim).head)
+        self.target = target
+        self.standardize = IsotropicStandardization(widths.teacher, rotation="none")
+
+    def fit(self, embeddings: Tensor) -> None:
+        """Takes the teacher's statistics."""
+        self.standardize.fit(embeddings)
 
     def compare(self, features: Tensor, batch: Batch) -> Tensor:
-        """Computes the error, of embeddings of length 1 where ``normalized``."""
+        """Computes the error."""
         student, teacher = self.head(features), batch.teacher
-        if self.normalized:
+        if self.target == "normalized":
             student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        elif self.target == "standardized":
+            teacher = self.standardize(teacher)
         return F.mse_loss(student, teacher)
 
 
@@ -164,6 +191,21 @@ def relative_distances(x: Tensor) -> Tensor:
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
     distances = pairwise_distances(x)[i, j]
     return distances / distances.mean()
+
+
+class SimilarityPreserving(Objective):
+    """Mean squared error between the batch's similarities, each row scaled to length 1.
+
+    Source: Tung and Mori, ICCV 2019 (arXiv 1907.09682), eq. 1 to 4.
+    """
+
+    def __init__(self, widths: Widths, *, layers: int) -> None:
+        super().__init__(projection(widths, layers))
+
+    def compare(self, features: Tensor, batch: Batch) -> Tensor:
+        """Computes the loss; the mean over a row's squares times N, so that it does not vanish."""
+        student, teacher = (F.normalize(x @ x.T) for x in (self.head(features), batch.teacher))
+        return F.mse_loss(student, teacher) * len(student)
 
 
 class CKALoss(Objective):
@@ -199,65 +241,161 @@ class Supervised(Objective):
         )
 
 
+class Joined(Objective):
+    """A baseline with the dependence on the teacher beside it, on the features.
+
+    Args:
+        widths: As every objective has them.
+        base: The baseline's key in :data:`METHODS`.
+        dependence_weight: Weight of the dependence.
+        **options: Of the baseline.
+    """
+
+    def __init__(
+        self, widths: Widths, *, base: str, dependence_weight: float, **options: Any
+    ) -> None:
+        super().__init__(nn.Identity())
+        self.base = METHODS[base].build(widths, **options)
+        self.dependence = MultiRepresentationRegularizer(dependence_weight)
+
+    def fit(self, embeddings: Tensor) -> None:
+        """Shows the baseline the teacher's embeddings."""
+        self.base.fit(embeddings)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Computes the sum."""
+        views = [batch.view, batch.augmented]
+        loss: Tensor = self.base(batch) + self.dependence(views, {"teacher": batch.teacher})
+        return loss
+
+
 class Method(NamedTuple):
     """A method of the comparison.
 
     Attributes:
         label: Its name in tables.
         build: From widths and one of the candidates to the objective.
-        candidates: Options to choose from on held-out training images, two for each method.
+        candidates: Options to choose from on held-out training images, three for each method but one.
     """
 
     label: str
     build: Callable[..., Objective]
-    candidates: tuple[Mapping[str, Any], Mapping[str, Any]]
+    candidates: tuple[Mapping[str, Any], ...]
 
 
-# On the features themselves, or through the paper's head of three layers.
-_HEADS = ({"layers": 0}, {"layers": 3})
+# On the features themselves, or through a head as the paper's.
+_HEADS = ({"layers": 0}, {"layers": 2}, {"layers": 3})
+_ALONE: dict[str, Any] = {"regression_weight": 0.0}
+_PHI_S: dict[str, Any] = {"hidden_dim": 512, "rotation": "hadamard"}
 
-# What the variants below led to.
-_STRONG_TEACHER = {"teacher_weight": 100.0, "both_views": True}
 
+def _beside(base: str) -> tuple[dict[str, Any], ...]:
+    """Returns the candidates of a relational baseline with the dependence beside it."""
+    return tuple(
+        {"base": base, "layers": 0, "dependence_weight": weight} for weight in (0.3, 1.0, 3.0)
+    )
+
+
+# In the order in which they are run: the most telling first.
 METHODS = {
-    "mvmr": Method(
-        "MV-MR, published weights", MVMR, tuple({**head, "teacher": True} for head in _HEADS)
+    "regression": Method(
+        "cosine + smooth L1",
+        Distillation,
+        (
+            {"dependence_weight": 0.0},
+            {"dependence_weight": 0.0, "hidden_dim": 512},
+            {"dependence_weight": 0.0, **_PHI_S},
+        ),
     ),
-    "mvmr_strong": Method(
-        "MV-MR, strong teacher term",
-        MVMR,
-        tuple({**head, "teacher": True, **_STRONG_TEACHER} for head in _HEADS),
+    "regression_dependence": Method(
+        "cosine + smooth L1 + dependence",
+        Distillation,
+        (
+            {"dependence_weight": 0.3},
+            {"dependence_weight": 1.0},
+            {"dependence_weight": 0.3, "hidden_dim": 512},
+            # Tried after the rotation had shown itself in the regression alone.
+            {"dependence_weight": 0.3, **_PHI_S},
+        ),
     ),
-    "teacher_term": Method("teacher term alone", TeacherTerm, _HEADS),
     "mimicry": Method(
-        "MSE mimicry, linear map", Mimicry, ({"normalized": False}, {"normalized": True})
+        "MSE mimicry",
+        Mimicry,
+        (
+            {"target": "normalized"},
+            {"target": "standardized"},
+            {"target": "standardized", "hidden_dim": 512},
+        ),
+    ),
+    "dependence": Method(
+        "dependence alone",
+        Distillation,
+        (
+            {**_ALONE, "dependence_measure": "distance_correlation"},
+            {**_ALONE, "dependence_measure": "distance_correlation_sqr"},
+            {**_ALONE, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
+        ),
+    ),
+    "published": Method("MV-MR, published weights", MVMR, _HEADS),
+    "regression_dependence_anchors": Method(
+        "cosine + smooth L1 + dependence, anchors",
+        Distillation,
+        (
+            {"dependence_weight": 0.3, **_PHI_S, "anchors": 512},
+            {"dependence_weight": 0.3, **_PHI_S, "anchors": 1024},
+            {"dependence_weight": 1.0, **_PHI_S, "anchors": 1024},
+        ),
     ),
     "rkd": Method("RKD, distances", RKDDistance, _HEADS),
+    "mimicry_dependence": Method(
+        "MSE mimicry + dependence",
+        Joined,
+        (
+            {"base": "mimicry", "target": "standardized", "dependence_weight": 0.3},
+            {"base": "mimicry", "target": "standardized", "dependence_weight": 1.0},
+            {
+                **{"base": "mimicry", "target": "standardized", "hidden_dim": 512},
+                "dependence_weight": 0.3,
+            },
+        ),
+    ),
+    "dependence_anchors": Method(
+        "dependence alone, anchors",
+        Distillation,
+        (
+            {**_ALONE, "anchors": 512},
+            {**_ALONE, "anchors": 1024},
+            {**_ALONE, "anchors": 2048},
+        ),
+    ),
+    "regression_dependence_views": Method(
+        "cosine + smooth L1 + dependence + view terms",
+        Distillation,
+        (
+            {"dependence_weight": 0.3, **_PHI_S, "view_weight": 0.03},
+            {"dependence_weight": 0.3, **_PHI_S, "view_weight": 0.1},
+            {"dependence_weight": 0.3, **_PHI_S, "view_weight": 1.0},
+        ),
+    ),
     "cka": Method("CKA", CKALoss, _HEADS),
-    "no_teacher": Method(
-        "MV-MR without teacher", MVMR, tuple({**head, "teacher": False} for head in _HEADS)
-    ),
+    "similarity": Method("similarity-preserving", SimilarityPreserving, _HEADS),
     "supervised": Method(
-        "supervised", Supervised, ({"label_smoothing": 0.0}, {"label_smoothing": 0.1})
+        "supervised",
+        Supervised,
+        ({"label_smoothing": 0.0}, {"label_smoothing": 0.1}, {"label_smoothing": 0.2}),
     ),
-}
-
-# Changes to MV-MR on the features themselves, to see what limits it; judged on held-out training images.
-VARIANTS: dict[str, Mapping[str, Any]] = {
-    "no-invariance": {"invariance_weight": 0.0},
-    "no-variance": {"variance_weight": 0.0},
-    "no-view-dependence": {"dependence_weight": 0.0},
-    "teacher-10": {"teacher_weight": 10.0},
-    "teacher-100": {"teacher_weight": 100.0},
-    "both-views-1": {"both_views": True},
-    "both-views-10": {"both_views": True, "teacher_weight": 10.0},
-    "both-views-100": {"both_views": True, "teacher_weight": 100.0},
-    "both-views-10-view-dependence-only": {
-        **{"both_views": True, "teacher_weight": 10.0},
-        **{"invariance_weight": 0.0, "variance_weight": 0.0},
-    },
-    "both-views-100-bias-corrected": {
-        **{"both_views": True, "teacher_weight": 100.0},
-        "dependence_measure": "u_distance_correlation_sqr",
-    },
+    "no_teacher": Method(
+        "MV-MR without teacher",
+        MVMR,
+        (
+            {"layers": 0, "teacher": False},
+            {"layers": 2, "teacher": False},
+            {"layers": 3, "teacher": False},
+        ),
+    ),
+    "rkd_dependence": Method("RKD + dependence", Joined, _beside("rkd")),
+    "cka_dependence": Method("CKA + dependence", Joined, _beside("cka")),
+    "similarity_dependence": Method(
+        "similarity-preserving + dependence", Joined, _beside("similarity")
+    ),
 }

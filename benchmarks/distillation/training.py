@@ -15,22 +15,29 @@ from torch.nn import functional as F
 
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
+from benchmarks.distillation.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths
-from benchmarks.harness.loops import progress
-from benchmarks.harness.records import atomic_path, portable
+from benchmarks.distillation.teachers import efficientnet_lite0
+from benchmarks.harness import atomic_path, portable, progress
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
-    augmentation,
     epoch_means,
     evaluate,
     normalize,
     random_batches,
 )
-from mvmr_loss import Representations
+from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import fill
+from mvmr_loss.teachers.checkpoints import load_tensors
 
-# The settings that make a teacher.
+# What the students' images are normalised with.
+MEAN, STD = Normalization.imagenet().mean, Normalization.imagenet().std
+# Parameters of a SmallResNet -> its widths.
+STUDENTS = {"77k": (16, 32, 64), "938k": (56, 112, 224)}
+TEACHERS = ("efficientnet_lite0", "small_resnet")
+
+# The settings that make the teacher that is trained here.
 TEACHER_SETTINGS = (
     "train",
     "image_size",
@@ -114,7 +121,7 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
         with atomic_path(weights) as path:
             record["settings"] = wanted
             torch.save({"state_dict": encoder.state_dict(), "record": record}, path)
-    record = dict(torch.load(weights, weights_only=True)["record"])
+    record = dict(load_tensors(weights)["record"])
     if record["settings"] != wanted:
         raise ValueError(
             f"{portable(weights)} has a teacher that other settings made; give another --work or "
@@ -123,74 +130,78 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
     return {**record, "fingerprint": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
 
 
-def teacher_embeddings(data: Data, settings: argparse.Namespace) -> Tensor:
-    """Reads the teacher's embeddings of the training images as they are, computed once.
+def teacher_embeddings(
+    name: str, images: Tensor, split: str, settings: argparse.Namespace
+) -> Tensor:
+    """Reads the teacher's embeddings of images as they are, computed once.
 
     Args:
-        data: All images.
+        name: One of :data:`TEACHERS`.
+        images: uint8, of shape (N, 3, S, S).
+        split: What they are called.
         settings: Of the command line.
 
     Returns:
         Tensor of shape (N, E).
     """
-    teacher = {
-        "name": "teacher",
-        "source": "checkpoint",
-        "model": "benchmarks.common.encoder:SmallResNet",
-        "model_options": {"widths": list(settings.teacher_widths)},
-        "weights": str(settings.work / "teacher.pt"),
-    }
-    images = normalize(data.train_images.float() / 255)
-    representations = Representations([teacher], cache=settings.work / "embeddings")
+    if name == "efficientnet_lite0":
+        teacher = efficientnet_lite0(MEAN, STD)
+    else:
+        teacher = {
+            "name": "teacher",
+            "source": "checkpoint",
+            "model": "benchmarks.common.encoder:SmallResNet",
+            "model_options": {"widths": list(settings.teacher_widths)},
+            "weights": str(settings.work / "teacher.pt"),
+        }
+    images = normalize(images.float() / 255)
+    representations = Representations(
+        [teacher], slice_size=64, cache=settings.work / f"{name}-{split}"
+    )
     fill(representations, images, batch_size=256, device=settings.device)
-    embeddings: Tensor = representations(None, torch.arange(len(images)))["teacher"]
-    return embeddings
+    return representations(None, torch.arange(len(images)))["teacher"]
 
 
 def train_student(
-    method: str,
-    options: Mapping[str, Any],
-    data: Data,
-    embeddings: Tensor,
-    epochs: int,
-    settings: argparse.Namespace,
-) -> dict[str, Any]:
-    """Trains a student from random weights and evaluates its features.
+    run: Mapping[str, Any], data: Data, embeddings: Tensor, seed: int, device: str
+) -> tuple[SmallResNet, dict[str, Any]]:
+    """Trains a student from random weights.
 
     Every method sees the same two views of the same batches, the images as they are and augmented,
     so each runs the student twice an image and epoch.
 
     Args:
-        method: A key of :data:`METHODS`.
-        options: Of the method's objective.
-        data: Training images with labels, and those to evaluate on.
+        run: Its ``student``, ``epochs``, ``method``, ``options``, ``batch_size``, ``learning_rate``
+            and ``color_jitter``.
+        data: Training images with labels.
         embeddings: The teacher's of the training images, shape (N, E).
-        epochs: Passes over the training images.
-        settings: Of the command line, with ``seed``.
+        seed: Of the weights, the order and the augmentations.
+        device: Where to compute.
 
     Returns:
-        Accuracies, the loss by epoch, and what it cost.
+        The student, and the loss by epoch and what it cost.
     """
-    torch.manual_seed(settings.seed)
-    device = settings.device
-    encoder = SmallResNet(settings.student_widths).to(device, memory_format=torch.channels_last)
+    torch.manual_seed(seed)
+    method = run["method"]
+    encoder = SmallResNet(STUDENTS[run["student"]])
+    encoder = encoder.to(device, memory_format=torch.channels_last)
     widths = Widths(encoder.output_dim, embeddings.shape[1], len(data.classes))
-    objective = METHODS[method].build(widths, **options).to(device)
-    augment = augmentation(data.train_images.shape[-1], settings.color_jitter)
-    recipe = argparse.Namespace(epochs=epochs, batch_size=settings.batch_size)
+    objective = METHODS[method].build(widths, **run["options"]).to(device)
+    objective.fit(embeddings)
+    recipe = argparse.Namespace(epochs=run["epochs"], batch_size=run["batch_size"])
     steps_per_epoch = len(data.train_images) // recipe.batch_size
-    steps = epochs * steps_per_epoch
+    steps = recipe.epochs * steps_per_epoch
     parameters = [*encoder.parameters(), *objective.parameters()]
-    optimizer, scheduler = adam_in_one_cycle(parameters, settings.learning_rate, steps)
+    optimizer, scheduler = adam_in_one_cycle(parameters, run["learning_rate"], steps)
     # Methods draw different numbers of random weights; order and augmentation are equal again.
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     history: list[dict[str, float]] = []
     clocks = time.perf_counter(), time.process_time()
     for index in progress(random_batches(len(data.train_images), recipe), method, steps):
         images = data.train_images[index].to(device).float() / 255
         batch = Batch(
             encoder(normalize(images)),
-            encoder(normalize(augment(images))),
+            encoder(normalize(augment(images, run["color_jitter"]))),
             embeddings[index].to(device),
             data.train_labels[index].to(device),
         )
@@ -199,12 +210,11 @@ def train_student(
         loss.backward()
         optimizer.step()
         scheduler.step()
+        objective.update(batch)
         history.append({"loss": loss.item()})
     seconds, cpu_seconds = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
-    return {
-        "accuracy": evaluate(encoder, data, settings, method),
+    return encoder, {
         "loss_per_epoch": [epoch["loss"] for epoch in epoch_means(history, steps_per_epoch)],
-        "epochs": epochs,
         "student_passes": 2 * steps * recipe.batch_size,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_seconds": round(seconds, 1),

@@ -31,6 +31,7 @@ from benchmarks.common.photographs import Photographs
 from benchmarks.harness.loops import progress
 from benchmarks.harness.records import atomic_path, environment, portable, write_json
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss.teachers.checkpoints import load_tensors
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 
@@ -197,7 +198,7 @@ def load_encoder(path: str | Path) -> SmallResNet:
     Returns:
         The encoder, from images prepared by :func:`normalize` to features.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_tensors(Path(path))
     encoder = SmallResNet(content["widths"])
     encoder.load_state_dict(content["state_dict"])
     return encoder.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,11 +32,31 @@ def _field(default: Any, group: str, text: str, **options: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. With aliases, a small file could stand for one that no memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(problem="aliases are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(text: str) -> Any:
+    """Reads plain YAML; a ValueError says what it is instead."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _yaml_value(text: str) -> Any:
     """Reads a name, a number or a mapping such as ``{hog: {orientations: 9}}``."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return _read_yaml(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} must be a name or YAML ({error}).") from error
 
 
@@ -224,7 +245,7 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     """Returns a setting's value after checking its type and choices."""
     kind = str(f.type)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     expected: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
     kind, _, optional = kind.partition(" | ")
     wanted = (expected.get(kind, list), *([type(None)] if optional else []))
@@ -265,11 +286,12 @@ def read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a file of settings, but there is no such file.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = _read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} must be YAML but cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold settings as 'name: value' but holds {content!r}.")
+        shown = reprlib.repr(content)
+        raise ValueError(f"{path} must hold settings as 'name: value' but holds {shown}.")
     known = {f.name for f in fields(Settings)}
     for name in content:
         if name not in known:

@@ -36,6 +36,7 @@ from benchmarks.stl10.evaluate import evaluate
 from benchmarks.stl10.methods import Method, build_method
 from benchmarks.stl10.report import write_report
 from benchmarks.stl10.settings import Settings, read_file
+from mvmr_loss.teachers.checkpoints import load_tensors
 
 CHECKPOINT = "checkpoint.ckpt"
 SETTINGS = "settings.yaml"
@@ -202,6 +203,8 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
             path.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
     # A run that was stopped before its first checkpoint starts from the beginning.
     checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)  # Some versions of Lightning would unpickle objects.
     trainer.fit(
         method,
         train_loader(Indexed(data.pretrain), sampler, settings.num_workers),
@@ -267,6 +270,29 @@ def check_folder(folder: Path, resume: bool) -> None:
         )
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a run's checkpoint; nothing but tensors and plain containers is unpickled.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What Lightning wrote.
+
+    Raises:
+        ValueError: If the file is damaged, no checkpoint, or holds objects, which would run code.
+    """
+    try:
+        content = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be a checkpoint of this run but cannot be read: {error}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"{path} must be a checkpoint of this run but holds no state dict.")
+    return content
+
+
 def load_run(folder: Path) -> tuple[Settings, Method]:
     """Reads the settings of a run and its method with the weights of the checkpoint.
 
@@ -289,14 +315,14 @@ def load_run(folder: Path) -> tuple[Settings, Method]:
         )
     # Features need no representations, nor the files of a teacher.
     method = build_method(dataclasses.replace(settings, representations=[]))
+    weights = read_checkpoint(path)["state_dict"]
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         method.load_state_dict(
             {k: v for k, v in weights.items() if not k.startswith("representations.")}
         )
     except Exception as error:
         raise ValueError(
-            f"{path} must be a checkpoint of this run but cannot be read: {error}"
+            f"{path} must be a checkpoint of this run but does not fit its method: {error}"
         ) from error
     return settings, method.eval()
 

@@ -15,6 +15,7 @@ import torch
 
 from mvmr_loss.cache.dataset import fill
 from mvmr_loss.cache.files import CorruptCacheError
+from mvmr_loss.cache.folder import image_folder
 from mvmr_loss.cache.store import DTYPES, RepresentationCache
 from mvmr_loss.representations.collection import Representations
 
@@ -90,7 +91,7 @@ def _dataset(settings: argparse.Namespace) -> Any:
         ]
     )
     if Path(settings.data).is_dir():
-        return datasets.ImageFolder(settings.data, transform)
+        return image_folder(settings.data, transform, settings.image_size)
     cls: Any = getattr(datasets, settings.data, None)
     if not isinstance(cls, type):
         raise ValueError(

@@ -190,10 +190,10 @@ class _Readable(IndexedDataset):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         try:
             return super().__getitem__(index)[:2]
-        except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises.
+        except Exception as error:  # Pillow raises whatever a damaged file leads to.
             samples = getattr(self.dataset, "samples", None)
             name = f" ({samples[index][0]})" if isinstance(samples, list) else ""
-            return index, f"image {index}{name} cannot be read: {error}"
+            return index, f"image {index}{name} cannot be read: {str(error) or repr(error)}"
 
 
 def _add_identity(digest: Any, dataset: Any, within: tuple[Any, ...] = ()) -> None:

@@ -1,5 +1,10 @@
 """Measures of dependence between two batches, from their distances or kernel matrices."""
 
+from mvmr_loss.dependence.cross import (
+    TokenDistanceCorrelation,
+    cross_distance_correlation,
+    token_distance_correlation,
+)
 from mvmr_loss.dependence.distance_correlation import (
     distance_correlation,
     distance_correlation_sqr,
@@ -20,7 +25,9 @@ from mvmr_loss.dependence.registry import (
 
 __all__ = [
     "DependenceMeasure",
+    "TokenDistanceCorrelation",
     "cka",
+    "cross_distance_correlation",
     "dependence_measure",
     "distance_correlation",
     "distance_correlation_sqr",
@@ -31,6 +38,7 @@ __all__ = [
     "pairwise_distances",
     "partial_distance_correlation",
     "register_dependence_measure",
+    "token_distance_correlation",
     "u_distance_correlation_sqr",
     "u_distance_covariance_sqr",
 ]

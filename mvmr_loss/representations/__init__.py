@@ -10,6 +10,7 @@ from mvmr_loss.representations.patch_scattering import PatchScattering, patch_sc
 from mvmr_loss.representations.pixels import Pixels
 from mvmr_loss.representations.registry import list_representations, register_representation
 from mvmr_loss.representations.scattering import Scattering, scattering
+from mvmr_loss.representations.scattering2d import Scattering2D
 from mvmr_loss.representations.sketch import FoldedSignSketch, folded_sign_sketch
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Representation",
     "Representations",
     "Scattering",
+    "Scattering2D",
     "augmented_pixels",
     "dct",
     "folded_sign_sketch",

@@ -152,10 +152,6 @@ class _Options:
                 "color_jitter must be at least 0, and its fourth number, the hue, at most 0.5, "
                 f"but is {self.color_jitter}."
             )
-        if len(self.normalization.mean) != 3:
-            raise ValueError(
-                f"normalization must be of three channels but is {self.normalization}."
-            )
 
 
 def _augment(images: Tensor, start: int | Tensor, options: _Options) -> Tensor:
@@ -165,6 +161,11 @@ def _augment(images: Tensor, start: int | Tensor, options: _Options) -> Tensor:
     others = draws[:, 2 * _CROP_TRIALS + 2 :]
     flip, jitter, *factors, order, grey, sigma = torch.unbind(others, dim=1)
 
+    if channels == 3 != len(options.normalization.mean):
+        raise ValueError(
+            "normalization must be of three channels, as the images are, but is "
+            f"{options.normalization}."
+        )
     options.normalization.check(images)
     box = _crop_boxes(trials, place, height, width, options.crop_scale)
     x = _crop_resize_flip(images, box, flip < options.flip_probability)

@@ -103,9 +103,9 @@ class Representations(nn.Module):
             else build(label, {"differentiable": differentiable, **value}, self.normalization)
             for label, value in ({} if nothing else labelled(specification)).items()
         }
+        sketch_seed = check_seed(sketch_seed, "sketch_seed")
         if sketch_dim is not None:
             sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)
-            sketch_seed = check_seed(sketch_seed, "sketch_seed")
             built = {label: Sketched(r, sketch_dim, sketch_seed) for label, r in built.items()}
         self.by_name = nn.ModuleDict(built)
         self.cache: CachedRows | None = None

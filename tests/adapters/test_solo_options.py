@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, preset_options
 from mvmr_loss.adapters import GATHER_DISTRIBUTED
 from mvmr_loss.adapters.solo.building import build_representations
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
@@ -54,12 +54,24 @@ def test_smoke() -> None:
 
 @pytest.mark.parametrize(
     ("defaults", "function"),
-    [(METHOD_DEFAULTS, MVMRLoss), (REGULARIZER_DEFAULTS, MultiRepresentationRegularizer)],
+    [
+        (check_method_options(None), MVMRLoss),
+        (REGULARIZER_DEFAULTS, MultiRepresentationRegularizer),
+    ],
 )
 def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: Any) -> None:
     for name, parameter in inspect.signature(function).parameters.items():
         if name != "gather_distributed":
             assert defaults[name] == parameter.default
+
+
+def test_a_preset_is_what_is_not_said() -> None:
+    options = check_method_options({"preset": "identity", "representation_weights": 0.1})
+    wanted = {**preset_options("identity"), "representation_weights": 0.1}
+    assert {name: options[name] for name in wanted} == wanted
+    assert options["variance_margin"] == 1.0
+    with pytest.raises(SoloConfigError, match="method_kwargs: preset must be one of paper, "):
+        check_method_options({"preset": "best"})
 
 
 def test_all_hosts_gather_unless_told_otherwise() -> None:

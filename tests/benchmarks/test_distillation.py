@@ -6,38 +6,20 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.distillation import __main__ as command
-from benchmarks.distillation import report
-from benchmarks.distillation.methods import (
-    METHODS,
-    MVMR,
-    VARIANTS,
-    Batch,
-    Widths,
-    relative_distances,
-)
+from benchmarks.distillation import evaluation
+from benchmarks.distillation.augmentation import augment
+from benchmarks.distillation.methods import METHODS, Batch, Widths, relative_distances
+from benchmarks.harness import load
+from benchmarks.plain_pytorch.training import Data
 from mvmr_loss.dependence import cka, distance_correlation
+from mvmr_loss.distillation import IsotropicStandardization, regression_loss
 
-WIDTHS = Widths(student=6, teacher=9, classes=4)
+WIDTHS = Widths(student=6, teacher=12, classes=4)
+FEW = ["regression", "published"]
 FAST = [
-    "--limit",
-    "60",
-    "--epochs",
-    "1",
-    "--selection-epochs",
-    "1",
-    "--teacher-epochs",
-    "1",
-    "--teacher-widths",
-    "16",
-    "32",
-    "--student-widths",
-    "16",
-    "16",
-    "--batch-size",
-    "20",
-    "--seeds",
-    "0",
-    "1",
+    *("--teachers", "small_resnet", "--students", "77k", "--limit", "60", "--epochs", "1"),
+    *("--selection-epochs", "1", "--seeds", "0", "1", "--teacher-epochs", "1"),
+    *("--teacher-widths", "16", "16", "--batch-size", "20", "--methods", *FEW),
 ]
 
 
@@ -47,82 +29,97 @@ def batch():
     return Batch(
         torch.randn(12, 6, requires_grad=True),
         torch.randn(12, 6, requires_grad=True),
-        torch.randn(12, 9),
+        torch.randn(12, 12),
         torch.arange(12) % 4,
     )
 
 
-def objective(method, candidate):
+def objective(method, candidate, teacher):
     torch.manual_seed(1)
-    return METHODS[method].build(WIDTHS, **METHODS[method].candidates[candidate])
+    module = METHODS[method].build(WIDTHS, **METHODS[method].candidates[candidate])
+    module.fit(teacher)
+    return module
 
 
 def both_views(batch, loss):
     return (loss(batch.view) + loss(batch.augmented)) / 2
 
 
-@pytest.mark.parametrize("candidate", [0, 1])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_loss_trains_the_student(batch, method, candidate):
-    module = objective(method, candidate)
-    loss = module(batch)
-    assert loss.shape == ()
-    loss.backward()
-    for gradient in (batch.view.grad, batch.augmented.grad):
-        assert torch.isfinite(gradient).all()
-        assert gradient.abs().sum() > 0
-    assert all(parameter.grad is not None for parameter in module.parameters())
+def test_every_loss_trains_the_student_and_its_options_differ(batch, method):
+    values = set()
+    for candidate in range(len(METHODS[method].candidates)):
+        module = objective(method, candidate, batch.teacher)
+        module.update(batch)
+        for view in (batch.view, batch.augmented):
+            view.grad = None
+        loss = module(batch)
+        assert loss.shape == ()
+        loss.backward()
+        for gradient in (batch.view.grad, batch.augmented.grad):
+            assert torch.isfinite(gradient).all()
+            assert gradient.abs().sum() > 0
+        assert all(parameter.grad is not None for parameter in module.parameters())
+        values.add(round(loss.item(), 6))
+    # A bank that is not full yet says nothing of its size.
+    assert len(values) >= len(METHODS[method].candidates) - 2 * method.endswith("anchors")
 
 
 def test_losses_are_their_definitions(batch):
     teacher, labels = batch.teacher, batch.labels
-    linear = objective("mimicry", 0).head
+    linear = objective("mimicry", 1, teacher).head
+    standard = IsotropicStandardization(12, rotation="none").fit(teacher)(teacher)
+    head = objective("regression", 0, teacher).loss.regressions["teacher"].head
+    classifier = objective("supervised", 0, teacher).head
+
+    def similarity(h):
+        rows = (F.normalize(x @ x.T) for x in (h, teacher))
+        return (next(rows) - next(rows)).square().sum() / len(h)
+
     expected = {
-        "teacher_term": both_views(batch, lambda h: 1 - distance_correlation(h, teacher)),
-        "cka": both_views(batch, lambda h: 1 - cka(h, teacher)),
-        "mimicry": both_views(batch, lambda h: F.mse_loss(linear(h), teacher)),
-        "rkd": both_views(
-            batch,
-            lambda h: F.smooth_l1_loss(
-                torch.pdist(h) / torch.pdist(h).mean(),
-                torch.pdist(teacher) / torch.pdist(teacher).mean(),
-            ),
+        ("dependence", 0): lambda h: 1 - distance_correlation(h, teacher),
+        ("regression", 0): lambda h: regression_loss(head(h), standard),
+        ("mimicry", 1): lambda h: F.mse_loss(linear(h), standard),
+        ("cka", 0): lambda h: 1 - cka(h, teacher),
+        ("similarity", 0): similarity,
+        ("rkd", 0): lambda h: F.smooth_l1_loss(
+            torch.pdist(h) / torch.pdist(h).mean(),
+            torch.pdist(teacher) / torch.pdist(teacher).mean(),
         ),
+        ("supervised", 0): lambda h: F.cross_entropy(classifier(h), labels),
     }
-    classifier = objective("supervised", 0).head
-    expected["supervised"] = both_views(batch, lambda h: F.cross_entropy(classifier(h), labels))
-    for method, loss in expected.items():
-        torch.testing.assert_close(objective(method, 0)(batch), loss, rtol=1e-4, atol=1e-5)
+    for (method, candidate), loss in expected.items():
+        found = objective(method, candidate, teacher)(batch)
+        torch.testing.assert_close(found, both_views(batch, loss), rtol=1e-4, atol=1e-5)
 
 
-def test_distillation_is_the_view_terms_and_the_teachers(batch):
-    with_teacher, without = objective("mvmr", 0)(batch), objective("no_teacher", 0)(batch)
-    term = 1 - distance_correlation(batch.augmented, batch.teacher)
-    torch.testing.assert_close(with_teacher - without, term)
-    strong = objective("mvmr_strong", 0)(batch)
-    both = both_views(batch, lambda h: 1 - distance_correlation(h, batch.teacher))
-    torch.testing.assert_close(strong - without, 100 * both)
+def test_the_dependence_stands_beside_each_baseline(batch):
+    term = both_views(batch, lambda h: 1 - distance_correlation(h, batch.teacher))
+    for base in ("rkd", "cka", "similarity"):
+        alone = objective(base, 0, batch.teacher)(batch)
+        joined = objective(f"{base}_dependence", 1, batch.teacher)(batch)
+        torch.testing.assert_close(joined - alone, term, rtol=1e-4, atol=1e-5)
+    alone = objective("mimicry", 1, batch.teacher)(batch)
+    torch.testing.assert_close(
+        objective("mimicry_dependence", 1, batch.teacher)(batch) - alone, term
+    )
+    published, without = (
+        objective(m, 0, batch.teacher)(batch) for m in ("published", "no_teacher")
+    )
+    torch.testing.assert_close(
+        published - without, 1 - distance_correlation(batch.augmented, batch.teacher)
+    )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variants_differ_from_the_method(batch, name):
-    options = {"layers": 0, "teacher": True}
-    plain, variant = MVMR(WIDTHS, **options), MVMR(WIDTHS, **options, **VARIANTS[name])
-    assert not torch.equal(plain(batch), variant(batch))
-
-
-def test_only_the_supervised_student_sees_labels(batch):
-    other = batch._replace(labels=batch.labels.flip(0))
+def test_who_sees_labels_and_who_the_teacher(batch):
+    labels = batch._replace(labels=batch.labels.flip(0))
+    teacher = batch._replace(teacher=batch.teacher.flip(0))
     for method in METHODS:
-        changed = not torch.equal(objective(method, 0)(batch), objective(method, 0)(other))
-        assert changed == (method == "supervised")
-
-
-def test_only_distillation_sees_the_teacher(batch):
-    other = batch._replace(teacher=batch.teacher.flip(0))
-    for method in METHODS:
-        changed = not torch.equal(objective(method, 0)(batch), objective(method, 0)(other))
-        assert changed == (method not in ("no_teacher", "supervised"))
+        module = objective(method, 0, batch.teacher).eval()
+        plain = module(batch)
+        assert (not torch.equal(plain, module(labels))) == (method == "supervised")
+        blind = method in ("no_teacher", "supervised")
+        assert (not torch.equal(plain, module(teacher))) == (not blind)
 
 
 def test_relative_distances():
@@ -130,12 +127,49 @@ def test_relative_distances():
     torch.testing.assert_close(relative_distances(x), torch.pdist(x) / torch.pdist(x).mean())
 
 
+def test_augmentation():
+    torch.manual_seed(0)
+    images = torch.rand(64, 3, 16, 16)
+    augmented = augment(images)
+    assert augmented.shape == images.shape
+    assert 0 <= augmented.min() <= augmented.max() <= 1
+    assert not torch.equal(augmented, augment(images))
+    # Of one colour: no crop shows, and without jitter nothing changes.
+    flat = torch.rand(64, 3, 1, 1).expand(-1, -1, 16, 16)
+    torch.testing.assert_close(augment(flat, 0.0), flat, rtol=0, atol=1e-5)
+    grey = torch.full((64, 3, 16, 16), 0.5)
+    changed = augment(grey, 0.4)
+    torch.testing.assert_close(changed[:, 0], changed[:, 1], rtol=0, atol=1e-3)  # no hue to turn
+    brightness = changed.mean(dim=(1, 2, 3))
+    assert 0.29 < brightness.min() < 0.4
+    assert 0.6 < brightness.max() < 0.71
+
+
+def test_evaluation_knows_good_features():
+    torch.manual_seed(0)
+    labels = torch.arange(240) % 4
+    images = (labels[:, None, None, None] * 60 + 20).expand(-1, 3, 8, 8).to(torch.uint8).clone()
+    data = Data(images, labels, images[:80], labels[:80], list("abcd"))
+
+    def encoder(x):
+        # A bump for each brightness, so that a linear classifier can tell them apart.
+        return torch.exp(-((x.mean(dim=(1, 2, 3))[:, None] - torch.linspace(-2, 2, 9)) ** 2) * 4)
+
+    found = evaluation.evaluate_student(encoder, data, data, "cpu", 0)
+    assert set(found) == {
+        *("knn", "linear", "few_labels", "noise", "blur", "contrast", "photographs")
+    }
+    assert found["linear"] == found["knn"] == found["blur"] == found["photographs"] == 100
+    assert found["few_labels"] > 95
+    assert found["contrast"] < 100
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The whole command on a few photographs, stopped once on the way."""
     folder = tmp_path_factory.mktemp("distillation")
     arguments = [*FAST, "--output", str(folder / "out"), "--work", str(folder / "work")]
-    command.main([*arguments, "--runs", "3"])
+    command.main([*arguments, "--runs", "2"])
     after_stop = sorted(path.name for path in (folder / "out").rglob("*.json"))
     command.main(arguments)
     return folder, arguments, after_stop
@@ -143,51 +177,42 @@ def study(tmp_path_factory):
 
 def test_the_command_continues_after_a_stop(study):
     folder, _, after_stop = study
-    assert after_stop == ["mvmr-0.json", "mvmr-1.json", "mvmr_strong-0.json", "teacher.json"]
-    results = folder / "out" / "results"
-    assert len(list((results / "selection").iterdir())) == 2 * len(METHODS)
-    assert {path.stem for path in (results / "variants").iterdir()} == set(VARIANTS)
-    assert {path.name for path in results.glob("*-seed*.json")} == {
-        f"{method}-seed{seed}.json" for method in METHODS for seed in (0, 1)
+    assert after_stop == ["regression-0.json", "regression-1.json"]
+    results = folder / "out" / "results" / "small_resnet" / "77k-1"
+    assert {path.name for path in results.glob("*/*.json")} == {
+        f"{method}-{i}.json" for method in FEW for i in range(3)
+    }
+    assert {path.name for path in results.glob("*.json")} == {
+        f"{method}-seed{seed}.json" for method in FEW for seed in (0, 1)
     }
 
 
-def test_some_methods_only():
-    settings = command.parse_arguments(["--methods", "cka", "supervised", "--seeds", "4"])
-    planned = list(command.planned(settings))
-    assert {run.method for run in planned} == {"cka", "supervised"}
-    assert len(planned) == 2 * (2 + 1)
-    assert "methods" not in command.settings_of(settings)
-
-
-def test_budgets_are_equal_and_results_complete(study):
+def test_budgets_are_equal_and_the_better_option_is_taken(study):
     folder, _, _ = study
-    runs = [json.loads(path.read_text()) for path in (folder / "out/results").glob("*-seed*.json")]
-    assert len({(run["student_passes"], run["epochs"], run["parameters"]) for run in runs}) == 1
-    teacher = json.loads((folder / "out/results/teacher.json").read_text())
-    for run in runs:
-        assert run["teacher"] == teacher["fingerprint"]
-        assert set(run["accuracy"]) == {"knn", "linear"}
-        assert {"machine", "versions", "command", "loss_per_epoch"} <= set(run)
-        assert str(folder) not in json.dumps(run)
-
-
-def test_the_better_option_is_taken(study):
-    folder, _, _ = study
-    results = folder / "out" / "results"
-    for method in METHODS:
-        runs = [json.loads((results / f"selection/{method}-{i}.json").read_text()) for i in (0, 1)]
-        best = max(runs, key=lambda run: run["accuracy"]["linear"]["top1"])
-        for seed in (0, 1):
-            run = json.loads((results / f"{method}-seed{seed}.json").read_text())
-            assert run["options"] == best["options"]
+    records = load(folder / "out" / "results")
+    students = [r for r in records if "-seed" in r["name"]]
+    assert (
+        len({(r["figures"]["student_passes"], r["figures"]["parameters"]) for r in students}) == 1
+    )
+    for record in students:
+        assert str(folder) not in json.dumps(record)
+        assert set(record["figures"]["accuracy"]) >= {"knn", "linear", "noise", "few_labels"}
+        tried = [
+            r
+            for r in records
+            if "held_out" in r["settings"]
+            and r["settings"]["method"] == record["settings"]["method"]
+        ]
+        assert len(tried) == 3
+        best = max(tried, key=lambda r: r["figures"]["accuracy"]["linear"])
+        assert record["settings"]["options"] == best["settings"]["options"]
 
 
 def test_selection_never_sees_a_test_image(study, monkeypatch, tmp_path):
-    folder, arguments, _ = study
+    folder, _, _ = study
     seen = []
 
-    def train(method, options, data, embeddings, epochs, settings):
+    def train(run, data, embeddings, seed, device):
         seen.append((len(data.train_labels), len(embeddings), data.test_images))
         raise ValueError("stop here")
 
@@ -203,34 +228,33 @@ def test_selection_never_sees_a_test_image(study, monkeypatch, tmp_path):
 def test_report(study):
     folder, _, _ = study
     page = (folder / "out" / "RESULTS.md").read_text()
-    for method in METHODS.values():
-        assert page.count(f"| {method.label} |") == 3
-    results = report.read_results(folder / "out" / "results")
-    mean = sum(run["accuracy"]["linear"]["top1"] for run in results["mvmr"]) / 2
-    assert "| MV-MR, published weights | 0, 1 | " in page
-    for name in VARIANTS:
-        assert f"| {name.replace('-', ' ')} | layers = 0, teacher = True" in page
-    assert f"{mean:.1f} ± " in page
-    assert (folder / "out" / "distillation.png").stat().st_size > 5000
+    students = [r for r in load(folder / "out" / "results") if "-seed" in r["name"]]
+    for method in FEW:
+        assert page.count(f"| {METHODS[method].label} |") == 4
+        linear = [
+            r["figures"]["accuracy"]["linear"]
+            for r in students
+            if r["settings"]["method"] == method
+        ]
+        assert f"| {METHODS[method].label} | 0, 1 | {sum(linear) / 2:.1f} ± " in page
+    assert "small_resnet: linear " in page
 
 
-def test_other_settings_or_another_teacher_are_not_mixed(study, tmp_path):
-    folder, arguments, _ = study
-    with pytest.raises(SystemExit, match="made with other settings or by another teacher"):
+def test_other_settings_are_not_mixed(study):
+    _, arguments, _ = study
+    with pytest.raises(SystemExit, match="made with other settings"):
         command.main([*arguments, "--learning-rate", "0.1"])
-    with pytest.raises(SystemExit, match="made with other settings or by another teacher"):
-        command.main([*arguments, "--teacher-epochs", "2", "--work", str(tmp_path)])
-    with pytest.raises(SystemExit, match="teacher.pt has a teacher that other settings made"):
+    with pytest.raises(SystemExit, match="made with other settings"):
         command.main([*arguments, "--teacher-epochs", "2"])
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--epochs 0", "--epochs must be at least 1 but is 0"),
+        ("--epochs 6 0", "--epochs must be at least 1 but are"),
         ("--runs 0", "--runs must be at least 1 but is 0"),
         ("--learning-rate 0", "--learning-rate must be above 0"),
-        ("--student-widths 8 12", "--student-widths must be positive multiples of 8"),
+        ("--teacher-widths 8 12", "--teacher-widths must be positive multiples of 8"),
         ("--color-jitter 2", r"--color-jitter must be in \[0, 1\]"),
         ("--train a", "--train and --test must be given together"),
     ],

@@ -1,0 +1,93 @@
+"""Distillation by dependence in torchdistill, on photographs that scikit-image brings.
+
+    python examples/torchdistill_dependence.py
+
+The configuration is the one that comes with the package, ``dependence.yaml``. Here the student learns
+relations between images from fixed features; ``--teacher resnet50`` adds a network of timm's with its
+weights, which are downloaded. What does not change is computed in the first epoch, and read from a
+folder afterwards.
+"""
+
+import argparse
+import importlib.resources
+import tempfile
+
+import torch
+from PIL import Image
+from skimage import data
+from torch.utils.data import Dataset
+from torchdistill.common.main_util import import_dependencies
+from torchdistill.common.yaml_util import load_yaml_file
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
+from torchvision.transforms import v2 as T
+
+CONFIGURATIONS = importlib.resources.files("mvmr_loss.adapters.torchdistill.configs")
+
+
+class Photographs(Dataset):
+    """Random crops of five photographs, and which one each is from."""
+
+    def __init__(self, count, size=64):
+        pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.retina()]
+        self.labels = [i % len(pictures) for i in range(count)]
+        self.crops = [T.RandomCrop(size)(Image.fromarray(pictures[label])) for label in self.labels]
+        to_tensor = [T.ToImage(), T.ToDtype(torch.float32, scale=True)]
+        normalize = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        augment = [T.RandomResizedCrop(size, (0.2, 1.0)), T.RandomHorizontalFlip()]
+        self.transform = T.Compose([*augment, *to_tensor, normalize])
+
+    def __len__(self):
+        return len(self.crops)
+
+    def __getitem__(self, index):
+        image = self.crops[index]
+        return self.transform(image) if self.transform else image, self.labels[index]
+
+
+def main():
+    """Trains, and prints the loss of each epoch."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--teacher", help="a model of timm's, such as resnet50")
+    settings = parser.parse_args()
+    torch.manual_seed(0)
+    with importlib.resources.as_file(CONFIGURATIONS / "dependence.yaml") as path:
+        config = load_yaml_file(str(path))
+    import_dependencies(config["dependencies"])
+
+    photographs = Photographs(8 * settings.batch_size)
+    options = config["models"]["teacher_model"]["kwargs"]
+    options["representations"] = ["scattering", "hog"]
+    if settings.teacher:
+        teacher = {"name": "teacher", "source": "timm", "model": settings.teacher}
+        options["representations"].append({**teacher, "weights": "default"})
+    options["cache"] = {"path": tempfile.mkdtemp(), "num_samples": len(photographs)}
+    config["models"]["student_model"]["kwargs"]["num_classes"] = 5
+    train = config["train"]
+    train["train_data_loader"]["kwargs"]["batch_size"] = settings.batch_size
+    train["num_epochs"] = -(-settings.steps // 8)
+
+    box = get_distillation_box(
+        get_model(config["models"]["teacher_model"]["key"], **options),
+        get_image_classification_model(config["models"]["student_model"]),
+        {"train": photographs}, train, torch.device("cpu"), None, False, 1,
+    )  # fmt: skip
+    step = 0
+    for epoch in range(box.num_epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for images, labels, supplement in box.train_data_loader:
+            box.pre_forward_process()
+            loss = box.forward_process(images, labels, supplement)
+            box.post_forward_process(loss=loss)
+            step += 1
+            if step == settings.steps:
+                break
+        box.post_epoch_process()
+        print(f"step {step:>4}, loss {loss.item():.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""Distillation: regression onto teachers and dependence on them, in one loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss._checks import can_be_seen, check_batch, check_bool, check_finite, check_int
+from mvmr_loss._objective import (
+    LossComponents,
+    Measure,
+    Weights,
+    check_weights,
+    checked_batch,
+    named_views,
+)
+from mvmr_loss.cache import RepresentationCache
+from mvmr_loss.dependence import dependence_measure as resolve_measure
+from mvmr_loss.dependence.cross import CenteredDistances
+from mvmr_loss.distillation.bank import AnchorBank
+from mvmr_loss.distillation.regression import TeacherRegression
+from mvmr_loss.distillation.standardization import Rotation, stored_features
+from mvmr_loss.distributed import gather
+from mvmr_loss.regularizer import MultiRepresentationRegularizer
+from mvmr_loss.representations import Representations
+
+# What the distance correlation without options says of itself.
+_PLAIN = resolve_measure("distance_correlation").extra_repr()
+
+
+class DistillationLoss(nn.Module):
+    """Distils one or several teachers: regression onto their features, and dependence on them.
+
+    For each teacher, and as a mean over the views::
+
+        L =   regression_weight (1 - cos(head(z), y') + smooth_l1(head(z), y'))
+            + dependence_weight (1 - dependence(z, y))
+
+    with y the teacher's features, y' the same standardised, and a head for each teacher that is
+    trained with the loss and left behind. Give it the student's backbone features, and add it to any
+    other loss. Regression says where a feature lies, dependence which images are far from which; the
+    latter needs no head and sees the embeddings themselves.
+
+    Call :meth:`fit` before the training, with the store of the teachers' features; without, they are
+    standardised by the statistics of the batches seen so far. With ``anchors``, call :meth:`update`
+    after each step.
+
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the dependence; see
+    :class:`TeacherRegression` for the regression.
+
+    Args:
+        embedding_dim: Width D of the student's embeddings.
+        teacher_dims: Name of each teacher -> width of its features; not empty.
+        regression_weight: Weight of the regression, one for all teachers or one a name, at least 0.
+        dependence_weight: Weight of the dependence, likewise; a negative one rewards independence.
+        hidden_dim: As of :class:`TeacherRegression`.
+        cosine_weight: As of :class:`TeacherRegression`.
+        smooth_l1_weight: As of :class:`TeacherRegression`.
+        rotation: As of :class:`TeacherRegression`.
+        dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
+            :func:`mvmr_loss.dependence.dependence_measure`.
+        anchors: Number of earlier samples kept, see :class:`AnchorBank`, whose distances the
+            dependence compares beside those within the batch; for the distance correlation only.
+        gather_distributed: If True, the dependence is that of the whole batch of all processes. The
+            regression is a mean over samples and needs no exchange.
+
+    Attributes:
+        regressions: Name of each teacher -> :class:`TeacherRegression`; empty where no weight is
+            above 0.
+        bank: The :class:`AnchorBank`, or None.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If one is out of range, or names differ.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> features = {"clip": torch.randn(100, 32), "dino": torch.randn(100, 24)}
+        >>> criterion = DistillationLoss(8, {"clip": 32, "dino": 24}).fit(features)
+        >>> h, h_augmented = torch.randn(2, 16, 8)  # of the student's backbone
+        >>> batch = {name: values[:16] for name, values in features.items()}
+        >>> components = criterion.forward_components([h, h_augmented], batch)
+        >>> list(components.terms)
+        ['regression/clip', 'regression/dino', 'dependence/clip', 'dependence/dino']
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        teacher_dims: Mapping[str, int],
+        *,
+        regression_weight: Weights = 1.0,
+        dependence_weight: Weights = 0.3,
+        hidden_dim: int | None = None,
+        cosine_weight: float = 1.0,
+        smooth_l1_weight: float = 1.0,
+        rotation: Rotation = "auto",
+        dependence_measure: Measure = "distance_correlation",
+        anchors: int = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding_dim = check_int("embedding_dim", embedding_dim, minimum=1)
+        self.teacher_dims = _checked_dims(teacher_dims)
+        self.regression_weight = self._by_name("regression_weight", regression_weight)
+        for name, weight in self.regression_weight.items():
+            if weight < 0:
+                raise ValueError(
+                    f"regression_weight must be at least 0 but is {weight} for {name}."
+                )
+        self.dependence_weight = self._by_name("dependence_weight", dependence_weight)
+        if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
+            raise ValueError("regression_weight and dependence_weight must not all be 0.")
+        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
+        self.regressions = nn.ModuleDict(
+            {
+                name: TeacherRegression(
+                    embedding_dim,
+                    self.teacher_dims[name],
+                    hidden_dim=hidden_dim,
+                    cosine_weight=cosine_weight,
+                    smooth_l1_weight=smooth_l1_weight,
+                    rotation=rotation,
+                    gather_distributed=gather_distributed,
+                )
+                for name, weight in self.regression_weight.items()
+                if weight > 0
+            }
+        )
+        self.measure = resolve_measure(dependence_measure)
+        anchors = check_int("anchors", anchors, minimum=0)
+        self.bank = AnchorBank(anchors, embedding_dim, self.teacher_dims) if anchors else None
+        named = getattr(self.measure, "name", None)
+        if anchors and (named != "distance_correlation" or self.measure.extra_repr() != _PLAIN):
+            raise ValueError(
+                "dependence_measure must be 'distance_correlation', without options, with anchors but "
+                f"is {dependence_measure!r}; choose anchors=0 for others."
+            )
+        self._dependence = MultiRepresentationRegularizer(
+            self.dependence_weight,
+            dependence_measure=self.measure,
+            gather_distributed=gather_distributed,
+        )
+
+    def fit(
+        self, source: Representations | RepresentationCache | Mapping[str, Any]
+    ) -> DistillationLoss:
+        """Takes the statistics by which the teachers' features are standardised.
+
+        Args:
+            source: Where the teachers' features of the whole data set are: representations with a
+                full cache, or its store; or name -> tensor of shape (N, E), or an iterable of parts.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: If a feature is no floating-point tensor.
+            ValueError: If a teacher or samples are missing, or features are of another width.
+        """
+        if isinstance(source, Representations):
+            store = None if source.cache is None else source.cache.store
+            if store is None:
+                raise ValueError("source must have a cache with an open store but has none.")
+            source = store
+        if isinstance(source, RepresentationCache):
+            store = source
+            source = {name: stored_features(store, name) for name in store.widths}
+        for name, regression in self.regressions.items():
+            if name not in source:
+                raise ValueError(
+                    f"source must have {', '.join(self.regressions)} but has {', '.join(source)}."
+                )
+            cast("TeacherRegression", regression).standardization.fit(source[name])
+        return self
+
+    def fit_if_full(self, representations: Representations) -> bool:
+        """Fits to a cache that has all samples; a trainer may call it whatever cache there is.
+
+        Args:
+            representations: With or without a cache.
+
+        Returns:
+            Whether it was fitted. If not, features are standardised by those seen so far.
+        """
+        store = None if representations.cache is None else representations.cache.store
+        full = store is not None and bool(store.is_valid().all())
+        if full:
+            self.fit(representations)
+        return full
+
+    def split(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Splits a batch's representations into the teachers' and the others.
+
+        Args:
+            features: Name -> tensor, of every teacher at least.
+
+        Returns:
+            The teachers' features, for this loss, and the others, for :class:`mvmr_loss.MVMRLoss`.
+
+        Raises:
+            ValueError: If a teacher is missing.
+        """
+        teachers = {name: value for name, value in features.items() if name in self.teacher_dims}
+        others = {name: value for name, value in features.items() if name not in teachers}
+        return self._checked(teachers), others
+
+    def forward(
+        self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            embeddings: The student's, of shape (N, D), N >= 2, or a list of them, one a view.
+            teachers: Name -> features of the images, shape (N, E) or (N, ...), which is flattened.
+
+        Returns:
+            Scalar tensor.
+
+        Raises:
+            TypeError: If an input is no floating-point tensor, or ``teachers`` no mapping.
+            ValueError: If shapes or names do not fit, or, on a CPU, a value is not finite.
+        """
+        return self.forward_components(embeddings, teachers).total
+
+    def forward_components(
+        self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]
+    ) -> LossComponents:
+        """Computes each term, ``regression/NAME`` and ``dependence/NAME``; as :meth:`forward`."""
+        named = named_views("embeddings", embeddings)
+        views, teachers = list(named.values()), self._checked(teachers)
+        terms: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        for name, regression in self.regressions.items():
+            terms[f"regression/{name}"] = regression(views, teachers[name])
+            weights[f"regression/{name}"] = self.regression_weight[name]
+        if any(self.dependence_weight.values()):
+            for name, term in self._dependence_terms(named, teachers).items():
+                terms[f"dependence/{name}"] = term
+                weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        if can_be_seen(total) and not math.isfinite(total.item()):
+            for label, tensor in {**named, **teachers}.items():
+                check_finite(label, tensor)
+        return LossComponents(total, terms, weights)
+
+    @torch.no_grad()
+    def update(self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]) -> None:
+        """Adds a batch to the bank of anchors, if there is one: once a step, after the loss.
+
+        Of several views, the first one's embeddings are kept. With ``gather_distributed``, every
+        process adds the batch of all.
+
+        Args:
+            embeddings: As of :meth:`forward`.
+            teachers: As of :meth:`forward`.
+        """
+        if self.bank is None:
+            return
+        first = next(iter(named_views("embeddings", embeddings).values()))
+        teachers = self._checked(teachers)
+        if self.gather_distributed:
+            tensors, _ = gather(
+                {"embeddings": first, **{f"teacher {k}": v for k, v in teachers.items()}}
+            )
+            first = tensors["embeddings"]
+            teachers = {name: tensors[f"teacher {name}"] for name in teachers}
+        self.bank.update(first, teachers)
+
+    def extra_repr(self) -> str:
+        """Returns the weights, for printing."""
+        return (
+            f"regression_weight={self.regression_weight}, dependence_weight={self.dependence_weight}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
+
+    def _dependence_terms(
+        self, named: Mapping[str, Tensor], teachers: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns each teacher's dependence term, a mean over views."""
+        if self.bank is None:
+            found = self._dependence.forward_components(list(named.values()), teachers).terms
+            return {name: found[f"representations/{name}"] for name in teachers}
+        batch = checked_batch(
+            named,
+            teachers,
+            self.dependence_weight,
+            self.measure,
+            gather_distributed=self.gather_distributed,
+        )
+        kept, kept_teachers = self.bank.samples()
+        views = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in batch.views]
+        terms = {}
+        for name, y in batch.features.items():
+            y = y.flatten(1)
+            features = CenteredDistances.of(y, torch.cat([y, kept_teachers[name].to(y)]))
+            value = torch.stack([z.correlation(features, rooted=True) for z in views]).mean()
+            value = value.to(batch.views[0].dtype)
+            terms[name] = 1 - value if self.dependence_weight[name] >= 0 else value
+        return terms
+
+    def _by_name(self, argument: str, weights: Weights) -> dict[str, float]:
+        """Returns a weight for each teacher."""
+        checked = check_weights(argument, weights)
+        if not isinstance(checked, dict):
+            return dict.fromkeys(self.teacher_dims, checked)
+        if set(checked) != set(self.teacher_dims):
+            raise ValueError(
+                f"{argument} must have the names of teacher_dims, {', '.join(self.teacher_dims)}, "
+                f"but has {', '.join(checked)}."
+            )
+        return {name: checked[name] for name in self.teacher_dims}
+
+    def _checked(self, teachers: Any) -> dict[str, Tensor]:
+        """Returns every teacher's features in the order of ``teacher_dims``."""
+        if not isinstance(teachers, Mapping):
+            raise TypeError(
+                "teachers must be a mapping from name to features but is a "
+                f"{type(teachers).__name__}."
+            )
+        if set(teachers) != set(self.teacher_dims):
+            raise ValueError(
+                f"teachers must be {', '.join(self.teacher_dims)} but are {', '.join(teachers)}."
+            )
+        for name, width in self.teacher_dims.items():
+            check_batch(f"teachers[{name!r}]", teachers[name])
+            if teachers[name][0].numel() != width:
+                raise ValueError(
+                    f"teachers[{name!r}] must have shape (N, {width}), as teacher_dims says, but has "
+                    f"shape {tuple(teachers[name].shape)}."
+                )
+        return {name: teachers[name] for name in self.teacher_dims}
+
+
+def _checked_dims(teacher_dims: Any) -> dict[str, int]:
+    """Returns teacher_dims after checking them."""
+    if not isinstance(teacher_dims, Mapping):
+        raise TypeError(
+            "teacher_dims must be a mapping from a teacher's name to its width, such as "
+            f"{{'teacher': 512}}, but is {teacher_dims!r}."
+        )
+    if not teacher_dims:
+        raise ValueError("teacher_dims must name at least one teacher but is {}.")
+    return {
+        name: check_int(f"teacher_dims[{name!r}]", width, minimum=1)
+        for name, width in teacher_dims.items()
+    }

@@ -1,0 +1,274 @@
+"""A teacher's features standardised with one scale, by statistics of the whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mvmr_loss._checks import check_batch, check_choice, check_finite, check_int
+from mvmr_loss.cache import RepresentationCache
+from mvmr_loss.distributed import world_size
+
+Rotation = Literal["auto", "hadamard", "none"]
+
+
+class IsotropicStandardization(nn.Module):
+    """Standardises features: less their mean, over one scale for all coordinates.
+
+    One scale leaves the features' shape as it is, where a scale for each coordinate would blow up
+    those that say little. Afterwards the mean variance of a coordinate is 1. With the rotation
+    ``"hadamard"`` (PHI-S) every coordinate has this variance: the principal components are spread
+    evenly over all coordinates, so that a loss which looks at each coordinate, as smooth L1 does,
+    treats all alike. Distances and angles stay as they are, whatever the rotation.
+
+    The statistics are those of :meth:`fit`, of a whole data set. A module that was never fitted
+    keeps those of all batches seen in training, without a rotation; it adds to its buffers in place,
+    as BatchNorm does.
+
+    Source: PHI-S, Ranzinger et al., 2024 (arXiv 2410.01680), section 3.
+
+    Args:
+        width: Number E of a feature's coordinates.
+        rotation: ``"hadamard"``, for which E must be the order of a matrix that :func:`hadamard`
+            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E allows.
+        gather_distributed: If True, batches are counted over all processes. :meth:`fit` is to be
+            given the same features in each.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If one is out of range.
+
+    Examples:
+        >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0], [2.0, -3.0]])
+        >>> standardize = IsotropicStandardization(2).fit(features)
+        >>> standardize(features).square().mean(dim=0).round(decimals=4)
+        tensor([1., 1.])
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+    fitted: Tensor
+    rotation_matrix: Tensor | None
+
+    def __init__(
+        self, width: int, *, rotation: Rotation = "auto", gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        self.width = check_int("width", width, minimum=1)
+        self.rotation = check_choice("rotation", rotation, ("auto", "hadamard", "none"))
+        self.gather_distributed = gather_distributed
+        if rotation == "hadamard":
+            hadamard(width)  # raises here, not after the features were computed
+        rotated = rotation != "none" and _hadamard(width) is not None
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("rotation_matrix", torch.eye(width) if rotated else None)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor | Iterable[Tensor]) -> IsotropicStandardization:
+        """Takes the statistics of a whole data set, for good.
+
+        Args:
+            features: Tensor of shape (N, E), N >= 2, or an iterable of parts of it, such as
+                :func:`stored_features`.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: If a part is no floating-point tensor.
+            ValueError: If there are fewer than 2 features, a part is of another width, a value is
+                not finite, or all features are equal.
+        """
+        count, total = 0, torch.zeros(self.width, dtype=torch.float64)
+        products = torch.zeros(self.width, self.width, dtype=torch.float64)
+        origin: Tensor | None = None
+        for part in [features] if isinstance(features, Tensor) else features:
+            part = self._checked(part).detach().double().cpu()
+            check_finite("features", part)
+            # About a point among them, so that a large mean costs no digits.
+            origin = part.mean(dim=0) if origin is None else origin
+            part = part - origin
+            count += len(part)
+            total += part.sum(dim=0)
+            if self.rotation_matrix is None:
+                products.diagonal().add_(part.square().sum(dim=0))
+            else:
+                products += part.mT @ part
+        if count < 2 or origin is None:
+            raise ValueError(f"features must be of at least 2 samples but are of {count}.")
+        shift = total / count
+        covariance = products / count - torch.outer(shift, shift)
+        variance = covariance.diagonal().mean()
+        if not variance > 1e-12 * (origin + shift).square().mean():
+            raise ValueError("features must differ between samples but are all equal.")
+        self.mean.copy_(origin + shift)
+        self.variance.copy_(variance)
+        self.count.fill_(count)
+        self.fitted.fill_(True)
+        if self.rotation_matrix is not None:
+            components = torch.linalg.eigh(covariance).eigenvectors
+            even = hadamard(self.width).double() / self.width**0.5
+            self.rotation_matrix.copy_(even @ components.mT)
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardises features; in training, a module that was not fitted counts them first.
+
+        Args:
+            features: Tensor of shape (N, E), or (N, ...), which is flattened.
+
+        Returns:
+            Tensor of shape (N, E), float32 at least.
+
+        Raises:
+            TypeError: If ``features`` is no floating-point tensor.
+            ValueError: If it is of another width.
+        """
+        features = self._checked(features)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        if self.training:
+            self._count(features.detach())
+        # All equal: there is nothing but the mean.
+        scale = torch.where(self.variance > 0, self.variance, torch.inf).rsqrt()
+        standardized = (features - self.mean) * scale
+        if self.rotation_matrix is not None:
+            standardized = standardized @ self.rotation_matrix.to(features.dtype).mT
+        return standardized
+
+    def extra_repr(self) -> str:
+        """Returns the arguments, for printing."""
+        return f"{self.width}, rotation={self.rotation!r}"
+
+    def _checked(self, features: Tensor) -> Tensor:
+        """Returns features of shape (N, E)."""
+        check_batch("features", features)
+        features = features.flatten(1)
+        if features.shape[1] != self.width:
+            raise ValueError(
+                f"features must have shape (N, {self.width}) but have {tuple(features.shape)}; state "
+                "the width of the teacher's features."
+            )
+        return features
+
+    @torch.no_grad()
+    def _count(self, features: Tensor) -> None:
+        """Adds a batch to the statistics, unless they were fitted.
+
+        Source: Chan, Golub and LeVeque, The American Statistician 37(3), 1983, eq. 2.1.
+        """
+        number = torch.full_like(self.count, len(features))
+        mean = features.mean(dim=0)
+        square = (features - mean).square().mean()
+        if self.gather_distributed and world_size() > 1:
+            # Moments about the common origin 0 suffice for one batch.
+            moments = torch.cat([mean, (square + mean.square().mean())[None]]).double()
+            torch.distributed.all_reduce(moments)
+            mean = (moments[:-1] / world_size()).to(mean.dtype)
+            square = (moments[-1] / world_size() - mean.double().square().mean()).to(mean.dtype)
+            number = number * world_size()
+        number = torch.where(self.fitted, 0, number)
+        total = self.count + number
+        share = number / total.clamp(min=1)
+        change = mean - self.mean
+        between = (1 - share) * change.square().mean()
+        self.variance.add_(share * (square + between - self.variance))
+        self.mean.add_(share * change)
+        self.count.copy_(total)
+
+
+def stored_features(
+    cache: RepresentationCache, name: str, batch_size: int = 1024
+) -> Iterator[Tensor]:
+    """Yields the features of a store, of all samples, in parts.
+
+    Args:
+        cache: The store.
+        name: Which representation's, such as ``"teacher"``.
+        batch_size: Samples in a part.
+
+    Yields:
+        Tensors of shape (batch_size, E), float32.
+
+    Raises:
+        ValueError: If the store has no such representation, or lacks samples.
+    """
+    if name not in cache.widths:
+        raise ValueError(f"name must be one of {', '.join(cache.widths)} but is {name!r}.")
+    missing = int((~cache.is_valid()).sum())
+    if missing:
+        raise ValueError(
+            f"the store at {cache.path} must have all {cache.num_samples} samples but lacks "
+            f"{missing}; fill it first: python -m mvmr_loss.cache fill."
+        )
+    for start in range(0, cache.num_samples, batch_size):
+        indices = range(start, min(start + batch_size, cache.num_samples))
+        yield cache.read(indices, [name])[name]
+
+
+def hadamard(order: int) -> Tensor:
+    """Builds a Hadamard matrix: entries of 1 and -1, orthogonal rows.
+
+    Source: Sylvester's doubling and Paley's two constructions, Journal of Mathematics and Physics
+    12, 1933.
+
+    Args:
+        order: 1, 2, or a multiple of 4 that they reach, such as 384, 768, 1024, 1152, 1280, 1536.
+
+    Returns:
+        Tensor of shape (order, order).
+
+    Raises:
+        ValueError: If the constructions do not reach that order.
+
+    Examples:
+        >>> h = hadamard(12)
+        >>> bool((h @ h.mT == 12 * torch.eye(12)).all())
+        True
+    """
+    matrix = _hadamard(order)
+    if matrix is None:
+        raise ValueError(
+            f"a width for rotation='hadamard' must be the order of a Hadamard matrix but is {order}; "
+            "use rotation='none'."
+        )
+    return matrix
+
+
+def _hadamard(order: int) -> Tensor | None:
+    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    if order in (1, 2):
+        return pair[:order, :order]
+    if order % 4:
+        return None
+    if _is_prime(order - 1):
+        square = torch.nn.functional.pad(_jacobsthal(order - 1), (1, 0, 1, 0))
+        square[0, 1:], square[1:, 0] = 1, -1
+        return square + torch.eye(order)
+    half = order // 2
+    if half % 4 == 2 and _is_prime(half - 1):
+        square = torch.nn.functional.pad(_jacobsthal(half - 1), (1, 0, 1, 0), value=1.0)
+        square[0, 0] = 0
+        diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+        return torch.kron(square, pair) + torch.kron(torch.eye(half), diagonal)
+    smaller = _hadamard(half)
+    return None if smaller is None else torch.kron(pair, smaller)
+
+
+def _jacobsthal(prime: int) -> Tensor:
+    """Returns whether i - j is a square (1), 0, or no square (-1) modulo a prime, for all i and j."""
+    character = -torch.ones(prime)
+    character[torch.arange(prime).square() % prime] = 1
+    character[0] = 0
+    i = torch.arange(prime)
+    return character[(i[:, None] - i) % prime]
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))

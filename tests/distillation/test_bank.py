@@ -1,0 +1,66 @@
+"""The bank of anchors: first in, first out, and in checkpoints."""
+
+import pytest
+import torch
+
+from mvmr_loss.distillation import AnchorBank
+
+
+def samples(start, count):
+    numbers = torch.arange(start, start + count, dtype=torch.float32)[:, None]
+    return numbers.expand(-1, 2), {"a": numbers.expand(-1, 3)}
+
+
+def test_the_last_samples_stay_and_pairs_stay_together():
+    bank = AnchorBank(5, 2, {"a": 3})
+    assert bank.samples()[0].shape == (0, 2)
+    seen = 0
+    for count in (2, 2, 3, 12, 1):
+        bank.update(*samples(seen, count))
+        seen += count
+        embeddings, teachers = bank.samples()
+        assert sorted(embeddings[:, 0].tolist()) == list(range(max(0, seen - 5), seen))
+        assert torch.equal(embeddings[:, 0], teachers["a"][:, 2])
+
+
+def test_writes_in_place_and_keeps_no_graph():
+    bank = AnchorBank(4, 2, {"a": 3})
+    held = bank.embeddings.data_ptr()
+    leaf = torch.ones(3, 2, requires_grad=True)
+    bank.update(leaf, {"a": torch.ones(3, 3)})
+    assert bank.embeddings.data_ptr() == held
+    assert not bank.samples()[0].requires_grad
+
+
+def test_a_checkpoint_goes_on_where_it_was():
+    bank = AnchorBank(5, 2, {"a": 3})
+    bank.update(*samples(0, 7))
+    restored = AnchorBank(5, 2, {"a": 3})
+    restored.load_state_dict(bank.state_dict())
+    for module in (bank, restored):
+        module.update(*samples(7, 2))
+    assert torch.equal(restored.samples()[0], bank.samples()[0])
+    assert len(restored.samples()[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "teachers", "match"),
+    [
+        (torch.ones(2, 2), {}, "teachers must be a but are"),
+        (torch.ones(2, 2), {"a": torch.ones(3, 3)}, "must have shape"),
+        (torch.ones(2, 3), {"a": torch.ones(2, 3)}, "embeddings must have shape"),
+        (torch.full((2, 2), torch.nan), {"a": torch.ones(2, 3)}, "embeddings must be finite"),
+    ],
+)
+def test_errors(embeddings, teachers, match):
+    bank = AnchorBank(4, 2, {"a": 3})
+    with pytest.raises(ValueError, match=match):
+        bank.update(embeddings, teachers)
+    assert len(bank.samples()[0]) == 0
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        AnchorBank(0, 2, {"a": 3})
+    with pytest.raises(TypeError, match="must be an int"):
+        AnchorBank(4, 2, {"a": 3.5})

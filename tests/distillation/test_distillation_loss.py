@@ -1,0 +1,178 @@
+"""Regression and dependence in one loss, of one teacher and of several."""
+
+import pytest
+import torch
+
+from mvmr_loss import MultiRepresentationRegularizer, Representations
+from mvmr_loss.cache import RepresentationCache
+from mvmr_loss.dependence import distance_correlation
+from mvmr_loss.dependence.cross import cross_distance_correlation
+from mvmr_loss.distillation import DistillationLoss
+
+DIMS = {"clip": 6, "dino": 5}
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    z, v = torch.randn(2, 9, 4)
+    return [z.requires_grad_(), v], {"clip": torch.randn(9, 6), "dino": torch.randn(9, 5)}
+
+
+def test_terms_are_those_of_their_parts(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(
+        4,
+        DIMS,
+        regression_weight={"clip": 2.0, "dino": 0.0},
+        dependence_weight={"clip": 0.5, "dino": -1},
+    ).fit(teachers)
+    found = criterion.forward_components(views, teachers)
+    clip, dino = (
+        torch.stack([distance_correlation(z, teachers[name]) for z in views]).mean()
+        for name in DIMS
+    )
+    expected = {
+        "regression/clip": criterion.regressions["clip"](views, teachers["clip"]),
+        "dependence/clip": 1 - clip,
+        "dependence/dino": dino,
+    }
+    assert list(found.terms) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found.terms[name], value)
+    total = 2 * expected["regression/clip"] + 0.5 * (1 - clip) + dino
+    torch.testing.assert_close(found.total, total)
+    torch.testing.assert_close(found.as_dict("train/")["train/loss"], total)
+
+
+def test_without_regression_there_is_nothing_to_train(batch):
+    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, dependence_weight=0.5)
+    assert list(criterion.parameters()) == []
+    expected = MultiRepresentationRegularizer(0.5)(*batch)
+    torch.testing.assert_close(criterion(*batch), expected)
+
+
+def test_without_dependence_a_batch_of_one_will_do(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS, dependence_weight=0.0).fit(teachers)
+    one = criterion([z[:1] for z in views], {name: y[:1] for name, y in teachers.items()})
+    assert one.isfinite()
+
+
+def test_anchors_join_the_batch(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, dependence_weight=1.0, anchors=5)
+    torch.testing.assert_close(criterion(*batch), MultiRepresentationRegularizer()(*batch))
+    earlier = torch.randn(8, 4), {name: torch.randn(8, width) for name, width in DIMS.items()}
+    criterion.update([earlier[0], earlier[0] + 1], earlier[1])
+    kept, kept_teachers = criterion.bank.samples()
+    expected = 0.0
+    for name, y in teachers.items():
+        of = [
+            cross_distance_correlation(
+                z, y, torch.cat([z, kept]), torch.cat([y, kept_teachers[name]])
+            )
+            for z in views
+        ]
+        expected = expected + 1 - torch.stack(of).mean()
+    found = criterion(*batch)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert views[0].grad.abs().sum() > 0
+    assert len(kept) == 5
+
+
+def test_statistics_come_from_a_store(tmp_path, batch):
+    _, teachers = batch
+    store = RepresentationCache.create(tmp_path / "store", DIMS, 9, dtype=torch.float32)
+    store.write(range(9), teachers)
+    criterion = DistillationLoss(4, DIMS).fit(store)
+    mean = criterion.regressions["dino"].standardization.mean
+    torch.testing.assert_close(mean, teachers["dino"].mean(0))
+    cached = Representations(None, cache=tmp_path / "store")
+    again = DistillationLoss(4, DIMS).fit(cached).regressions["dino"].standardization.mean
+    assert torch.equal(again, mean)
+    with pytest.raises(ValueError, match="open store"):
+        criterion.fit(Representations(["pixels"]))
+    with pytest.raises(ValueError, match="source must have clip, dino but has clip"):
+        criterion.fit({"clip": teachers["clip"]})
+
+
+def test_a_checkpoint_has_head_statistics_and_anchors(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS, anchors=4).fit(teachers)
+    criterion.update(*batch)
+    restored = DistillationLoss(4, DIMS, anchors=4)
+    restored.load_state_dict(criterion.state_dict())
+    torch.testing.assert_close(restored(*batch), criterion(*batch))
+
+
+def test_compiles_whole(batch):
+    criterion = DistillationLoss(4, DIMS, anchors=4).fit(batch[1])
+    criterion.update(*batch)
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*batch), criterion(*batch))
+
+
+def test_teachers_are_split_from_other_representations(batch):
+    _, teachers = batch
+    criterion = DistillationLoss(4, DIMS)
+    hog = torch.randn(9, 3)
+    found, others = criterion.split(
+        {"dino": teachers["dino"], "hog": hog, "clip": teachers["clip"]}
+    )
+    assert list(found) == ["clip", "dino"]
+    assert list(others) == ["hog"]
+    with pytest.raises(ValueError, match="teachers must be clip, dino but are clip"):
+        criterion.split({"clip": teachers["clip"], "hog": hog})
+
+
+def test_fits_to_a_full_cache_only(tmp_path):
+    images = torch.rand(6, 3, 8, 8)
+    criterion = DistillationLoss(4, {"pixels": 192})
+    fitted = criterion.regressions["pixels"].standardization.fitted
+    assert not criterion.fit_if_full(Representations(["pixels"]))
+    cache = {"path": tmp_path / "store", "dataset": images}
+    representations = Representations(["pixels"], normalization="none", cache=cache)
+    representations(images[:5], torch.arange(5))
+    assert not criterion.fit_if_full(representations)
+    assert not fitted
+    representations(images[5:], torch.tensor([5]))
+    assert criterion.fit_if_full(representations)
+    assert fitted
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"teacher_dims": {}}, ValueError, "at least one teacher"),
+        ({"teacher_dims": [6]}, TypeError, "teacher_dims must be a mapping"),
+        ({"teacher_dims": {"clip": 0}}, ValueError, "teacher_dims.*must be at least 1"),
+        ({"regression_weight": -1.0}, ValueError, "regression_weight must be at least 0"),
+        ({"dependence_weight": {"clip": 1.0}}, ValueError, "dependence_weight must have the names"),
+        ({"anchors": 4, "dependence_measure": "cka"}, ValueError, "distance_correlation"),
+        (
+            {"anchors": 4, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
+            ValueError,
+            "without options",
+        ),
+        ({"regression_weight": 0.0, "dependence_weight": 0.0}, ValueError, "must not all be 0"),
+        ({"gather_distributed": 1}, TypeError, "gather_distributed must be True or False"),
+    ],
+)
+def test_argument_errors(options, error, match):
+    with pytest.raises(error, match=match):
+        DistillationLoss(**{"embedding_dim": 4, "teacher_dims": DIMS, **options})
+
+
+def test_input_errors(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS).fit(teachers)
+    with pytest.raises(ValueError, match="teachers must be clip, dino but are clip"):
+        criterion(views, {"clip": teachers["clip"]})
+    with pytest.raises(ValueError, match=r"teachers\['dino'\] must have shape \(N, 5\)"):
+        criterion(views, {**teachers, "dino": torch.randn(9, 7)})
+    with pytest.raises(TypeError, match="teachers must be a mapping"):
+        criterion(views, teachers["clip"])
+    with pytest.raises(ValueError, match="must be finite"):
+        criterion(views, {**teachers, "dino": torch.full((9, 5), torch.inf)})

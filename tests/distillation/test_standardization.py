@@ -1,0 +1,131 @@
+"""Isotropic standardisation, its statistics and rotations."""
+
+import pytest
+import torch
+
+from mvmr_loss.cache import RepresentationCache
+from mvmr_loss.distillation import IsotropicStandardization, hadamard, stored_features
+
+
+@pytest.fixture
+def features():
+    torch.manual_seed(0)
+    return 5 + torch.randn(200, 12) @ torch.diag(torch.logspace(-2, 1, 12)) @ torch.randn(12, 12)
+
+
+def test_one_scale_for_all_coordinates(features):
+    module = IsotropicStandardization(12, rotation="none").fit(features)
+    expected = (features - features.mean(0)) / features.var(0, correction=0).mean().sqrt()
+    torch.testing.assert_close(module(features), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hadamard_gives_every_coordinate_the_same_variance_and_keeps_distances(features):
+    plain = IsotropicStandardization(12, rotation="none").fit(features)(features)
+    module = IsotropicStandardization(12, rotation="hadamard").fit(features)
+    rotated = module(features)
+    torch.testing.assert_close(rotated.var(0, correction=0), torch.ones(12), rtol=1e-3, atol=0)
+    distances = [torch.pdist(x.double()) for x in (rotated, plain)]
+    torch.testing.assert_close(*distances, rtol=1e-4, atol=0)
+    assert plain.var(0, correction=0).max() > 1.5  # what the rotation mends
+
+
+def test_auto_rotates_where_the_width_allows(features):
+    rotated = IsotropicStandardization(12, rotation="hadamard").fit(features)(features)
+    torch.testing.assert_close(IsotropicStandardization(12).fit(features)(features), rotated)
+    plain = IsotropicStandardization(11, rotation="none").fit(features[:, 1:])
+    auto = IsotropicStandardization(11).fit(features[:, 1:])
+    assert torch.equal(auto(features[:, 1:]), plain(features[:, 1:]))
+
+
+def test_parts_and_the_whole_are_the_same(features):
+    whole = IsotropicStandardization(12, rotation="hadamard").fit(features)
+    parts = IsotropicStandardization(12, rotation="hadamard").fit(iter(features.split(33)))
+    torch.testing.assert_close(parts.mean, whole.mean)
+    torch.testing.assert_close(parts.variance, whole.variance)
+
+
+def test_a_large_mean_costs_no_digits(features):
+    exact = IsotropicStandardization(12, rotation="none").fit(features.double())
+    moved = IsotropicStandardization(12, rotation="none").fit(features.double() + 1e6)
+    torch.testing.assert_close(moved.variance, exact.variance, rtol=1e-5, atol=0)
+
+
+def test_without_fit_batches_are_counted_in_training_only(features):
+    module = IsotropicStandardization(12, rotation="none")
+    for part in features.split([50, 90, 60]):
+        module(part)
+    torch.testing.assert_close(module.mean, features.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        module.variance, features.var(0, correction=0).mean(), rtol=1e-4, atol=0
+    )
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.eval()(features * 3)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    restored = IsotropicStandardization(12, rotation="none")
+    restored.load_state_dict(module.state_dict())
+    assert torch.equal(restored.eval()(features), module(features))
+
+
+def test_what_was_fitted_stays(features):
+    module = IsotropicStandardization(12, rotation="none").fit(features)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module(features[:9] * 100)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_nothing_is_replaced_in_forward(features):
+    module = IsotropicStandardization(12, rotation="none")
+    held = {name: value.data_ptr() for name, value in module.named_buffers()}
+    module(features)
+    assert held == {name: value.data_ptr() for name, value in module.named_buffers()}
+
+
+def test_equal_features_of_a_first_batch_are_zero():
+    assert (IsotropicStandardization(3)(torch.ones(4, 3)) == 0).all()
+
+
+def test_fit_errors(features):
+    module = IsotropicStandardization(12, rotation="none")
+    with pytest.raises(ValueError, match="at least 2 samples but are of 1"):
+        module.fit(features[:1])
+    with pytest.raises(ValueError, match="at least 2 samples but are of 0"):
+        module.fit([])
+    with pytest.raises(ValueError, match="all equal"):
+        module.fit(features[:1].expand(5, 12))
+    with pytest.raises(ValueError, match=r"shape \(N, 12\)"):
+        module.fit(features[:, :5])
+    with pytest.raises(ValueError, match="features must be finite"):
+        module.fit(features.log())
+    with pytest.raises(TypeError, match="floating-point"):
+        module.fit(features.long())
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 12, 20, 28, 36, 64, 96, 384, 768, 1152])
+def test_hadamard(order):
+    matrix = hadamard(order)
+    assert (matrix.abs() == 1).all()
+    assert torch.equal(matrix @ matrix.mT, order * torch.eye(order))
+
+
+@pytest.mark.parametrize("order", [3, 6, 92, 100])
+def test_hadamard_of_other_orders(order):
+    with pytest.raises(ValueError, match=f"but is {order}; use rotation='none'"):
+        hadamard(order)
+    with pytest.raises(ValueError, match="rotation='none'"):
+        IsotropicStandardization(order, rotation="hadamard")
+
+
+def test_a_store_gives_its_features(tmp_path, features):
+    store = RepresentationCache.create(
+        tmp_path / "store", {"a": 3, "teacher": 12}, 200, dtype=torch.float32
+    )
+    rows = {"a": features[:, :3], "teacher": features}
+    store.write(range(150), {name: values[:150] for name, values in rows.items()})
+    with pytest.raises(ValueError, match="must have all 200 samples but lacks 50; fill it first"):
+        list(stored_features(store, "teacher"))
+    store.write(range(150, 200), {name: values[150:] for name, values in rows.items()})
+    parts = list(stored_features(store, "teacher", batch_size=64))
+    assert [len(part) for part in parts] == [64, 64, 64, 8]
+    assert torch.equal(torch.cat(parts), features)
+    with pytest.raises(ValueError, match="name must be one of a, teacher but is 'b'"):
+        list(stored_features(store, "b"))

@@ -1,0 +1,1 @@
+from tests.benchmarks.conftest import stl10_files  # noqa: F401
