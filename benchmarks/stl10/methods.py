@@ -30,6 +30,7 @@ from benchmarks.stl10.backbones import build_backbone, feature_dim
 from benchmarks.stl10.data import Normalize
 from benchmarks.stl10.settings import MEAN_STD, Settings
 from mvmr_loss import (
+    DistillationLoss,
     LossComponents,
     MultiRepresentationRegularizer,
     MVMRLoss,
@@ -259,16 +260,42 @@ class MVMR(_Siamese):
     def __init__(self, settings: Settings, steps: int) -> None:
         super().__init__(settings, steps)
         self.projection_head = MVMRProjectionHead(*self.dims)
+        weight = float(settings.view_terms)
         self.criterion = MVMRLoss(
+            invariance_weight=weight,
+            variance_weight=weight,
+            dependence_weight=weight,
             representation_weights=settings.representation_weight,
             dependence_measure=settings.dependence_measure,
             gather_distributed=True,
         )
+        self.distillation: DistillationLoss | None = None
+        if settings.distillation is not None:
+            options = {"gather_distributed": True, **settings.distillation}
+            self.distillation = DistillationLoss(self.dims[0], **options)
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Returns the backbone and the heads."""
+        heads = [] if self.distillation is None else [self.distillation]
+        return [*super().trained_modules(), *heads]
+
+    def on_train_start(self) -> None:
+        """Takes the teachers' statistics from a store that has all images."""
+        if self.distillation is not None and self.representations is not None:
+            self.distillation.fit_if_full(self.representations)
 
     def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
         """Computes the weighted terms of the loss, as :meth:`Method.terms`."""
-        z, z_augmented = self.embeddings(views)
-        return named_terms(self.criterion.forward_components(z, z_augmented, representations))
+        features = self.backbone(torch.cat(views))
+        distilled: dict[str, Tensor] = {}
+        if self.distillation is not None:
+            by_view = features.float().chunk(2)
+            teachers, representations = self.distillation.split(representations)
+            distilled = named_terms(self.distillation.forward_components(by_view, teachers))
+            self.distillation.update(by_view, teachers)
+        z, z_augmented = self.projection_head(features).float().chunk(2)
+        terms = named_terms(self.criterion.forward_components(z, z_augmented, representations))
+        return {**terms, **distilled}
 
 
 class _TwoViews(_Siamese):
@@ -381,13 +408,15 @@ def build_method(settings: Settings, steps: int = 1) -> Method:
     Raises:
         ImportError: If the backbone needs a package that is not installed.
         TypeError: If a representation has an unknown option.
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or another method than mvmr is to distil.
 
     Examples:
         >>> method = build_method(Settings(method="simclr", backbone="small", image_size=32))
         >>> method(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([2, 128])
     """
+    if settings.distillation is not None and settings.method != "mvmr":
+        raise ValueError(f"distillation must be left out for {settings.method}: it is mvmr's.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return METHOD_CLASSES[settings.method](settings, steps)

@@ -79,6 +79,16 @@ class Settings:
         nargs="*",
         type=_yaml_value,
     )
+    distillation: dict[str, Any] | None = _field(
+        None,
+        "method",
+        "options of mvmr_loss.DistillationLoss for mvmr, as YAML: '{teacher_dims: {teacher: 384}}' "
+        "names the teachers among the representations, which leave the loss's own terms",
+        type=_yaml_value,
+    )
+    view_terms: bool = _field(
+        True, "method", "whether mvmr has its terms between the views; a distillation needs none"
+    )
     representation_weight: float = _field(
         1.0, "method", "weight of each representation's term; negative rewards independence"
     )
@@ -247,6 +257,7 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     expected: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
+    expected["dict[str, Any]"] = dict
     kind, _, optional = kind.partition(" | ")
     wanted = (expected.get(kind, list), *([type(None)] if optional else []))
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):

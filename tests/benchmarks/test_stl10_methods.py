@@ -58,6 +58,29 @@ def test_mvmr_is_the_packages_loss(views, representations):
     assert set(terms) == {"invariance", "variance", "dependence", "a", "b"}
 
 
+def test_mvmr_distils_on_its_features(views, representations):
+    options = {"teacher_dims": {"a": 5}, "dependence_weight": 0.5}
+    model = method("mvmr", distillation=options, view_terms=False).eval()
+    terms = model.terms(views, representations)
+    features = [model.backbone(view) for view in views]
+    expected = model.distillation.forward_components(features, {"a": representations["a"]})
+    z = [model.projection_head(x) for x in features]
+    rest = MVMRLoss(invariance_weight=0, variance_weight=0, dependence_weight=0)
+    total = expected.total + rest(*z, {"b": representations["b"]})
+    torch.testing.assert_close(sum(terms.values()), total)
+    torch.testing.assert_close(terms["dependence/a"], 0.5 * expected.terms["dependence/a"])
+    (optimizer,), _ = model.configure_optimizers()
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in model.distillation.parameters()} <= trained
+
+
+def test_exception_distillation():
+    with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
+        method("vicreg", distillation={"teacher_dims": {"a": 5}})
+    with pytest.raises(TypeError, match="distillation must be of type dict"):
+        method("mvmr", distillation=["a"])
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_others_are_lightlys(views, representations, name):
     model = method(name, temperature=0.3, representation_weight=0.5).eval()

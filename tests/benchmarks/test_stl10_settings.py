@@ -46,6 +46,7 @@ RELEASE = {
 }
 # Valid values of settings for which just any other one will not do.
 OTHERS = {
+    "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
     "representation_cache": "some/folder",
