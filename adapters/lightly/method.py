@@ -83,7 +83,6 @@ class MVMR(LightningModule):
         classifier_lr: Learning rate of the online classifier, with the same schedule.
 
     Raises:
-        TypeError: If an option of the loss or of a representation is unknown.
         ValueError: If an argument is out of range, the backbone's name is unknown, or a checkpoint
             is loaded without an argument that held an object.
 
@@ -187,15 +186,7 @@ class MVMR(LightningModule):
         super()._set_hparams(without_objects(self._to_hparams_dict(hp)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the backbone's features.
-
-        Args:
-            x: Images of shape (N, C, H, W).
-
-        Returns:
-            Features of shape (N, feature_dim), or (N, feature_dim, 1, 1) where the backbone gives
-            such.
-        """
+        """Computes the backbone's features of images (N, C, H, W), shape (N, feature_dim, ...)."""
         features: Tensor = self.backbone(x)
         return features
 
@@ -206,7 +197,6 @@ class MVMR(LightningModule):
             TypeError: If there is to be a store and the data set is not a ``LightlyDataset``.
             ValueError: If the images are normalised otherwise than the representations were told,
                 or the store is missing, or is of other images or settings.
-            OSError: If the store is damaged.
         """
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         if not isinstance(self.representations, Representations):
@@ -242,10 +232,6 @@ class MVMR(LightningModule):
 
         Returns:
             Scalar tensor, the sum of both losses.
-
-        Raises:
-            TypeError: If the views are no list of tensors.
-            ValueError: If there are fewer than two views, or their shapes differ.
         """
         views, targets = _check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
@@ -276,11 +262,7 @@ class MVMR(LightningModule):
         return total
 
     def on_validation_start(self) -> None:
-        """Checks that the online kNN has its two loaders.
-
-        Raises:
-            ValueError: If ``knn_k`` was given and there are not two validation loaders.
-        """
+        """Raises if the online kNN has not its two loaders."""
         loaders = self.trainer.num_val_batches
         if self.knn_classifier is not None and len(loaders) != 2:
             raise ValueError(
@@ -297,9 +279,6 @@ class MVMR(LightningModule):
             batch: ``(images, targets, ...)``: shapes (N, C, H, W) and (N,).
             batch_idx: Number of the batch.
             dataloader_idx: With the online kNN, 0 for training images and 1 for validation images.
-
-        Returns:
-            The online classifier's loss; None for the training images of the kNN.
         """
         images, targets = batch[0], batch[1]
         features = self.forward(images).flatten(start_dim=1).detach()
@@ -327,11 +306,7 @@ class MVMR(LightningModule):
             self.knn_classifier.reset_storage()
 
     def configure_optimizers(self) -> Any:
-        """Returns the optimiser, with its groups of parameters, and the schedule.
-
-        Raises:
-            ValueError: If the trainer has no end, so that there is no schedule.
-        """
+        """Returns the optimiser, with its groups of parameters, and the schedule."""
         # As in lightly's methods: none for normalisation layers, biases and the classifier.
         heads = [] if self.distillation is None else [self.distillation]
         params, params_no_weight_decay = get_weight_decay_parameters(
@@ -380,21 +355,10 @@ class MVMRViT(MVMR):
     """MV-MR with the backbone and optimiser of lightly's ViT benchmarks, a ViT-S/16 and AdamW.
 
     The paper trains no ViT: AdamW's learning rate and weight decay are those of lightly's LeJEPA
-    benchmark. All arguments of :class:`MVMR` may be given.
-
-    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), with lightly's settings for ViTs.
+    benchmark, the temperature of the kNN that of its ViTs.
 
     Args:
-        batch_size_per_device: As in :class:`MVMR`.
-        num_classes: As in :class:`MVMR`.
-        knn_k: As in :class:`MVMR`.
-        knn_t: As in :class:`MVMR`; lightly's ViT benchmarks' by default.
-        **options: The further arguments of :class:`MVMR`.
-
-    Raises:
-        ImportError: If timm is not installed.
-        TypeError: As in :class:`MVMR`.
-        ValueError: As in :class:`MVMR`.
+        batch_size_per_device, num_classes, knn_k, knn_t, **options: As in :class:`MVMR`.
     """
 
     optimizer_class = torch.optim.AdamW

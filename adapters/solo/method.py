@@ -31,9 +31,9 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             :class:`~mvmr_loss.MVMRProjectionHead`); every argument of :class:`~mvmr_loss.MVMRLoss`;
             ``distillation``, options of :class:`~mvmr_loss.DistillationLoss`, which is added on the
             backbone's features, its ``teacher_dims`` naming those of the representations that are
-            its teachers; ``representations`` and every option of :class:`~mvmr_loss.Representations`;
-            ``cache``, the folder of a store of representations, and ``fill_cache``, whether it is
-            made and filled in the first epoch.
+            its teachers; ``representations`` and every option of :class:`~mvmr_loss.Representations`,
+            ``cache`` among them; ``fill_cache``, whether its store is made and filled in the first
+            epoch.
 
     Raises:
         SoloConfigError: If a setting does not exist or is out of range, or the pipelines of
@@ -58,17 +58,7 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Adds the defaults of ``method_kwargs`` and checks them and the pipelines.
-
-        Args:
-            cfg: solo-learn's configuration.
-
-        Returns:
-            The same object.
-
-        Raises:
-            SoloConfigError: If a setting is wrong.
-        """
+        """Adds the defaults of ``method_kwargs``, and checks them and the pipelines."""
         cfg = super(MVMR, MVMR).add_and_assert_specific_cfg(cfg)
         cfg.method_kwargs = check_method_options(cfg.method_kwargs)
         if OmegaConf.select(cfg, "augmentations") is not None:
@@ -77,7 +67,6 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The parameters of the base class, of the projector and of the distillation's heads."""
         groups: list[dict[str, Any]] = super().learnable_params
         groups = [*groups, {"name": "projector", "params": self.projector.parameters()}]
         if self.distillation is not None:
@@ -98,35 +87,16 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
                     self.distillation.fit_if_full(built)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the representations until they are built.
-
-        Args:
-            checkpoint: What Lightning read.
-        """
+        """Keeps the state of the representations until they are built."""
         state = checkpoint["state_dict"]
         self._representation_state = take_out(state, "representations.")
 
     def forward(self, X: torch.Tensor) -> dict[str, Any]:
-        """Computes features, logits and embeddings.
-
-        Args:
-            X: Images of shape (N, C, H, W).
-
-        Returns:
-            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
-        """
+        """Adds ``z``, the embeddings of shape (N, proj_output_dim), to what solo-learn computes."""
         out: dict[str, Any] = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
     def multicrop_forward(self, X: torch.Tensor) -> dict[str, Any]:
-        """Computes features and embeddings of a small crop.
-
-        Args:
-            X: Images of shape (N, C, h, w).
-
-        Returns:
-            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
-        """
         out: dict[str, Any] = super().multicrop_forward(X)
         return {**out, "z": self.projector(out["feats"])}
 

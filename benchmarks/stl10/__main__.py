@@ -1,205 +1,205 @@
-"""The command line: ``python -m benchmarks.stl10 run | compare | export | features``."""
+"""The STL10 benchmark: pretrain, evaluate as in the paper, compare methods under one protocol.
+
+python -m benchmarks.stl10 run --preset quick --method mvmr
+python -m benchmarks.stl10 run --preset paper --data_dir data --download true --output runs/paper
+python -m benchmarks.stl10 run --resume runs/paper
+python -m benchmarks.stl10 compare runs/stl10/* --page runs/comparison.md
+python -m benchmarks.stl10 export runs/paper resnet50.pt
+python -m benchmarks.stl10 features runs/paper features.npz
+python -m benchmarks.stl10 transfer resnet50.pt voc07 --backbone resnet50 --data_dir data
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from benchmarks.harness.records import atomic_path
-from benchmarks.stl10.settings import (
-    PRESETS,
-    Settings,
-    add_arguments,
-    given,
-    preset_names,
-    read_file,
-    resolve,
-)
+from benchmarks.harness import Run, atomic_path, plain_errors, portable, record, write_json
+from benchmarks.harness.runs import read
+from benchmarks.stl10.settings import PRESETS, Settings
 
-DESCRIPTION = """\
-The STL10 benchmark of MV-MR: pretrain, then evaluate as in the paper, and compare methods under one
-protocol. Without data of one's own it runs on photographs that come with scikit-image."""
-
-EXAMPLES = """\
-examples:
-  python -m benchmarks.stl10 run --preset quick --method mvmr
-  python -m benchmarks.stl10 run --preset quick --method vicreg --representations pixels hog
-  python -m benchmarks.stl10 run --preset paper --data-dir data --download --output runs/stl10/paper
-  python -m benchmarks.stl10 run --resume runs/stl10/paper
-  python -m benchmarks.stl10 compare runs/stl10/* --output runs/comparison
-  python -m benchmarks.stl10 export runs/stl10/paper resnet50.pt
-  python -m benchmarks.stl10 features runs/stl10/paper features.npz"""
+Transfers = Literal["voc07", "classes"]
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    main = argparse.ArgumentParser(
-        prog="python -m benchmarks.stl10",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=raw,
-    )
-    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> ArgumentParser:
+    """Returns the parser of the command line; every setting is an option of run and transfer."""
 
-    run = commands.add_parser(
-        "run",
-        help="pretrain, evaluate, and write a folder of results",
-        description="Pretrains and evaluates. The folder then holds settings, metrics, checkpoint, "
-        "results and report.html. Settings are read from the preset, then from --config, then from "
-        "the options below, each overriding the one before.",
-    )
-    run.add_argument("--preset", choices=preset_names(), help="a file of benchmarks/stl10/presets")
-    run.add_argument(
-        "--config", type=Path, metavar="YAML", help="a file of settings, like a preset"
-    )
-    run.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write (default: runs/stl10/METHOD)"
-    )
-    run.add_argument(
-        "--resume",
-        type=Path,
-        metavar="FOLDER",
-        help="continue the run in this folder exactly, from its checkpoint, with its settings",
-    )
-    add_arguments(run)
+    def sub(help: str, *positional: tuple[str, Any]) -> ArgumentParser:  # noqa: A002
+        made = ArgumentParser(description=help)
+        for name, kind in positional:
+            made.add_argument(name, type=kind)
+        return made
 
-    compare = commands.add_parser("compare", help="one table and one plot of many runs")
-    compare.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    compare.add_argument(
-        "--output", type=Path, default=Path("runs/comparison"), help="default: %(default)s"
+    run = sub("pretrain, evaluate, and write a folder of results")
+    run.add_class_arguments(Settings)
+    run.add_argument("--config", action=ActionConfigFile, help="a file of settings, like a preset")
+    run.add_argument("--output", type=Path | None, help="default: runs/stl10/METHOD")
+    run.add_argument("--resume", type=Path | None, help="continue the run in this folder exactly")
+    compare = sub("one table and one plot of many runs")
+    compare.add_argument("runs", nargs="+", type=Path)
+    compare.add_argument("--page", type=Path, default=Path("runs/comparison/comparison.md"))
+    export = sub("the backbone's state dict", ("run", Path), ("output", Path))
+    features = sub("features and labels as .npz", ("run", Path), ("output", Path))
+    features.add_argument("--split", type=Literal["train", "test"], default="test")
+    features.add_argument("--data", type=str | None, help="other images than the run's")
+    features.add_argument("--data_dir", type=str | None)
+    transfer = sub(
+        "a linear classifier on an exported backbone", ("weights", Path), ("to", Transfers)
     )
-
-    export = commands.add_parser(
-        "export",
-        help="the backbone as a plain state dict",
-        description="Writes the backbone's weights as a state dict with the names of torchvision's "
-        "or timm's model.",
-    )
-    export.add_argument("run", type=Path, help="folder of a run")
-    export.add_argument("output", type=Path, help="file to write, for example resnet50.pt")
-
-    features = commands.add_parser(
-        "features",
-        help="features of images as .npz",
-        description="Writes an .npz file with 'features' (N, D), 'labels' (N,) and 'classes'.",
-    )
-    features.add_argument("run", type=Path, help="folder of a run")
-    features.add_argument("output", type=Path, help="file to write, ending in .npz")
-    features.add_argument(
-        "--split", choices=("train", "test"), default="test", help="which images (default: test)"
-    )
-    for name in ("data", "data_dir"):
-        features.add_argument(
-            f"--{name.replace('_', '-')}", help="other images than the run's, as in run"
-        )
+    transfer.add_class_arguments(Settings)
+    transfer.add_argument("--config", action=ActionConfigFile, help="a file of settings")
+    transfer.add_argument("--classifier", type=Literal["svm", "linear"], default="svm")
+    transfer.add_argument("--output", type=Path | None, help="file of the record (JSON)")
+    main = ArgumentParser(prog="python -m benchmarks.stl10", description=__doc__)
+    commands = main.add_subcommands()
+    for name, made in {
+        "run": run,
+        "compare": compare,
+        "export": export,
+        "features": features,
+        "transfer": transfer,
+    }.items():
+        commands.add_subcommand(name, made, help=made.description)
     return main
 
 
-def run(arguments: argparse.Namespace) -> None:
+def settings_of(arguments: Namespace) -> Settings:
+    """Returns the settings among parsed arguments."""
+    names = Settings.__dataclass_fields__
+    return Settings(**{k: v for k, v in arguments.as_dict().items() if k in names})
+
+
+def run(arguments: Namespace, given: Sequence[str]) -> None:
     """Runs or resumes one run."""
     from benchmarks.stl10 import train
+    from benchmarks.stl10.report import evaluation_rows
 
-    overrides = given(arguments)
     if arguments.resume is None:
-        files = [] if arguments.preset is None else [PRESETS / f"{arguments.preset}.yaml"]
-        files += [] if arguments.config is None else [arguments.config]
-        settings = resolve(files, overrides)
-        folder = arguments.output or Path(
-            "runs/stl10", settings.label.replace(", ", "-").replace(" ", "-")
-        )
+        settings = settings_of(arguments)
+        name = settings.label.replace(", ", "-").replace(" ", "-")
+        folder = arguments.output or Path("runs/stl10", name)
     else:
-        other = [name for name in ("preset", "config", "output") if getattr(arguments, name)]
-        if overrides or other:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in [*other, *overrides])
+        others = [word for word in given if word.startswith("--") and "resume" not in word]
+        if others:
             raise ValueError(
-                f"--resume continues a run with its own settings, but {names} was given as well; "
-                "leave it out, or start a new run."
+                f"--resume continues a run with its own settings, but {', '.join(others)} was given as "
+                "well; leave it out, or start a new run."
             )
         folder = arguments.resume
-        train.check_folder(folder, resume=True)
-        settings = Settings(**read_file(folder / train.SETTINGS))
+        settings = train.read_settings(folder)
     try:
-        results = train.run(settings, folder, resume=arguments.resume is not None)
+        result = train.run(settings, folder, resume=arguments.resume is not None)
     except (KeyboardInterrupt, SystemExit):
         print(f"\nInterrupted; continue with --resume {folder}", file=sys.stderr)
         raise
-    if results:
-        from benchmarks.stl10.report import evaluation_rows
-
-        for title, value in evaluation_rows(results["accuracy"]):
+    if result:
+        for title, value in evaluation_rows(result["figures"]["accuracy"]):
             print(f"{title:40s} top-1 {value['top1']:6.2f}   top-5 {value['top5']:6.2f}")
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {folder / 'report.md'}")
 
 
-def compare(arguments: argparse.Namespace) -> None:
+def compare(arguments: Namespace) -> None:
     """Compares runs."""
     from benchmarks.stl10.report import write_comparison
-    from benchmarks.stl10.train import METRICS, read_metrics, read_results
 
     folders = list(dict.fromkeys(arguments.runs))
-    results = [read_results(folder) for folder in folders]
-    labels = [r["label"] for r in results]
+    for folder in folders:
+        if not (folder / "results.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} has no results.json: it is no run, or one that is not finished; continue it "
+                f"with --resume {folder}."
+            )
+    found = [read(folder / "results.json") for folder in folders]
+    labels = [r["figures"]["label"] for r in found]
     # Runs of one method are told apart by their folders.
-    last = [folder.name for folder in folders]
-    short = len(set(last)) == len(last)
-    places = last if short else [str(folder) for folder in folders]
     names = [
-        label if labels.count(label) == 1 or place == label else f"{label} ({place})"
-        for label, place in zip(labels, places, strict=True)
+        label if labels.count(label) == 1 else f"{label} ({portable(folder)})"
+        for label, folder in zip(labels, folders, strict=True)
     ]
-    metrics = [read_metrics(folder / METRICS) for folder in folders]
-    runs = dict(zip(names, zip(results, metrics, strict=True), strict=True))
-    print(write_comparison(arguments.output, runs))
-    print(f"written to {arguments.output}")
+    print(write_comparison(arguments.page, dict(zip(names, found, strict=True))))
+    print(f"written to {arguments.page}")
 
 
-def export(arguments: argparse.Namespace) -> None:
+def export(arguments: Namespace) -> None:
     """Exports a backbone."""
-    from benchmarks.stl10.backbones import has_classifier, loading_code
+    from benchmarks.stl10.methods import loading_code
     from benchmarks.stl10.train import load_run
 
     settings, method = load_run(arguments.run)
     weights = {name: value.clone() for name, value in method.backbone.state_dict().items()}
     with atomic_path(arguments.output) as path:
         torch.save(weights, path)
+    lines = loading_code(settings)
+    # torchvision's models have a classifier, which is not among the weights.
+    strict = ", strict=False" if "torchvision" in lines[0] else ""
     print(f"{arguments.output}: {len(weights)} tensors of {settings.backbone}. To load it:")
-    for line in loading_code(settings, method.backbone):
+    for line in [*lines, f"model.load_state_dict(torch.load({str(arguments.output)!r}){strict})"]:
         print(f"  {line}")
-    partly = has_classifier(settings)
-    strict = ", strict=False" if partly else ""
-    print(f"  model.load_state_dict(torch.load({str(arguments.output)!r}){strict})")
-    if partly:
-        print("strict=False because the classifier is not among them.")
 
 
-def features(arguments: argparse.Namespace) -> None:
+def features(arguments: Namespace) -> None:
     """Extracts features."""
     from benchmarks.stl10.data import load_data
-    from benchmarks.stl10.evaluate import read_features
+    from benchmarks.stl10.evaluate import features_of
     from benchmarks.stl10.train import load_run
 
     if arguments.output.suffix != ".npz":
         raise ValueError(f"output must end in .npz but is {arguments.output}.")
     settings, method = load_run(arguments.run)
-    for name in ("data", "data_dir"):
-        if getattr(arguments, name) is not None:
-            setattr(settings, name, getattr(arguments, name))
+    settings.data = arguments.data or settings.data
+    settings.data_dir = arguments.data_dir or settings.data_dir
     data = load_data(settings)
-    if torch.cuda.is_available() and settings.accelerator != "cpu":
-        method.cuda()
-    images = data.train if arguments.split == "train" else data.test
-    found, labels = read_features(method, images, settings, "features")
+    found, labels = features_of(
+        _placed(method.backbone, settings), getattr(data, arguments.split), settings, "features"
+    )
     with atomic_path(arguments.output) as path:
         np.savez(
             path, features=found.numpy(), labels=labels.numpy(), classes=np.array(data.classes)
         )
     print(f"{arguments.output}: features {tuple(found.shape)}, labels {tuple(labels.shape)}")
+
+
+def transfer(arguments: Namespace) -> None:
+    """Evaluates an exported backbone on VOC07, or on any data set of the settings."""
+    from benchmarks.stl10.data import load_data
+    from benchmarks.stl10.evaluate import evaluate
+    from benchmarks.stl10.methods import build_backbone
+    from benchmarks.stl10.transfer import voc07
+
+    settings = settings_of(arguments)
+    backbone, _ = build_backbone(settings)
+    try:
+        weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{arguments.weights} must be weights of {settings.backbone!r} with the stem "
+            f"{settings.stem!r}, as export writes them, but cannot be loaded: {error}"
+        ) from error
+    backbone = _placed(backbone.eval(), settings)
+    if arguments.to == "voc07":
+        figures = voc07(backbone, settings, arguments.classifier)
+        print(f"VOC07 mAP {figures['map']:.2f}")
+    else:
+        figures = {"accuracy": evaluate(backbone, load_data(settings), settings)[0]}
+        print(f"linear top-1 {figures['accuracy']['linear']['top1']:.2f}")
+    if arguments.output is not None:
+        told = {**settings.as_dict(), "weights": arguments.weights, "to": arguments.to}
+        told["classifier"] = arguments.classifier
+        found = record(Run(arguments.output.stem, told, settings.seed), figures)
+        write_json(arguments.output, found)
+
+
+def _placed(backbone: torch.nn.Module, settings: Settings) -> torch.nn.Module:
+    """Returns a backbone where it computes fastest."""
+    gpu = torch.cuda.is_available() and settings.accelerator != "cpu"
+    return backbone.to("cuda" if gpu else "cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,12 +211,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If the input is not usable; the message says why.
     """
-    parsed = parser().parse_args(arguments)
-    command = {"run": run, "compare": compare, "export": export, "features": features}
-    try:
-        command[parsed.command](parsed)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError) as error:
-        raise SystemExit(f"Error: {error}") from error
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # A preset is a file of settings by its name alone.
+    words = [
+        f"--config={PRESETS}/{w.split('=')[1]}.yaml" if w.startswith("--preset=") else w
+        for w in given
+    ]
+    while "--preset" in words:
+        place = words.index("--preset")
+        words[place : place + 2] = [f"--config={PRESETS / words[place + 1]}.yaml"]
+    with plain_errors():
+        parsed = parser().parse_args(words)
+        chosen = parsed[parsed.subcommand]
+        if parsed.subcommand == "run":
+            run(chosen, given[1:])
+        else:
+            commands = {"compare": compare, "export": export, "features": features}
+            {**commands, "transfer": transfer}[parsed.subcommand](chosen)
 
 
 if __name__ == "__main__":

@@ -1,123 +1,181 @@
-"""What the frozen or fine-tuned backbone can do: kNN, linear probe, ten crops, few labels."""
+"""What the frozen or fine-tuned backbone can do: kNN, linear, ten crops, few labels.
+
+The classifiers are lightly's, with their losses and schedules, trained by Lightning; accuracies are
+torchmetrics'. Nothing is chosen by test accuracy: the last epoch counts.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
+from lightly.utils.benchmarking import KNNClassifier, LinearClassifier
+from lightly.utils.benchmarking.linear_classifier import FinetuneClassifier
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchmetrics.functional.classification import multiclass_accuracy
+from torchvision.transforms import v2 as T
 
-from benchmarks.common.evaluation import (
-    extract_features,
-    knn_scores,
-    topk_accuracy,
-    train_linear_probe,
-)
-from benchmarks.harness.loops import progress
-from benchmarks.stl10.data import Data, EpochSampler, Images, Part, in_order, train_loader
-from benchmarks.stl10.methods import Method
+from benchmarks.common.evaluation import extract_features
+from benchmarks.harness import progress
+from benchmarks.stl10.data import Data, Transformed, finetuning, normalize, plain, subset
 from benchmarks.stl10.settings import Settings
-from mvmr_loss.representations import augmented_pixels
 
 Accuracy = dict[str, float]
+BATCH_SIZE = 256
 
 
-def read_features(
-    method: Method, images: Images, settings: Settings, description: str, crop: int | None = None
+class AdamLinearClassifier(LinearClassifier):  # type: ignore[misc]  # lightly is not typed
+    """lightly's linear classifier with the paper's optimiser: Adam, cosine to 0."""
+
+    def configure_optimizers(self) -> Any:
+        """Returns Adam and its schedule."""
+        optimizer = torch.optim.Adam(self.get_trainable_parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def loader(
+    dataset: Dataset[Any], settings: Settings, batch_size: int = BATCH_SIZE, **options: Any
+) -> DataLoader[Any]:
+    """Returns a loader with the run's worker processes."""
+    return DataLoader(dataset, batch_size, num_workers=settings.num_workers, **options)
+
+
+def features_of(
+    backbone: Callable[[Tensor], Tensor],
+    images: Dataset[Any],
+    settings: Settings,
+    description: str | None = None,
+    transform: Callable[[Any], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Computes the backbone's features of all images.
+    """Computes a backbone's features of all images.
 
     Args:
-        method: The trained method, on the device to compute on.
-        images: The images.
-        settings: ``ten_crop_resize``, ``image_size`` and ``num_workers`` are read.
-        description: Title of the progress bar.
-        crop: None for the whole image, or which of the ten crops, 0 to 9.
+        backbone: On the device to compute on.
+        images: Data set of (PIL image, label).
+        settings: ``image_size``, ``normalization`` and ``num_workers`` are read.
+        description: What a progress bar says.
+        transform: From a PIL image to a tensor; None: the image as it is, resized and normalised.
 
     Returns:
         Features of shape (N, D), float32, and labels of shape (N,), both on the CPU.
     """
     labels: list[Tensor] = []
-    size = settings.image_size
-    larger = round(size * settings.ten_crop_resize)
 
-    def batches() -> Iterator[Tensor]:
-        loader = in_order(images, settings.num_workers)
-        for batch, batch_labels in progress(loader, description, unit="batch"):
+    def batches() -> Any:
+        read = loader(Transformed(images, transform or plain(settings)), settings)
+        for batch, batch_labels in progress(read, description, unit="batch"):
             labels.append(batch_labels)
-            yield batch if crop is None else TF.ten_crop(TF.resize(batch, [larger]), [size])[crop]
+            yield batch
 
-    features = extract_features(method, batches(), method.device)
-    return features, torch.cat(labels)
+    device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else None
+    return extract_features(backbone, batches(), device), torch.cat(labels)
 
 
-def evaluate(
-    method: Method, data: Data, settings: Settings
-) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Runs every evaluation that the settings ask for. Nothing is chosen by test accuracy.
+def accuracies(scores: Tensor, labels: Tensor) -> Accuracy:
+    """Returns top-1 and top-5 accuracy in percent, of scores of shape (N, C)."""
+    classes = scores.shape[1]
+    return {
+        f"top{k}": 100
+        * multiclass_accuracy(
+            scores, labels, classes, average="micro", top_k=min(k, classes)
+        ).item()
+        for k in (1, 5)
+    }
+
+
+def trainer(settings: Settings, epochs: int) -> pl.Trainer:
+    """Returns a trainer for an evaluation, on one device, that writes nothing."""
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator=settings.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def knn(train: TensorDataset, test: TensorDataset, classes: int, settings: Settings) -> Accuracy:
+    """Returns the accuracy of lightly's weighted kNN on features."""
+    classifier = KNNClassifier(
+        model=None,
+        num_classes=classes,
+        knn_k=min(settings.knn_k, len(train)),
+        knn_t=settings.knn_temperature,
+        train_dataloader_idx=0,
+        val_dataloader_idx=1,
+        topk=(1, min(5, classes)),
+    )
+    loaders = [DataLoader(train, BATCH_SIZE), DataLoader(test, BATCH_SIZE)]
+    _, found = trainer(settings, 1).validate(classifier, loaders, verbose=False)
+    values = [100 * found[f"val_knn_top{k}/dataloader_idx_1"] for k in classifier.topk]
+    return dict(zip(("top1", "top5"), values, strict=True))
+
+
+def linear(train: TensorDataset, classes: int, settings: Settings) -> nn.Module:
+    """Trains lightly's linear classifier on features and returns its layer, on the CPU."""
+    pl.seed_everything(settings.seed, verbose=False)
+    kind = {"sgd": LinearClassifier, "adam": AdamLinearClassifier}[settings.probe_optimizer]
+    batch_size = min(BATCH_SIZE, len(train))
+    classifier = kind(
+        model=nn.Identity(),
+        batch_size_per_device=batch_size,
+        lr=settings.probe_learning_rate,
+        feature_dim=train.tensors[0].shape[1],
+        num_classes=classes,
+        topk=(1, min(5, classes)),
+    )
+    batches = DataLoader(train, batch_size, shuffle=True)
+    trainer(settings, settings.probe_epochs).fit(classifier, batches)
+    layer: nn.Module = classifier.classification_head.cpu().eval().requires_grad_(False)
+    return layer
+
+
+def finetune(backbone: nn.Module, index: Any, data: Data, settings: Settings) -> Accuracy:
+    """Fine-tunes a copy of the backbone on some labels, as lightly does; the last epoch counts.
 
     Args:
-        method: The trained method, on the device to compute on.
+        backbone: The trained backbone.
+        index: Which of the labelled training images to learn from.
         data: Labelled images.
         settings: The evaluation's settings.
 
     Returns:
-        Name of the evaluation -> ``{"top1": ..., "top5": ...}`` in percent; with few labels
-        ``{"linear": ..., "finetune": ...}`` by part; and the features and labels of the test images.
+        Accuracy on the test images.
     """
-    device = method.device
-    train, train_labels = read_features(method, data.train, settings, "features of train")
-    test, test_labels = read_features(method, data.test, settings, "features of test")
-    options: dict[str, Any] = {
-        "num_classes": len(data.classes),
-        "epochs": settings.probe_epochs,
-        "learning_rate": settings.probe_learning_rate,
-        "seed": settings.seed,
-    }
-    probe = train_linear_probe(train.to(device), train_labels.to(device), **options).cpu()
-    scores = knn_scores(
-        train,
-        train_labels,
-        test,
-        k=settings.knn_k,
-        temperature=settings.knn_temperature,
-        num_classes=len(data.classes),
+    pl.seed_everything(settings.seed, verbose=False)
+    images = Transformed(subset(data, index), finetuning(settings))
+    batch_size = min(settings.finetune_batch_size, len(images))
+    model = copy.deepcopy(backbone).requires_grad_(True)
+    with torch.no_grad():
+        width = model.eval()(images[0][0][None].to(next(model.parameters()).device)).shape[1]
+    classes = len(data.classes)
+    classifier = FinetuneClassifier(
+        model=model.train(),
+        batch_size_per_device=batch_size,
+        lr=settings.finetune_learning_rate,
+        feature_dim=width,
+        num_classes=classes,
+        topk=(1, min(5, classes)),
     )
-    results: dict[str, Any] = {
-        "knn": topk_accuracy(scores, test_labels),
-        "linear": topk_accuracy(probe(test), test_labels),
-    }
-    logits = [
-        probe(read_features(method, data.test, settings, f"crop {crop + 1} of 10", crop)[0])
-        for crop in range(10)
-    ]
-    results["linear_ten_crop"] = topk_accuracy(torch.stack(logits).mean(dim=0), test_labels)
-    for part in settings.labels:
-        subsets = label_subsets(part, data, settings.seed)
-        linear, finetuned = [], []
-        for i, index in enumerate(subsets):
-            few = train_linear_probe(train[index], train_labels[index], **options)
-            linear.append(topk_accuracy(few(test), test_labels))
-            name = f"fine-tuning, labels {part}" + (f", fold {i}" if len(subsets) > 1 else "")
-            finetuned.append(finetune(method, index, data, settings, name))
-        results[f"labels_{part}"] = {
-            "images": len(subsets[0]),
-            "subsets": len(subsets),
-            "linear": _mean(linear),
-            "finetune": _mean(finetuned),
-        }
-    return results, test, test_labels
+    batches = loader(images, settings, batch_size, shuffle=True, drop_last=True)
+    trainer(settings, settings.finetune_epochs).fit(classifier, batches)
+    return accuracies(*features_of(classifier, data.test, settings))
 
 
 def label_subsets(part: float | str, data: Data, seed: int) -> list[np.ndarray[Any, Any]]:
-    """Returns the indices of the labelled images that fine-tuning may see.
+    """Returns the indices of the labelled images that may be seen.
 
     Args:
         part: A fraction, taken of each class, at least one image; or "folds".
@@ -132,76 +190,59 @@ def label_subsets(part: float | str, data: Data, seed: int) -> list[np.ndarray[A
     draw = np.random.default_rng(seed)
     chosen = []
     for label in range(len(data.classes)):
-        members = np.flatnonzero(data.train_labels == label)
-        count = max(1, round(float(part) * len(members)))
-        chosen.append(draw.choice(members, min(count, len(members)), replace=False))
+        members = np.flatnonzero(data.labels == label)
+        chosen.append(
+            draw.choice(members, max(1, round(float(part) * len(members))), replace=False)
+        )
     return [np.sort(np.concatenate(chosen))]
 
 
-def finetune(
-    method: Method,
-    index: Sequence[int] | np.ndarray[Any, Any],
-    data: Data,
-    settings: Settings,
-    name: str,
-) -> Accuracy:
-    """Fine-tunes a copy of the backbone with a linear classifier; the last epoch counts.
-
-    Adam with the cosine schedule; the classifier's learning rate is the settings', the backbone's a
-    tenth. Images are cropped and flipped at random, colours are left alone.
+def evaluate(
+    backbone: nn.Module, data: Data, settings: Settings
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Runs every evaluation that the settings ask for.
 
     Args:
-        method: The trained method.
-        index: Which of the labelled training images to learn from.
+        backbone: The trained backbone, on the device to compute on.
         data: Labelled images.
         settings: The evaluation's settings.
-        name: Title of the progress bar.
 
     Returns:
-        ``{"top1": ..., "top5": ...}`` on the test images, in percent.
+        Name of the evaluation -> ``{"top1": ..., "top5": ...}`` in percent; with few labels
+        ``{"linear": ..., "finetune": ...}`` by part; and the features and labels of the test images.
     """
-    device = method.device
-    backbone, normalize = copy.deepcopy(method.backbone).train(), method.normalize
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        classifier = nn.Linear(method.dims[0], len(data.classes)).to(device)
-    rate, epochs = settings.finetune_learning_rate, settings.finetune_epochs
-    optimizer = torch.optim.Adam(
-        [{"params": backbone.parameters(), "lr": rate / 10}, {"params": classifier.parameters()}],
-        lr=rate,
-    )
-    images = Part(data.train, index)
-    batch_size = min(settings.finetune_batch_size, len(images))
-    sampler = EpochSampler(len(images), batch_size, settings.seed)
-    steps = epochs * len(sampler)
-    scheduler = CosineWarmupScheduler(optimizer, 0, steps, end_value=1e-3)
-    augmentation = {
-        **method.augmentation,
-        "color_jitter_probability": 0.0,
-        "grayscale_probability": 0.0,
-        "blur": False,
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    classes, size = len(data.classes), settings.image_size
+    train = TensorDataset(*features_of(backbone, data.train, settings, "features of train"))
+    test, labels = features_of(backbone, data.test, settings, "features of test")
+    layer = linear(train, classes, settings)
+    larger = round(size * settings.ten_crop_resize)
+    to_tensor = [T.ToTensor(), T.Normalize(**normalize(settings))]
+    logits = []
+    for i in range(10):
+        crop = T.Lambda(lambda image, i=i: T.functional.ten_crop(image, [size])[i])
+        transform = T.Compose([T.Resize(larger), T.CenterCrop(larger), crop, *to_tensor])
+        words = f"crop {i + 1} of 10"
+        logits.append(layer(features_of(backbone, data.test, settings, words, transform)[0]))
+    results: dict[str, Any] = {
+        "knn": knn(train, TensorDataset(test, labels), classes, settings),
+        "linear": accuracies(layer(test), labels),
+        "linear_ten_crop": accuracies(torch.stack(logits).mean(dim=0), labels),
     }
-    # The readers last for one epoch's order at a time: few labels are read in no time.
-    loader = train_loader(images, sampler, num_workers=0)
-    seen = 0
-    for epoch in progress(range(epochs), name, unit="epoch"):
-        sampler.set_epoch(epoch)
-        for batch, labels in loader:
-            x = normalize(batch.to(device))
-            x = augmented_pixels(x, settings.seed, seen, **augmentation)
-            seen += len(x)
-            loss = F.cross_entropy(classifier(backbone(x)), labels.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    backbone.eval()
-    scores, test_labels = [], []
-    with torch.no_grad():
-        for batch, labels in in_order(data.test, settings.num_workers):
-            scores.append(classifier(backbone(normalize(batch.to(device)))).cpu())
-            test_labels.append(labels)
-    return topk_accuracy(torch.cat(scores), torch.cat(test_labels))
+    for part in settings.labels:
+        subsets = label_subsets(part, data, settings.seed)
+        few, finetuned = [], []
+        for index in progress(subsets, f"labels {part}", unit="subset"):
+            layer = linear(TensorDataset(*train[torch.from_numpy(index)]), classes, settings)
+            few.append(accuracies(layer(test), labels))
+            finetuned.append(finetune(backbone, index, data, settings))
+        results[f"labels_{part}"] = {
+            "images": len(subsets[0]),
+            "subsets": len(subsets),
+            "linear": _mean(few),
+            "finetune": _mean(finetuned),
+        }
+    return results, test, labels
 
 
 def _mean(results: list[Accuracy]) -> Accuracy:

@@ -1,12 +1,14 @@
-"""The methods: what each makes of the same batches, as Lightning modules."""
+"""The methods, as Lightning modules: the lightly adapter's MV-MR, and in it lightly's losses."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torchvision
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from lightly.models.modules import (
     BarlowTwinsProjectionHead,
@@ -15,415 +17,266 @@ from lightly.models.modules import (
     SimCLRProjectionHead,
 )
 from lightly.models.modules.heads import VICRegProjectionHead
-from lightly.models.utils import (
-    deactivate_requires_grad,
-    get_weight_decay_parameters,
-    update_momentum,
-)
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.utils.benchmarking import OnlineLinearClassifier
 from lightly.utils.lars import LARS
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
-from pytorch_lightning import LightningModule
+from lightly.utils.scheduler import cosine_schedule
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from benchmarks.stl10.backbones import build_backbone, feature_dim
-from benchmarks.stl10.data import Normalize
-from benchmarks.stl10.settings import MEAN_STD, Settings
-from mvmr_loss import (
-    DistillationLoss,
-    LossComponents,
-    MultiRepresentationRegularizer,
-    MVMRLoss,
-    MVMRProjectionHead,
-    Representations,
-)
-from mvmr_loss.representations import augmented_pixels
+from benchmarks.common.encoder import SmallResNet
+from benchmarks.stl10.settings import NORMALIZATIONS, Settings
+from mvmr_loss import MultiRepresentationRegularizer
+from mvmr_loss.adapters.lightly import MVMR
+from mvmr_loss.adapters.lightly.backbone import build_backbone as shipped_backbone
 
-# Each process and each use of random numbers has its own seed: seed * _SEEDS + one of them.
-_SEEDS = 1_000_003
-_SEEDS_PER_PROCESS = 8
+SMALL_WIDTHS = (32, 64, 128)
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "lars": partial(LARS, momentum=0.9),
+}
+
+NO_VIEW_TERMS = dict.fromkeys(("invariance_weight", "variance_weight", "dependence_weight"), 0.0)
 
 
-class Method(LightningModule):
-    """What the methods share: backbone, views, representations, optimiser, schedule.
+def build_backbone(settings: Settings) -> tuple[nn.Module, int]:
+    """Returns the backbone without classifier and without weights of others, and its width.
 
-    The batch comes as uint8 images; views are made on the device, a whole batch at a time, each
-    image with draws of its own. All draws follow from the seed, the process and the step alone, so
-    that a resumed run draws what the uninterrupted one would have drawn.
+    Its state dict has the names of torchvision's or timm's model of that name, so that the model
+    itself loads it.
+
+    Args:
+        settings: ``backbone``, ``stem`` and ``image_size`` are read.
+
+    Raises:
+        ImportError: If the name may be one of timm's, which is not installed.
+        ValueError: If the name is unknown, or the model does not give features of shape (N, D).
+
+    Examples:
+        >>> backbone, width = build_backbone(Settings(backbone="resnet18"))
+        >>> width, backbone.conv1.stride
+        (512, (1, 1))
+    """
+    if settings.backbone == "small":
+        return SmallResNet(SMALL_WIDTHS), SMALL_WIDTHS[-1]
+    backbone, _ = shipped_backbone(settings.backbone, 1)
+    if settings.stem == "small" and isinstance(backbone, torchvision.models.ResNet):
+        backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+    side = settings.image_size
+    with torch.no_grad():
+        try:
+            features = backbone.eval()(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"backbone {settings.backbone!r} must take images of {side} pixels but does not: {error}"
+            ) from error
+    if not isinstance(features, Tensor) or features.flatten(1).shape != features.shape[:2]:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"backbone must give features of shape (N, D) but gives {got}.")
+    return backbone.train(), features.shape[1]
+
+
+def loading_code(settings: Settings) -> list[str]:
+    """Returns the lines of Python that build the model which loads an exported backbone's weights."""
+    name = settings.backbone
+    if name == "small":
+        return [
+            "from benchmarks.common.encoder import SmallResNet",
+            f"model = SmallResNet({SMALL_WIDTHS})",
+        ]
+    if name in torchvision.models.list_models():
+        lines = [f"import torch, torchvision; model = torchvision.models.get_model({name!r})"]
+        if settings.stem == "small" and hasattr(torchvision.models.get_model(name), "conv1"):
+            lines.append("model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")
+        return lines
+    size = ", dynamic_img_size=True" if name.startswith("vit_") else ""
+    return [f"import timm; model = timm.create_model({name!r}, num_classes=0{size})"]
+
+
+class _OnlineClassifier(OnlineLinearClassifier):  # type: ignore[misc]  # lightly is not typed
+    """lightly's online classifier, which leaves out images without a label (-1)."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Any:
+        """Computes the loss of the labelled images; 0 if there are none."""
+        features, targets = batch
+        known = targets >= 0
+        if known.any():
+            return super().training_step((features[known], targets[known]), batch_idx)
+        return 0.0 * self.classification_head(features).sum(), {}
+
+
+class Pretraining(MVMR):
+    """MV-MR as the lightly adapter has it, with the settings of this benchmark.
 
     Args:
         settings: The run's settings.
-        steps: Steps of the whole pretraining, which the schedules need.
+        num_classes: Number of classes of the online classifier.
+        knn_k: Neighbours of the online kNN.
     """
 
-    # MV-MR meets the non-augmented view; the others have two augmented ones.
-    plain_first: ClassVar[bool] = False
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__()
-        self.settings, self.steps = settings, steps
-        self.backbone = build_backbone(settings)
-        self.normalize = Normalize(settings.normalization)
-        self.dims = (
-            feature_dim(self.backbone, settings.image_size),
-            settings.projector_hidden_dim,
-            settings.projector_output_dim,
+    def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
+        backbone, width = build_backbone(settings)
+        self.optimizer_class = OPTIMIZERS[settings.optimizer]
+        super().__init__(
+            settings.batch_size // settings.devices,
+            num_classes,
+            knn_k,
+            settings.knn_temperature,
+            backbone=backbone,
+            feature_dim=width,
+            hidden_dim=settings.projector_hidden_dim,
+            output_dim=settings.projector_output_dim,
+            representations=_representations(settings),
+            normalization=NORMALIZATIONS[settings.normalization],
+            cache=settings.representation_cache,
+            fill_cache=settings.representation_cache is not None,
+            loss={
+                "representation_weights": settings.representation_weight,
+                "dependence_measure": settings.dependence_measure,
+                **({} if settings.view_terms else NO_VIEW_TERMS),
+            },
+            distillation=settings.distillation,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_epochs=settings.warmup_epochs,
         )
-        mean, std = MEAN_STD[settings.normalization]
-        self.augmentation: dict[str, Any] = {
-            "normalization": (mean, std),
-            "crop_scale": (settings.crop_scale_min, 1.0),
-            "color_jitter": tuple(settings.color_jitter),
-            "color_jitter_probability": settings.color_jitter_probability,
-            "grayscale_probability": settings.grayscale_probability,
-            "blur": settings.blur,
-        }
-        self.representations = self._representations(mean, std)
+        self.settings, self.width = settings, width
+        topk = self.online_classifier.topk
+        self.online_classifier = _OnlineClassifier(width, num_classes, topk)
+
+
+class TwoViews(Pretraining):
+    """A method with lightly's loss and head, in the place of MV-MR's, on two augmented views.
+
+    The representations, if there are any, are those of the non-augmented view.
+    """
+
+    # Method -> its head, from three widths; its loss.
+    PARTS: ClassVar[dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]]] = {
+        "vicreg": (VICRegProjectionHead, VICRegLoss),
+        "barlowtwins": (BarlowTwinsProjectionHead, BarlowTwinsLoss),
+        "simclr": (SimCLRProjectionHead, NTXentLoss),
+    }
+
+    def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
+        if settings.distillation is not None:
+            raise ValueError(
+                f"distillation must be left out for {settings.method}, for it is mvmr's, but is "
+                f"{settings.distillation!r}."
+            )
+        super().__init__(settings, num_classes, knn_k)
+        self.build(self.width, settings.projector_hidden_dim, settings.projector_output_dim)
         self.regularizer = MultiRepresentationRegularizer(
             settings.representation_weight,
             dependence_measure=settings.dependence_measure,
             gather_distributed=True,
         )
 
-    def _seed(self, use: int) -> int:
-        """Returns the seed of one use of random numbers in this process."""
-        return self.settings.seed * _SEEDS + rank_zero_only.rank * _SEEDS_PER_PROCESS + use
+    def build(self, *dims: int) -> None:
+        """Makes the head and the loss, from the widths of the features, the hidden layer, the output."""
+        head, loss = self.PARTS[self.settings.method]
+        self.projection_head = head(*dims)
+        simclr = {"temperature": self.settings.temperature} if loss is NTXentLoss else {}
+        self.criterion = loss(gather_distributed=True, **simclr)
 
-    def _representations(
-        self, mean: Sequence[float], std: Sequence[float]
-    ) -> Representations | None:
-        """Returns the representations, which are told how the run's images are made."""
-        told: dict[str, dict[str, Any]] = {
-            # Augmented as the views are.
-            "augmented_pixels": {"seed": self._seed(0), **self.augmentation},
-            # A teacher has a normalisation of its own, for which that of the images is undone.
-            "teacher": {"mean": mean, "std": std},
-        }
-        specification = []
-        for item in self.settings.representation_names:
-            item = {"name": item} if isinstance(item, str) else item
-            if isinstance(item, dict):
-                item = {**told.get(item.get("name", ""), {}), **item}
-            specification.append(item)
-        return Representations(specification) if specification else None
-
-    def cache_representations(self, folder: str, images: int) -> None:
-        """Keeps representations on disk instead of computing them in each step.
-
-        Args:
-            folder: Folder of the store; made if there is none.
-            images: Number of images for pretraining.
-
-        Raises:
-            ValueError: If the method has no representations, none may be kept, or the store is of
-                other images or settings.
-            OSError: If the store is damaged.
-        """
-        if self.representations is None:
-            raise ValueError(
-                "representation_cache must be left out: the run has no representations to keep."
-            )
-        self.representations = Representations(
-            dict(self.representations.by_name.items()),
-            normalization=MEAN_STD[self.settings.normalization],
-            cache={"path": folder, "num_samples": images},
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Computes the backbone's features of uint8 images.
-
-        Args:
-            images: uint8 of shape (N, 3, H, W).
-
-        Returns:
-            Features of shape (N, D).
-        """
-        features: Tensor = self.backbone(self.normalize(images))
-        return features
-
-    def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the weighted terms of the loss.
-
-        Args:
-            views: Two views of shape (N, 3, H, W).
-            representations: Name -> tensor of shape (N, D_k), of the non-augmented images.
-
-        Returns:
-            Name -> scalar; their sum is the loss.
-        """
-        raise NotImplementedError
-
-    def regularization(
-        self, embeddings: list[Tensor], representations: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Computes the representation terms of a method's embeddings.
-
-        Args:
-            embeddings: Of shape (N, D), one a view.
-            representations: Name -> tensor of shape (N, D_k); may be empty.
-
-        Returns:
-            Name -> scalar.
-        """
-        if not representations:
-            return {}
-        return named_terms(self.regularizer.forward_components(embeddings, representations))
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes what a backbone may draw, as dropout does, depend on the step alone."""
-        torch.manual_seed(self._seed(4) + self.global_step * _SEEDS)
-
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the loss and logs each term.
-
-        Args:
-            batch: uint8 images of shape (N, 3, H, W), labels, which are not looked at, and the
-                images' indices, shape (N,).
-            batch_idx: Number of the batch in the epoch.
-
-        Returns:
-            Scalar tensor.
-        """
-        plain = self.normalize(batch[0])
-        with torch.no_grad(), torch.autocast(plain.device.type, enabled=False):
-            representations = self._represent(plain, batch[2])
-            start = self.global_step * len(plain)
-            first = 1 if self.plain_first else 0
-            views = [plain] if self.plain_first else []
-            views += [
-                augmented_pixels(plain, self._seed(1 + view), start, **self.augmentation)
-                for view in range(first, 2)
-            ]
-        terms = self.terms(views, representations)
-        loss = torch.stack(list(terms.values())).sum()
-        options: dict[str, Any] = {"on_epoch": True, "sync_dist": True, "batch_size": len(plain)}
-        self.log("loss", loss, on_step=True, prog_bar=True, **options)
-        self.log_dict(
-            {f"loss_{name}": term for name, term in terms.items()}, on_step=False, **options
-        )
-        return loss
-
-    def _represent(self, plain: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Returns the representations of a batch, computed or read by the images' indices."""
-        if self.representations is None:
-            return {}
-        values: dict[str, Tensor] = self.representations(plain, index)
-        return values
-
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns the modules that the optimiser trains."""
-        raise NotImplementedError
-
-    def configure_optimizers(self) -> Any:
-        """Returns the optimiser and its schedule, the same for every method."""
-        s = self.settings
-        decayed, others = get_weight_decay_parameters(self.trained_modules())
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        options: dict[str, Any] = {"lr": s.learning_rate, "weight_decay": s.weight_decay}
-        optimizer: torch.optim.Optimizer
-        if s.optimizer == "lars":
-            optimizer = LARS(groups, momentum=0.9, **options)
-        elif s.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, **options)
-        else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
-            optimizer = kind(groups, **options)
-        scheduler = CosineWarmupScheduler(
-            optimizer,
-            warmup_epochs=min(round(self.steps / s.epochs * s.warmup_epochs), self.steps // 2),
-            max_epochs=self.steps,
-            end_value=s.final_learning_rate / s.learning_rate,
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-
-class _Siamese(Method):
-    """A method with one backbone and one head for both views."""
-
-    projection_head: nn.Module
-
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns the backbone and the head."""
-        return [self.backbone, self.projection_head]
-
-    def embeddings(self, views: list[Tensor]) -> list[Tensor]:
-        """Returns the float32 embeddings of two views, through BatchNorm as one batch."""
-        z = self.projection_head(self.backbone(torch.cat(views))).float()
-        return list(z.chunk(2))
-
-
-class MVMR(_Siamese):
-    """MV-MR: the non-augmented view and an augmented one."""
-
-    plain_first = True
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__(settings, steps)
-        self.projection_head = MVMRProjectionHead(*self.dims)
-        weight = float(settings.view_terms)
-        self.criterion = MVMRLoss(
-            invariance_weight=weight,
-            variance_weight=weight,
-            dependence_weight=weight,
-            representation_weights=settings.representation_weight,
-            dependence_measure=settings.dependence_measure,
-            gather_distributed=True,
-        )
-        self.distillation: DistillationLoss | None = None
-        if settings.distillation is not None:
-            options = {"gather_distributed": True, **settings.distillation}
-            self.distillation = DistillationLoss(self.dims[0], **options)
-
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns the backbone and the heads."""
-        heads = [] if self.distillation is None else [self.distillation]
-        return [*super().trained_modules(), *heads]
-
-    def on_train_start(self) -> None:
-        """Takes the teachers' statistics from a store that has all images."""
-        if self.distillation is not None and self.representations is not None:
-            self.distillation.fit_if_full(self.representations)
-
-    def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the weighted terms of the loss, as :meth:`Method.terms`."""
-        features = self.backbone(torch.cat(views))
-        distilled: dict[str, Tensor] = {}
-        if self.distillation is not None:
-            by_view = features.float().chunk(2)
-            teachers, representations = self.distillation.split(representations)
-            distilled = named_terms(self.distillation.forward_components(by_view, teachers))
-            self.distillation.update(by_view, teachers)
-        z, z_augmented = self.projection_head(features).float().chunk(2)
-        terms = named_terms(self.criterion.forward_components(z, z_augmented, representations))
-        return {**terms, **distilled}
-
-
-class _TwoViews(_Siamese):
-    """A method whose loss compares the embeddings of two augmented views."""
-
-    criterion: nn.Module
-    name: ClassVar[str]
-
-    def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the weighted terms of the loss, as :meth:`Method.terms`."""
-        z = self.embeddings(views)
+    def compare(self, views: list[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Returns the method's loss, the views' embeddings, and features of shape (2 N, D)."""
+        features = self.forward(torch.cat(views)).flatten(start_dim=1)
+        z = list(self.projection_head(features).float().chunk(2))
         with torch.autocast(z[0].device.type, enabled=False):
-            loss = self.criterion(*z)
-        return {self.name: loss, **self.regularization(z, representations)}
+            return self.criterion(*z), z, features
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Computes the loss of the method, its representations' and the online classifier's."""
+        (_, *views), targets = batch[0], batch[1]
+        loss, z, features = self.compare(views)
+        terms = {f"train_{self.settings.method}": loss}
+        representations = self._represent(batch)
+        if representations:
+            added = self.regularizer.forward_components(z, representations)
+            terms |= {k: v for k, v in added.as_dict("train_").items() if k != "train_loss"}
+            loss = loss + added.total
+        cls_loss, cls_log = self.online_classifier.training_step(
+            (features.detach(), targets.repeat(2)), batch_idx
+        )
+        logged = {"train_loss": loss, **terms, **cls_log}
+        self.log_dict(logged, sync_dist=True, batch_size=len(targets))
+        return loss + cls_loss
 
 
-class VICReg(_TwoViews):
-    """VICReg with lightly's loss and head."""
+class BYOL(TwoViews):
+    """BYOL with lightly's heads and loss, as in lightly's benchmark."""
 
-    name = "vicreg"
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__(settings, steps)
-        self.projection_head = VICRegProjectionHead(*self.dims)
-        self.criterion = VICRegLoss(gather_distributed=True)
-
-
-class BarlowTwins(_TwoViews):
-    """Barlow Twins with lightly's loss and head."""
-
-    name = "barlowtwins"
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__(settings, steps)
-        self.projection_head = BarlowTwinsProjectionHead(*self.dims)
-        self.criterion = BarlowTwinsLoss(gather_distributed=True)
-
-
-class SimCLR(_TwoViews):
-    """SimCLR with lightly's loss and head."""
-
-    name = "simclr"
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__(settings, steps)
-        self.projection_head = SimCLRProjectionHead(*self.dims)
-        self.criterion = NTXentLoss(settings.temperature, gather_distributed=True)
-
-
-class BYOL(Method):
-    """BYOL with lightly's loss and heads."""
-
-    def __init__(self, settings: Settings, steps: int) -> None:
-        super().__init__(settings, steps)
-        self.projection_head = BYOLProjectionHead(*self.dims)
-        output = settings.projector_output_dim
-        self.prediction_head = BYOLPredictionHead(output, settings.projector_hidden_dim, output)
-        self.teacher_backbone = copy.deepcopy(self.backbone)
-        self.teacher_projection_head = copy.deepcopy(self.projection_head)
-        deactivate_requires_grad(self.teacher_backbone)
-        deactivate_requires_grad(self.teacher_projection_head)
+    def build(self, *dims: int) -> None:
+        """Makes the heads, the momentum encoder and the loss."""
+        predictor = BYOLPredictionHead(dims[2], dims[1], dims[2])
+        # Both are the projection head to the adapter, which trains what is in it.
+        self.projection_head = nn.ModuleDict(
+            {"projector": BYOLProjectionHead(*dims), "predictor": predictor}
+        )
+        self.teacher = copy.deepcopy(
+            nn.ModuleList([self.backbone, self.projection_head["projector"]])
+        )
+        deactivate_requires_grad(self.teacher)
         self.criterion = NegativeCosineSimilarity()
 
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns the student's backbone and heads."""
-        return [self.backbone, self.projection_head, self.prediction_head]
-
-    def terms(self, views: list[Tensor], representations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the weighted terms of the loss, as :meth:`Method.terms`."""
-        momentum = cosine_schedule(self.global_step, self.steps, self.settings.momentum, 1.0)
-        update_momentum(self.backbone, self.teacher_backbone, momentum)
-        update_momentum(self.projection_head, self.teacher_projection_head, momentum)
-        projections, predictions, targets = [], [], []
+    def compare(self, views: list[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Returns the method's loss, the views' embeddings, and features of shape (2 N, D)."""
+        projector, predictor = self.projection_head["projector"], self.projection_head["predictor"]
+        steps = int(self.trainer.estimated_stepping_batches)
+        momentum = cosine_schedule(self.trainer.global_step, steps, self.settings.momentum, 1.0)
+        for student, teacher in zip([self.backbone, projector], self.teacher, strict=True):
+            update_momentum(student, teacher, m=momentum)
         # One view after the other: the heads' BatchNorm sees each view by itself, as in the paper.
-        for view in views:
-            projections.append(self.projection_head(self.backbone(view)))
-            predictions.append(self.prediction_head(projections[-1]).float())
-            with torch.no_grad():
-                targets.append(self.teacher_projection_head(self.teacher_backbone(view)).float())
+        features = [self.forward(view).flatten(start_dim=1) for view in views]
+        z = [projector(f) for f in features]
+        with torch.no_grad():
+            targets = [self.teacher[1](self.teacher[0](view).flatten(1)) for view in views]
         # The squared distance of unit vectors is 2 - 2 cosine: the paper's loss but for a constant.
-        loss = 2 * sum(
-            (self.criterion(p, t) for p, t in zip(predictions, reversed(targets), strict=True)),
-            start=projections[0].new_zeros(()),
+        first, second = (
+            2 * self.criterion(target.float(), predictor(p).float())
+            for target, p in zip(targets, reversed(z), strict=True)
         )
-        return {
-            "byol": loss,
-            **self.regularization([p.float() for p in projections], representations),
-        }
+        return first + second, [p.float() for p in z], torch.cat(features)
 
 
-METHOD_CLASSES: dict[str, type[Method]] = {
-    "mvmr": MVMR,
-    "vicreg": VICReg,
-    "barlowtwins": BarlowTwins,
-    "simclr": SimCLR,
-    "byol": BYOL,
-}
-
-
-def build_method(settings: Settings, steps: int = 1) -> Method:
+def build_method(settings: Settings, num_classes: int, knn_k: int | None = None) -> Pretraining:
     """Returns the method that the settings name, its weights drawn from the seed.
 
     Args:
         settings: The run's settings.
-        steps: Steps of the whole pretraining, for training it.
-
-    Returns:
-        The Lightning module.
+        num_classes: Number of classes of the online classifier.
+        knn_k: Neighbours of the online kNN; None means there is none.
 
     Raises:
         ImportError: If the backbone needs a package that is not installed.
         TypeError: If a representation has an unknown option.
-        ValueError: If a name is unknown, or another method than mvmr is to distil.
+        ValueError: If a name is unknown.
 
     Examples:
-        >>> method = build_method(Settings(method="simclr", backbone="small", image_size=32))
-        >>> method(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        >>> method = build_method(Settings(method="simclr", backbone="small", image_size=32), 10)
+        >>> method(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 128])
     """
-    if settings.distillation is not None and settings.method != "mvmr":
-        raise ValueError(f"distillation must be left out for {settings.method}: it is mvmr's.")
+    kind = {"mvmr": Pretraining, "byol": BYOL}.get(settings.method, TwoViews)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return METHOD_CLASSES[settings.method](settings, steps)
+        return kind(settings, num_classes, knn_k)
 
 
-def named_terms(components: LossComponents) -> dict[str, Tensor]:
-    """Returns the weighted terms of a loss, a representation's under its own name."""
-    weighted = components.as_dict()
-    del weighted["loss"]
-    return {name.removeprefix("representations/"): term for name, term in weighted.items()}
+def _representations(settings: Settings) -> list[Any]:
+    """Returns the representations, of which the augmented one is augmented as the views are."""
+    augmented = {
+        # Each process draws for itself.
+        "seed": settings.seed * 1_000_003 + rank_zero_only.rank,
+        "crop_scale": (settings.crop_scale_min, 1.0),
+        "color_jitter": tuple(settings.color_jitter),
+        "color_jitter_probability": settings.color_jitter_probability,
+        "grayscale_probability": settings.grayscale_probability,
+        "blur": settings.blur,
+    }
+    items = [{"name": i} if isinstance(i, str) else i for i in settings.representation_names]
+    return [{**(augmented if i.get("name") == "augmented_pixels" else {}), **i} for i in items]

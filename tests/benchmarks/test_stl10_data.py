@@ -2,25 +2,13 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.common.photographs import Photographs
-from benchmarks.stl10.data import (
-    ArrayImages,
-    EpochSampler,
-    FolderImages,
-    Indexed,
-    Normalize,
-    Part,
-    _Joined,
-    in_order,
-    load_data,
-    train_loader,
-)
+from benchmarks.stl10.data import load_data, pretraining_set, views
 from benchmarks.stl10.settings import Settings
 
 STL10 = torchvision.datasets.STL10
@@ -44,29 +32,45 @@ def copied(stl10_files, tmp_path):
 def test_stl10_is_read_as_it_was_written(stl10_files):
     data = load_data(settings(stl10_files.root))
     for images, name in ((data.train, "train"), (data.test, "test")):
-        pixels, labels = images.__getitems__(range(len(images)))
-        assert torch.equal(pixels, tensors(stl10_files.images[name]))
-        assert labels.tolist() == stl10_files.labels[name]
-    assert data.train_labels.tolist() == stl10_files.labels["train"]
+        assert torch.equal(tensors(image for image, _ in images), tensors(stl10_files.images[name]))
+        assert [int(label) for _, label in images] == stl10_files.labels[name]
+    assert data.labels.tolist() == stl10_files.labels["train"]
     assert [fold.tolist() for fold in data.folds] == stl10_files.folds
     assert data.classes == Photographs("test").classes[:10]
 
 
 def test_stl10_is_pretrained_on_train_and_unlabeled(stl10_files):
     data = load_data(settings(stl10_files.root))
-    pixels, labels = data.pretrain.__getitems__(range(len(data.pretrain)))
     expected = [*stl10_files.images["train"], *stl10_files.images["unlabeled"]]
-    assert torch.equal(pixels, tensors(expected))
-    unlabeled = [-1] * len(stl10_files.images["unlabeled"])
-    assert labels.tolist() == [*stl10_files.labels["train"], *unlabeled]
+    assert torch.equal(tensors(image for image, _ in data.pretrain), tensors(expected))
+    labels = [int(label) for _, label in data.pretrain]
+    assert labels == [*stl10_files.labels["train"], *[-1] * len(stl10_files.images["unlabeled"])]
 
 
-def test_stl10_at_another_size(stl10_files):
-    data = load_data(settings(stl10_files.root, image_size=32))
-    pixels, labels = data.test.__getitems__([4, 1])
-    expected = TF.resize(tensors(stl10_files.images["test"])[[4, 1]], [32, 32])
-    assert torch.equal(pixels, expected)
-    assert labels.tolist() == [4, 1]
+@pytest.mark.parametrize(("method", "count"), [("mvmr", 2), ("simclr", 3)])
+def test_views_and_their_size(stl10_files, method, count):
+    chosen = settings(stl10_files.root, image_size=32, method=method, normalization="cifar")
+    data = load_data(chosen)
+    dataset = pretraining_set(data, chosen)
+    images, label, name = dataset[4]
+    assert [tuple(view.shape) for view in images] == [(3, 32, 32)] * count
+    assert (label, len(dataset)) == (stl10_files.labels["train"][4], 120)
+    assert name != dataset[5][2]
+    # The first is the image as it is, normalised as the settings say.
+    small = TF.resize(stl10_files.images["train"][4], [32, 32])
+    plain = TF.normalize(
+        TF.pil_to_tensor(small) / 255, [0.491, 0.482, 0.447], [0.247, 0.243, 0.261]
+    )
+    torch.testing.assert_close(images[0], plain, rtol=0, atol=0.03)
+    # What other parts read stays a picture.
+    assert data.pretrain[0][0].size == (96, 96)
+
+
+def test_augmentation_is_the_settings():
+    chosen = Settings(crop_scale_min=0.3, color_jitter=[0.1, 0.2, 0.3, 0.4], blur=False)
+    words = str(views(chosen).transforms[1].transform)
+    for part in ("scale=(0.3, 1.0)", "brightness=(0.9, 1.1)", "hue=(-0.4, 0.4)"):
+        assert part in words
 
 
 def test_stl10_without_folds_and_names(copied):
@@ -80,7 +84,7 @@ def test_stl10_without_folds_and_names(copied):
 
 def test_download(stl10_archive, stl10_files, tmp_path):
     data = load_data(settings(tmp_path / "data", download=True))
-    assert torch.equal(data.test.__getitems__([0])[0], tensors(stl10_files.images["test"][:1]))
+    assert torch.equal(tensors([data.test[0][0]]), tensors(stl10_files.images["test"][:1]))
 
 
 def test_a_half_downloaded_archive_is_downloaded_again(stl10_archive, tmp_path):
@@ -97,7 +101,7 @@ def test_an_interrupted_unpacking_is_made_good(stl10_archive, copied):
     root, folder = copied
     shutil.copy(stl10_archive, root)
     (folder / "test_X.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="incomplete: test_X.bin missing in .*Run with"):
+    with pytest.raises(FileNotFoundError, match="but test_X.bin are missing; run with"):
         load_data(settings(root))
     assert len(load_data(settings(root, download=True)).test) == 30
 
@@ -109,17 +113,15 @@ def test_exception_download(stl10_archive, tmp_path):
         load_data(settings(tmp_path / "a", download=True))
     stl10_archive.unlink()
     with pytest.raises(
-        FileNotFoundError, match="stl10 could not be downloaded.*put its files into"
+        FileNotFoundError, match="STL10 could not be downloaded.*put its files into"
     ):
         load_data(settings(tmp_path / "b", download=True))
 
 
 def test_exception_stl10_missing(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="stl10 must be in .* but is not there; run with --d"
-    ):
+    with pytest.raises(FileNotFoundError, match="STL10 must be in .* are missing; run with --d"):
         load_data(settings(tmp_path))
-    with pytest.raises(FileNotFoundError, match="cifar10 must be in .* but is not there; run with"):
+    with pytest.raises(FileNotFoundError, match="CIFAR10 must be in .* are missing; run with"):
         load_data(settings(tmp_path, data="cifar10"))
 
 
@@ -167,29 +169,12 @@ def folder(tmp_path):
 
 
 def test_folder(folder):
-    data = load_data(Settings(data=str(folder), image_size=40))
+    data = load_data(Settings(data=str(folder), batch_size=4))
     assert (len(data.pretrain), len(data.train), len(data.test)) == (14, 8, 4)
     assert data.classes == ["a", "b"]
-    # The two parts of a batch keep their places.
-    pixels, labels = data.pretrain.__getitems__([9, 1, 13, 0])
-    alone = [data.pretrain.__getitems__([i])[0] for i in (9, 1, 13, 0)]
-    assert torch.equal(pixels, torch.cat(alone))
-    assert labels.tolist() == [-1, 0, -1, 0]
-    first = TF.pil_to_tensor(Photographs("train", crops_per_class=4, crop_size=40)[0][0])
-    assert torch.equal(pixels[3], first)
-
-
-def test_a_folder_too_large_for_memory_is_read_as_needed(folder, monkeypatch):
-    whole = load_data(Settings(data=str(folder), image_size=32))
-    monkeypatch.setattr("benchmarks.stl10.data.MEMORY_LIMIT", 0)
-    data = load_data(Settings(data=str(folder), image_size=32))
-    assert isinstance(data.train, FolderImages)
-    assert isinstance(data.pretrain, _Joined)
-    index = [13, 2, 5, 8]
-    for now, before in zip(
-        data.pretrain.__getitems__(index), whole.pretrain.__getitems__(index), strict=True
-    ):
-        assert torch.equal(now, before)
+    assert [label for _, label in data.pretrain] == [0] * 4 + [1] * 4 + [-1] * 6
+    image, label = data.train[0]
+    assert (image.size, label) == ((40, 40), 0)
 
 
 def test_exception_folder(folder):
@@ -201,60 +186,14 @@ def test_exception_folder(folder):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"{path.name} cannot be read as an image"):
-        load_data(Settings(data=str(folder), image_size=32))
+        list(load_data(Settings(data=str(folder), batch_size=4)).test)
+    with pytest.raises(
+        ValueError, match="batch_size must be at most the number of images, 14, but"
+    ):
+        load_data(Settings(data=str(folder), batch_size=16))
     shutil.move(folder / "test" / "a", folder / "test" / "c")
     with pytest.raises(ValueError, match="must have the same classes but a, c are in one only"):
-        load_data(Settings(data=str(folder), image_size=32))
+        load_data(Settings(data=str(folder)))
     shutil.rmtree(folder / "test")
     with pytest.raises(FileNotFoundError, match="test must be a folder with one folder of images"):
         load_data(Settings(data=str(folder), image_size=32))
-
-
-def arrays(count=10):
-    pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((3, 2, 2), np.uint8)
-    return ArrayImages(pixels, np.arange(count) % 3)
-
-
-def test_sampler_order_depends_on_seed_and_epoch_alone():
-    def batches(seed, epoch):
-        sampler = EpochSampler(10, 4, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    assert batches(0, 3) == batches(0, 3)
-    assert batches(0, 3) != batches(0, 4)
-    assert batches(0, 3) != batches(1, 3)
-    drawn = [i for batch in batches(0, 0) for i in batch]
-    assert len(set(drawn)) == len(drawn) == 8
-
-
-def test_sampler_shares_each_batch_among_processes():
-    whole = list(EpochSampler(10, 4, 0))
-    parts = [list(EpochSampler(10, 4, 0, rank, 2)) for rank in (0, 1)]
-    for batch, first, second in zip(whole, *parts, strict=True):
-        assert len(first) == len(second) == 2
-        assert sorted(first + second) == sorted(batch)
-
-
-def test_exception_sampler():
-    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 3, but"):
-        EpochSampler(3, 4, 0)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_loaders(num_workers):
-    images, labels, index = next(
-        iter(train_loader(Indexed(arrays()), EpochSampler(10, 4, 0), num_workers))
-    )
-    assert images[:, 0, 0, 0].tolist() == index.tolist()
-    assert labels.tolist() == (index % 3).tolist()
-    part = Part(arrays(), [7, 1, 4])
-    ((images, labels),) = in_order(part, num_workers)
-    assert images[:, 0, 0, 0].tolist() == [7, 1, 4]
-    assert labels.tolist() == [1, 1, 1]
-
-
-def test_normalize():
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    expected = TF.normalize(images / 255, [0.491, 0.482, 0.447], [0.247, 0.243, 0.261])
-    torch.testing.assert_close(Normalize("cifar")(images), expected)

@@ -408,7 +408,7 @@ def attack(settings):
     from tests.trust.identity import identity
 
     figures, faults = {}, []
-    for function, count in {**ATTACKS, identity: 60}.items():
+    for function, count in {**ATTACKS, identity: 440}.items():
         name = function.__name__
         draw = random.Random(f"{settings.seed} {name}")
         started = time.monotonic()
