@@ -260,8 +260,8 @@ class RepresentationCache:
         Raises:
             CorruptCacheError: If a file was truncated meanwhile, which cannot be repaired.
         """
-        self._check_size("rows.bin", self._rows_file, self._row_bytes)
-        self._check_size("index.bin", self._index_file, 8)
+        self._rows.check_size()
+        self._index.check_size()
         damaged = []
         for start in range(0, self.num_samples + 1, 1024):
             for i in range(start, min(start + 1024, self.num_samples + 1)):

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import dataset_fingerprint
-from mvmr_loss.cache.files import json_checksum
+from mvmr_loss.cache.metadata import json_checksum
 
 COUNT, SIDE = 12, 8
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from mvmr_loss.cache import CorruptCacheError, RepresentationCache
-from mvmr_loss.cache.files import json_checksum
+from mvmr_loss.cache.metadata import json_checksum
 
 ROWS, WIDTH = 200, 100
 # What a store may answer instead of right numbers, each in words: never a crash deep inside.
