@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test test-slow lint install install-run
+.PHONY: run test test-slow lint docs install install-run
 
 # Two levels of one environment, each with a file that tells when it was installed: what the main job
 # needs, and all hosts and tools of the tests. They are installed again when the requirements change.
@@ -27,9 +27,10 @@ install-run: $(RUN)
 
 install: $(DEV)
 
+# Options of the training: make run ARGS="--epochs 2".
 run: install-run
-	@echo "Training on real photographs, then evaluating; results go to runs/plain_pytorch."
-	$(BIN)/python -m benchmarks.plain_pytorch
+	@echo "Training on real photographs, then evaluating: some two minutes on two cores."
+	$(BIN)/python -m benchmarks.plain_pytorch $(ARGS)
 
 # One process a core, and one thread in each; the tests of a file stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
@@ -44,3 +45,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error. The tutorials are run: a minute or two.
+docs: install
+	@echo "Building the site and running its tutorials; the result is docs/_build/index.html."
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going docs docs/_build

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 # They subclass solo-learn's classes, and a checkout of solo-learn is on no path here.
 collect_ignore = ["adapters/solo/method.py", "adapters/solo/regularizer.py"]
-# It needs a newer torch than the package does.
+# They need a newer torch, and a newer timm, than the package does.
 if importlib.util.find_spec("torchdistill") is None:
     collect_ignore.append("adapters/torchdistill")
+_timm = importlib.util.find_spec("timm")
+if _timm is None or not (Path(str(_timm.origin)).parent / "task").is_dir():
+    collect_ignore.append("adapters/timm")
 
 
 @pytest.hookimpl(wrapper=True)

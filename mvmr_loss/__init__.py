@@ -1,5 +1,6 @@
 """MV-MR: the multi-view multi-representation loss for self-supervised learning and distillation."""
 
+from mvmr_loss._cpu.build import KernelStatus, kernels
 from mvmr_loss._objective import LossComponents
 from mvmr_loss._version import __version__
 from mvmr_loss.dependence import list_dependence_measures, register_dependence_measure
@@ -19,6 +20,7 @@ from mvmr_loss.teachers import Teacher, TeacherPreprocessing
 
 __all__ = [
     "DistillationLoss",
+    "KernelStatus",
     "LossComponents",
     "MVMRLoss",
     "MVMRProjectionHead",
@@ -30,6 +32,7 @@ __all__ = [
     "TeacherRegression",
     "__version__",
     "backward_in_chunks",
+    "kernels",
     "list_dependence_measures",
     "list_presets",
     "list_representations",

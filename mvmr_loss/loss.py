@@ -211,7 +211,10 @@ class MVMRLoss(nn.Module):
     mean over the views. ``dependence_weight`` and the representations' weights are signed: a negative
     weight rewards independence by adding ``|w| dCor``.
 
-    Everything is computed in float32 or better (float64 for float64 input), also under autocast.
+    Everything is computed in float32 or better (float64 for float64 input), also under autocast. In
+    float32 the loss is infinite for embeddings from about 1e18 on, whose squares leave the range, with
+    the covariance term from 1e9 on. A gradient of float16 embeddings is infinite where it is beyond
+    65504, as for embeddings of 1e-7: that is what a GradScaler looks for.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -222,8 +225,8 @@ class MVMRLoss(nn.Module):
         representation_weights: One weight for all representations, or one per name; signed.
         representation_views: Which embeddings meet the representations: the "augmented" views', as
             published, or "both", those of the non-augmented view too; each term is the mean.
-        identity_weight: Weight of the identity term, see :func:`identity_loss`, at least 0.
-        covariance_weight: Weight of the covariance term, see :func:`covariance_loss`, at least 0.
+        identity_weight: Weight of the identity term, see :func:`.identity_loss`, at least 0.
+        covariance_weight: Weight of the covariance term, see :func:`.covariance_loss`, at least 0.
         variance_margin: Standard deviation below which a coordinate is penalised.
         dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
             :func:`mvmr_loss.dependence.dependence_measure`.

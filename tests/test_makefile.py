@@ -1,5 +1,6 @@
 """`make run` installs what the main job needs and no more, and says what it does."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -58,3 +59,23 @@ def test_the_main_job_imports_what_run_installs():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.slow
+def test_run_trains(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / ".installed-run").touch()
+    options = f"ARGS=--epochs 1 --output {tmp_path / 'results'}"
+    command = ["make", "run", f"VENV={tmp_path / 'venv'}", options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert metrics["steps"] == 23
+    assert (tmp_path / "results" / "training.png").exists()
+    for line in ("training", "features, trained", "top-1 accuracy", "results are in"):
+        assert line in done.stdout + done.stderr

@@ -1,5 +1,8 @@
 """What a user's environment sees: a light import, and the same modules in wheel and sdist."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+REQUIRED = os.environ.get("MVMR_LOSS_NATIVE") == "required"
 HOSTS = [
     "lightly",
     "solo",
@@ -33,7 +37,8 @@ class Refuse:
         if name.split(".")[0] in {HOSTS!r}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import mvmr_loss, mvmr_loss.dependence, mvmr_loss.representations
+import mvmr_loss, mvmr_loss.dependence, mvmr_loss.representations, mvmr_loss.cache
+import mvmr_loss.teachers, mvmr_loss.distillation, mvmr_loss.adapters
 print(mvmr_loss.__version__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -41,6 +46,17 @@ print(mvmr_loss.__version__)
     from mvmr_loss import __version__
 
     assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("adapter", ["solo", "stable_pretraining"])
+def test_an_adapter_whose_host_finds_it_imports_no_host(adapter):
+    """Their hosts import these two; those that subclass a host's classes import that one alone."""
+    code = (
+        f"import sys, mvmr_loss.adapters.{adapter}; "
+        f"print(*({set(HOSTS)!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_public_names():
@@ -54,23 +70,114 @@ def test_public_names():
             assert name == "__version__" or public.__doc__, f"{name} has no docstring"
 
 
-@pytest.mark.slow
-def test_wheel_and_sdist_hold_every_module(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", tmp_path, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+@pytest.mark.parametrize(
+    "module", ["mvmr_loss.loss", "mvmr_loss.adapters.lightly", "benchmarks.stl10"]
+)
+def test_a_deprecation_of_our_own_call_is_an_error(module, category):
+    code = "import warnings; warnings.warn('it will go', category)"
+    with pytest.raises(category, match="it will go"):
+        exec(code, {"__name__": module, "category": category})
+    with pytest.warns(category):  # Somebody else's: said, but no error.
+        exec(code, {"__name__": "elsewhere", "category": category})
+
+
+def files_of_the_tree():
+    """Returns the files that git knows or would take, or where this is no repository, all there are."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    names = found.stdout.splitlines()
+    if found.returncode != 0:
+        paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+        names = [str(path) for path in paths if "__pycache__" not in path.parts]
+    return {name for name in names if (ROOT / name).is_file()}
+
+
+def place_in_wheel(name):
+    """Returns where a file of the tree is once it is installed."""
+    if name.startswith("adapters/solo/plugin/"):
+        return name.removeprefix("adapters/solo/plugin/")
+    return f"mvmr_loss/{name}" if name.startswith("adapters/") else name
+
+
+def test_files_of_the_tree_are_found():
+    tree = files_of_the_tree()
+    for name in (
+        "mvmr_loss/_cpu/gram.cpp",
+        "mvmr_loss/py.typed",
+        "adapters/solo/configs/mvmr_stl10.yaml",
+    ):
+        assert name in tree
+    assert place_in_wheel("adapters/lightly/method.py") == "mvmr_loss/adapters/lightly/method.py"
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The sdist, and the wheel that is built from it."""
+    source, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("archives")
+    # A copy: what earlier builds left in the tree is not asked.
+    for name in files_of_the_tree():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        in_wheel = set(wheel.namelist())
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
-        in_sdist = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
-    core = {str(path.relative_to(ROOT)) for path in (ROOT / "mvmr_loss").rglob("*.py")}
-    adapters = {str(path.relative_to(ROOT)) for path in (ROOT / "adapters").rglob("*.py")}
-    assert "mvmr_loss/py.typed" in in_wheel
-    assert "mvmr_loss/_cpu/scattering.cpp" in in_wheel
-    assert core <= in_wheel
-    assert {f"mvmr_loss/{name}" for name in adapters if "hydra_plugins" not in name} <= in_wheel
-    assert core | adapters <= in_sdist
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_every_file_of_the_package(archives):
+    with zipfile.ZipFile(archives[0]) as wheel:
+        in_wheel = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    with tarfile.open(archives[1]) as sdist:
+        in_sdist = {name.partition("/")[2] for name in sdist.getnames()}
+    tree = files_of_the_tree()
+    package = {name for name in tree if name.startswith(("mvmr_loss/", "adapters/"))}
+    package = {name for name in package if not name.endswith(".md")}
+    assert in_wheel == {place_in_wheel(name) for name in package}
+    assert package | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= in_sdist
+
+
+SEEN_FROM_OUTSIDE = """
+import json, torch, mvmr_loss, mvmr_loss.adapters.solo
+generator = torch.Generator().manual_seed(0)
+z, v = torch.randn(2, 32, 64, generator=generator)
+images = torch.rand(32, 3, 32, 32, generator=generator)
+features = mvmr_loss.Representations(["pixels", "scattering", "hog"], sketch_dim=64)(images)
+print(json.dumps({
+    "places": [module.__file__ for module in (mvmr_loss, mvmr_loss.adapters.solo)],
+    "kernels": mvmr_loss.kernels(),
+    "loss": mvmr_loss.MVMRLoss()(z, v, features).item(),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_computes_the_same_with_all_kernels(archives, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (python,) = (tmp_path / "venv").glob("bin/python")
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    # Lines of a .pth file that are folders are searched; editable installations in them are not seen.
+    (site / "others.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    with zipfile.ZipFile(archives[0]) as wheel:
+        wheel.extractall(site)
+    environment = {**os.environ, "MVMR_LOSS_NATIVE": "1"}
+    environment.pop("PYTHONPATH", None)
+
+    def seen(program, folder):
+        command = [program, "-c", SEEN_FROM_OUTSIDE]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)
+
+    installed, here = seen(python, tmp_path), seen(sys.executable, ROOT)
+    assert all(place.startswith(str(site)) for place in installed["places"])
+    assert not any(place.startswith(str(site)) for place in here["places"])
+    if not all(on for _, on, _ in here["kernels"]) and not REQUIRED:
+        pytest.skip("the kernels cannot be compiled here")
+    assert installed["kernels"] == [[name, True, ""] for name in ("gram", "scattering", "sketch")]
+    assert installed["loss"] == here["loss"]
+    said = subprocess.run([python, "-m", "mvmr_loss"], capture_output=True, text=True, check=True)
+    assert said.stdout.count(" on\n") == 3

@@ -15,7 +15,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss._checks import check_bool, check_int, check_number
 from mvmr_loss.normalization import NormalizationLike
 
@@ -26,7 +26,7 @@ from .. import (  # noqa: TID252 - of the same checkout
 )
 from .backbone import build_backbone
 from .hyperparameters import without_objects
-from .transform import check_normalization
+from .transform import check_normalization, check_views
 
 
 class MVMR(LightningModule):
@@ -73,13 +73,16 @@ class MVMR(LightningModule):
         preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
             ``gather_distributed`` is True unless given.
+        distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
+            features: ``teacher_dims`` names those of the representations that are its teachers, and
+            their widths; the other representations are the loss's. Its heads are trained with the
+            method and are no part of the backbone. None: every teacher is a representation of the loss.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
         warmup_epochs: Length of the warm-up in epochs.
         classifier_lr: Learning rate of the online classifier, with the same schedule.
 
     Raises:
-        TypeError: If an option of the loss or of a representation is unknown.
         ValueError: If an argument is out of range, the backbone's name is unknown, or a checkpoint
             is loaded without an argument that held an object.
 
@@ -108,6 +111,7 @@ class MVMR(LightningModule):
         fill_cache: bool = False,
         preset: str = "paper",
         loss: Mapping[str, Any] | None = None,
+        distillation: Mapping[str, Any] | None = None,
         lr: float = 1e-4,
         weight_decay: float = 1e-6,
         warmup_epochs: float = 10.0,
@@ -130,6 +134,11 @@ class MVMR(LightningModule):
                 "loss must be a mapping of options of mvmr_loss.MVMRLoss, such as "
                 f"{{'variance_weight': 2.0}}, but is a {type(loss).__name__}."
             )
+        if not isinstance(distillation, Mapping | None):
+            raise TypeError(
+                "distillation must be a mapping of options of mvmr_loss.DistillationLoss, such as "
+                f"{{'teacher_dims': {{'teacher': 512}}}}, but is a {type(distillation).__name__}."
+            )
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -147,8 +156,11 @@ class MVMR(LightningModule):
         )
         self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
         self._index: dict[str, int] | None = None
-        options = {"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
-        self.criterion = MVMRLoss.from_preset(preset, **options)
+        gathered = {"gather_distributed": GATHER_DISTRIBUTED}
+        self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
+        self.distillation: DistillationLoss | None = None
+        if distillation is not None:
+            self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)
@@ -174,15 +186,7 @@ class MVMR(LightningModule):
         super()._set_hparams(without_objects(self._to_hparams_dict(hp)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the backbone's features.
-
-        Args:
-            x: Images of shape (N, C, H, W).
-
-        Returns:
-            Features of shape (N, feature_dim), or (N, feature_dim, 1, 1) where the backbone gives
-            such.
-        """
+        """Computes the backbone's features of images (N, C, H, W), shape (N, feature_dim, ...)."""
         features: Tensor = self.backbone(x)
         return features
 
@@ -193,7 +197,6 @@ class MVMR(LightningModule):
             TypeError: If there is to be a store and the data set is not a ``LightlyDataset``.
             ValueError: If the images are normalised otherwise than the representations were told,
                 or the store is missing, or is of other images or settings.
-            OSError: If the store is damaged.
         """
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         if not isinstance(self.representations, Representations):
@@ -208,6 +211,8 @@ class MVMR(LightningModule):
             check_cache(self.cache, self.fill_cache)
             self.representations.open_cache(dataset)
             self._index = {name: i for i, name in enumerate(dataset.get_filenames())}
+        if self.distillation is not None:
+            self.distillation.fit_if_full(self.representations)
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:
         """Returns the representations of a batch, computed or read by the images' file names."""
@@ -227,17 +232,19 @@ class MVMR(LightningModule):
 
         Returns:
             Scalar tensor, the sum of both losses.
-
-        Raises:
-            TypeError: If the views are no list of tensors.
-            ValueError: If there are fewer than two views, or their shapes differ.
         """
-        views, targets = _check_views(batch[0]), batch[1]
+        views, targets = check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
         z, *z_augmented = self.projection_head(features).chunk(len(views))
-        terms = self.criterion.forward_components(z, z_augmented, self._represent(batch))
-        loss = terms.total
-        named = terms.as_dict("train_")
+        represented, distilled = self._represent(batch) or {}, {}
+        if self.distillation is not None:
+            by_view = features.chunk(len(views))
+            teachers, represented = self.distillation.split(represented)
+            distilled = self.distillation.forward_components(by_view, teachers).as_dict("train_")
+            self.distillation.update(by_view, teachers)
+        terms = self.criterion.forward_components(z, z_augmented, represented)
+        named = {**distilled, **terms.as_dict("train_")}
+        named["train_loss"] = loss = terms.total + distilled.get("train_loss", 0.0)
         self.log(
             "train_loss",
             named.pop("train_loss"),
@@ -255,11 +262,7 @@ class MVMR(LightningModule):
         return total
 
     def on_validation_start(self) -> None:
-        """Checks that the online kNN has its two loaders.
-
-        Raises:
-            ValueError: If ``knn_k`` was given and there are not two validation loaders.
-        """
+        """Raises if the online kNN has not its two loaders."""
         loaders = self.trainer.num_val_batches
         if self.knn_classifier is not None and len(loaders) != 2:
             raise ValueError(
@@ -276,9 +279,6 @@ class MVMR(LightningModule):
             batch: ``(images, targets, ...)``: shapes (N, C, H, W) and (N,).
             batch_idx: Number of the batch.
             dataloader_idx: With the online kNN, 0 for training images and 1 for validation images.
-
-        Returns:
-            The online classifier's loss; None for the training images of the kNN.
         """
         images, targets = batch[0], batch[1]
         features = self.forward(images).flatten(start_dim=1).detach()
@@ -306,14 +306,11 @@ class MVMR(LightningModule):
             self.knn_classifier.reset_storage()
 
     def configure_optimizers(self) -> Any:
-        """Returns the optimiser, with its groups of parameters, and the schedule.
-
-        Raises:
-            ValueError: If the trainer has no end, so that there is no schedule.
-        """
+        """Returns the optimiser, with its groups of parameters, and the schedule."""
         # As in lightly's methods: none for normalisation layers, biases and the classifier.
+        heads = [] if self.distillation is None else [self.distillation]
         params, params_no_weight_decay = get_weight_decay_parameters(
-            [self.backbone, self.projection_head]
+            [self.backbone, self.projection_head, *heads]
         )
         optimizer = self.optimizer_class(
             [
@@ -358,21 +355,10 @@ class MVMRViT(MVMR):
     """MV-MR with the backbone and optimiser of lightly's ViT benchmarks, a ViT-S/16 and AdamW.
 
     The paper trains no ViT: AdamW's learning rate and weight decay are those of lightly's LeJEPA
-    benchmark. All arguments of :class:`MVMR` may be given.
-
-    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), with lightly's settings for ViTs.
+    benchmark, the temperature of the kNN that of its ViTs.
 
     Args:
-        batch_size_per_device: As in :class:`MVMR`.
-        num_classes: As in :class:`MVMR`.
-        knn_k: As in :class:`MVMR`.
-        knn_t: As in :class:`MVMR`; lightly's ViT benchmarks' by default.
-        **options: The further arguments of :class:`MVMR`.
-
-    Raises:
-        ImportError: If timm is not installed.
-        TypeError: As in :class:`MVMR`.
-        ValueError: As in :class:`MVMR`.
+        batch_size_per_device, num_classes, knn_k, knn_t, options: As in :class:`MVMR`.
     """
 
     optimizer_class = torch.optim.AdamW
@@ -396,25 +382,3 @@ class _OnlineKNNClassifier(KNNClassifier):  # type: ignore[misc]  # lightly is n
 
     def log_dict(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: Lightning refuses what a part logs during its method's step."""
-
-
-def _check_views(views: object) -> list[Tensor]:
-    """Returns the views of a batch after checking them."""
-    remedy = "use MVMRTransform as the data set's transform"
-    if not isinstance(views, (list, tuple)) or not all(isinstance(v, Tensor) for v in views):
-        raise TypeError(
-            "the batch's views must be a list of tensors but are a "
-            f"{type(views).__name__}; {remedy}."
-        )
-    if len(views) < 2:
-        raise ValueError(
-            "the batch must have at least two views, the non-augmented one first, "
-            f"but has {len(views)}; {remedy}."
-        )
-    shapes = [tuple(view.shape) for view in views]
-    if any(len(shape) != 4 or shape != shapes[0] for shape in shapes):
-        raise ValueError(
-            "the batch's views must all have the same shape (N, C, H, W) but have shapes "
-            f"{shapes}; {remedy}, which gives all views one input_size."
-        )
-    return list(views)

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from solo.methods.base import BaseMethod
 
-from mvmr_loss import MVMRLoss, MVMRProjectionHead
+from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
 
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
@@ -29,9 +29,11 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         cfg: solo-learn's configuration. Its ``method_kwargs`` are, all with defaults:
             ``proj_hidden_dim``, ``proj_output_dim``, ``proj_num_layers`` (see
             :class:`~mvmr_loss.MVMRProjectionHead`); every argument of :class:`~mvmr_loss.MVMRLoss`;
-            ``representations`` and every option of :class:`~mvmr_loss.Representations`; ``cache``,
-            the folder of a store of representations, and ``fill_cache``, whether it is made and
-            filled in the first epoch.
+            ``distillation``, options of :class:`~mvmr_loss.DistillationLoss`, which is added on the
+            backbone's features, its ``teacher_dims`` naming those of the representations that are
+            its teachers; ``representations`` and every option of :class:`~mvmr_loss.Representations`,
+            ``cache`` among them; ``fill_cache``, whether its store is made and filled in the first
+            epoch.
 
     Raises:
         SoloConfigError: If a setting does not exist or is out of range, or the pipelines of
@@ -48,22 +50,15 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             self.options["proj_num_layers"],
         )
         self.criterion = MVMRLoss(**select(self.options, LOSS_OPTIONS))
+        self.distillation: DistillationLoss | None = None
+        if self.options["distillation"] is not None:
+            self.distillation = DistillationLoss(self.features_dim, **self.options["distillation"])
         self.representations: torch.nn.Module | None = None
         self._representation_state: dict[str, torch.Tensor] = {}
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Adds the defaults of ``method_kwargs`` and checks them and the pipelines.
-
-        Args:
-            cfg: solo-learn's configuration.
-
-        Returns:
-            The same object.
-
-        Raises:
-            SoloConfigError: If a setting is wrong.
-        """
+        """Adds the defaults of ``method_kwargs``, and checks them and the pipelines."""
         cfg = super(MVMR, MVMR).add_and_assert_specific_cfg(cfg)
         cfg.method_kwargs = check_method_options(cfg.method_kwargs)
         if OmegaConf.select(cfg, "augmentations") is not None:
@@ -72,9 +67,11 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The parameters of the base class and of the projector."""
         groups: list[dict[str, Any]] = super().learnable_params
-        return [*groups, {"name": "projector", "params": self.projector.parameters()}]
+        groups = [*groups, {"name": "projector", "params": self.projector.parameters()}]
+        if self.distillation is not None:
+            groups.append({"name": "distillation", "params": self.distillation.parameters()})
+        return groups
 
     def on_train_start(self) -> None:
         """Builds the representations, for training only: an evaluation needs no teacher or cache."""
@@ -86,37 +83,20 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             if built is not None:
                 built.load_state_dict(self._representation_state, strict=False)
                 self.representations = built.to(self.device)
+                if self.distillation is not None:
+                    self.distillation.fit_if_full(built)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the representations until they are built.
-
-        Args:
-            checkpoint: What Lightning read.
-        """
+        """Keeps the state of the representations until they are built."""
         state = checkpoint["state_dict"]
         self._representation_state = take_out(state, "representations.")
 
     def forward(self, X: torch.Tensor) -> dict[str, Any]:
-        """Computes features, logits and embeddings.
-
-        Args:
-            X: Images of shape (N, C, H, W).
-
-        Returns:
-            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
-        """
+        """Adds ``z``, the embeddings of shape (N, proj_output_dim), to what solo-learn computes."""
         out: dict[str, Any] = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
     def multicrop_forward(self, X: torch.Tensor) -> dict[str, Any]:
-        """Computes features and embeddings of a small crop.
-
-        Args:
-            X: Images of shape (N, C, h, w).
-
-        Returns:
-            The outputs of the base class, and ``z`` of shape (N, proj_output_dim).
-        """
         out: dict[str, Any] = super().multicrop_forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
@@ -136,8 +116,14 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         representations = (
             {} if self.representations is None else self.representations(images, indices)
         )
+        logged, total = {}, out["loss"]
+        if self.distillation is not None:
+            teachers, representations = self.distillation.split(representations)
+            distilled = self.distillation.forward_components(out["feats"], teachers)
+            self.distillation.update(out["feats"], teachers)
+            logged, total = logged_terms(distilled), total + distilled.total
         terms = self.criterion.forward_components(z, z_augmented, representations)
-        logged = {"train_mvmr_loss": terms.total, **logged_terms(terms)}
+        logged |= {"train_mvmr_loss": terms.total, **logged_terms(terms)}
         self.log_dict(logged, on_epoch=True, sync_dist=True)
-        loss: torch.Tensor = terms.total + out["loss"]
+        loss: torch.Tensor = terms.total + total
         return loss

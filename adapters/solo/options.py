@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mvmr_loss import (
+    DistillationLoss,
     MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
@@ -52,6 +53,7 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "preset": "paper",
     **dict.fromkeys(LOSS_OPTIONS),  # None is the preset's
     "gather_distributed": GATHER_DISTRIBUTED,
+    "distillation": None,  # every teacher is a representation of the loss
     "representations": list(PAPER_REPRESENTATIONS),
     **EXTRACTION_OPTIONS,
     "fill_cache": False,
@@ -123,6 +125,16 @@ def check_method_options(given: object) -> dict[str, Any]:
             options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
     _check_representations(options, node)
+    if options["distillation"] is not None:
+        place = f"{node}.distillation"
+        if not isinstance(options["distillation"], Mapping):
+            raise SoloConfigError(
+                f"{place} must be a mapping of options of mvmr_loss.DistillationLoss but is "
+                f"{options['distillation']!r}."
+            )
+        gathered = {"gather_distributed": options["gather_distributed"]}
+        options["distillation"] = {**gathered, **options["distillation"]}
+        _checked(place, DistillationLoss, 1, **options["distillation"])
     return options
 
 

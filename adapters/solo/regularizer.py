@@ -41,9 +41,8 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
         cfg: solo-learn's configuration. Its node ``mvmr_regularizer`` has, all with defaults: every
             argument of :class:`~mvmr_loss.MultiRepresentationRegularizer`; ``embeddings``, the name
             of the output of the method's ``forward`` that meets the representations;
-            ``representations`` and every option of :class:`~mvmr_loss.Representations`; ``cache``,
-            the folder of a store of representations, and ``fill_cache``, whether it is made and
-            filled in the first epoch.
+            ``representations`` and every option of :class:`~mvmr_loss.Representations`, ``cache``
+            among them; ``fill_cache``, whether its store is made and filled in the first epoch.
 
     Raises:
         SoloConfigError: If a setting does not exist or is out of range, or there is neither a
@@ -71,17 +70,7 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """Adds the defaults of the method and of the node, and checks the node and the pipelines.
-
-        Args:
-            cfg: solo-learn's configuration.
-
-        Returns:
-            The same object.
-
-        Raises:
-            SoloConfigError: If a setting is wrong.
-        """
+        """Adds the defaults of the method and of the node, and checks the node and the pipelines."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         if OmegaConf.select(cfg, REGULARIZER) is not None:
             options = check_regularizer_options(cfg[REGULARIZER])
@@ -103,26 +92,12 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
             self.mvmr_representations = built.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the representations until they are built.
-
-        Args:
-            checkpoint: What Lightning read.
-        """
+        """Keeps the state of the representations until they are built."""
         super().on_load_checkpoint(checkpoint)
         self._mvmr_state = take_out(checkpoint["state_dict"], "mvmr_representations.")
 
     def forward(self, X: torch.Tensor) -> dict[str, Any]:
-        """Computes the method's outputs; within a training step, keeps the embeddings.
-
-        Args:
-            X: Images of shape (N, C, H, W).
-
-        Returns:
-            The outputs of the method.
-
-        Raises:
-            SoloConfigError: If the embeddings of the node are no output of the method.
-        """
+        """Computes the method's outputs; within a training step, keeps the embeddings."""
         out: dict[str, Any] = super().forward(X)
         if self._mvmr_embeddings is not None:
             name = self._mvmr_options["embeddings"]

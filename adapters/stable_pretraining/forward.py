@@ -65,7 +65,7 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         z, *z_augmented = [self.projector(f) for f in features]
         terms = loss.forward_components(z, z_augmented, representations_of(self, views[0]))
         out["loss"] = terms.total
-        _log(self, terms.as_dict(f"{stage}/"))
+        _log(self, terms.as_dict(f"{stage}/"), views[0])
     return out
 
 
@@ -101,7 +101,7 @@ def distill(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         teacher = representations_of(self, views[0], needed=True)
         terms = loss.forward_components([project(f) for f in features], teacher)
         out["loss"] = terms.total
-        _log(self, terms.as_dict(f"{stage}/"))
+        _log(self, terms.as_dict(f"{stage}/"), views[0])
     return out
 
 
@@ -166,7 +166,8 @@ def _regularized(
         out["loss"] = out["loss"] + terms.total
         named = terms.as_dict(f"{stage}/")
         del named[f"{stage}/loss"]  # which is the name of the function's own
-        _log(self, {**named, f"{stage}/regularized_loss": out["loss"]})
+        named[f"{stage}/regularized_loss"] = out["loss"]
+        _log(self, named, split.non_augmented)
     return out
 
 
@@ -212,5 +213,6 @@ def _loss(module: Any, kind: type[nn.Module]) -> Any:
     return loss
 
 
-def _log(module: Any, named: Mapping[str, Tensor]) -> None:
-    module.log_dict(named, on_step=True, on_epoch=True, sync_dist=True)
+def _log(module: Any, named: Mapping[str, Tensor], view: Mapping[str, Any]) -> None:
+    size = len(view["image"])  # which Lightning could only guess of a batch of views
+    module.log_dict(named, on_step=True, on_epoch=True, sync_dist=True, batch_size=size)

@@ -51,7 +51,6 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
 
     for teacher in settings.teachers:
         common = {**images, **teacher_settings(teacher, settings)}
-        yield Run(f"{teacher}/teacher", {"teacher": teacher, **common}, 0)
         small = settings.students[0]
         for method in settings.methods:
             for i, options in enumerate(METHODS[method].candidates):
@@ -71,6 +70,7 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
                             options=chosen(method, tried / "selection"),
                             seed=seed,
                         )
+        yield Run(f"{teacher}/teacher", {"teacher": teacher, **common}, 0)
 
 
 def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import Run, load, plain_errors, run_all
 from benchmarks.speed import counts, growth, limits, losses, modes, representations, training_step
 from benchmarks.speed.table import regressions, rows, write_report
-from mvmr_loss._cpu.build import load_library
+from mvmr_loss import kernels
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -55,7 +55,7 @@ PARTS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
 
 def has_kernels() -> bool:
     """Tells whether the C++ kernels for CPUs are used on this machine."""
-    return all(load_library(name) is not None for name in ("gram", "scattering", "sketch"))
+    return all(status.on for status in kernels())
 
 
 def plan(device: str, runs: int, repeats: int, parts: Sequence[str]) -> Iterator[Run]:

@@ -53,6 +53,9 @@ class Settings:
         representations: Representations for any method: names, or mappings such as
             '{name: hog, orientations: 9}'. None: the paper's five for mvmr, none for the others.
         representation_weight: Weight of each representation's term; negative rewards independence.
+        distillation: Options of mvmr_loss.DistillationLoss for mvmr, such as
+            {teacher_dims: {teacher: 384}}, which names the teachers among the representations.
+        view_terms: Whether mvmr has its terms between the views; a distillation needs none.
         representation_cache: Folder in which representations of the non-augmented images, a
             teacher's among them, are kept once computed. None: they are computed in each step.
         dependence_measure: Measure of dependence of the representation terms, and of mvmr.
@@ -104,6 +107,8 @@ class Settings:
     method: Literal["mvmr", "vicreg", "barlowtwins", "simclr", "byol"] = "mvmr"
     representations: list[Any] | None = None
     representation_weight: float = 1.0
+    distillation: dict[str, Any] | None = None
+    view_terms: bool = True
     representation_cache: str | None = None
     dependence_measure: str = "distance_correlation"
     temperature: float = 0.5

@@ -24,3 +24,8 @@ def can_run(x: Tensor) -> bool:
             or (not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0)
         )
     )
+
+
+def has_plain_rows(x: Tensor) -> bool:
+    """Tells whether a kernel can read a matrix: float32 rows of numbers that follow each other."""
+    return x.dtype == torch.float32 and not x.is_neg() and (x.shape[1] < 2 or x.stride(1) == 1)

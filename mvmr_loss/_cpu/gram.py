@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvmr_loss._cpu import has_plain_rows
 from mvmr_loss._cpu.build import load_library
 
 # Every thread has sums of its own: so many numbers in all, 128 MiB.
@@ -56,9 +57,7 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _library_for(x: Tensor) -> Any:
-    if x.dtype != torch.float32 or x.is_neg() or (x.shape[1] > 1 and x.stride(1) != 1):
-        return None
-    if len(x) ** 2 * _threads(x) > _MAX_SUMS:
+    if not has_plain_rows(x) or len(x) ** 2 * _threads(x) > _MAX_SUMS:
         return None
     return load_library("gram")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mvmr_loss._cpu import has_plain_rows
 from mvmr_loss._cpu.build import load_library
 
 
@@ -23,8 +24,7 @@ def fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tensor
     Returns:
         Tensor of shape (N, dim), or None where the kernel cannot do it.
     """
-    fits = x.dtype == torch.float32 and not x.is_neg() and x.stride(1) == 1
-    library = load_library("sketch") if fits else None
+    library = load_library("sketch") if has_plain_rows(x) else None
     if library is None:
         return None
     out = x.new_empty(len(x), dim)

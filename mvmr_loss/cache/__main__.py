@@ -211,10 +211,10 @@ def _show(done: int, total: int, text: str) -> None:
 def _info(cache: RepresentationCache) -> str:
     """Returns what is in a store, as text."""
     valid = int(cache.is_valid().sum())
-    size = cache._row_bytes * (cache.num_samples + 1)
+    size = cache.row_bytes * (cache.num_samples + 1)
     lines = [
         f"{cache.path}: {valid} of {cache.num_samples} rows, {size / 1e6:.1f} MB, "
-        f"{cache._row_bytes} bytes a row, {str(cache.dtype).removeprefix('torch.')}, "
+        f"{cache.row_bytes} bytes a row, {str(cache.dtype).removeprefix('torch.')}, "
         f"made by {cache.made_by}",
         *(f"  {name}: {width} numbers" for name, width in cache.widths.items()),
         json.dumps(cache.settings, indent=2),

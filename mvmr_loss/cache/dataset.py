@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,12 @@ def dataset_fingerprint(dataset: Any) -> str:
     """Computes a short text that tells data sets apart, without running their transforms.
 
     It covers the length and, of what is there, the relative names of the files (torchvision's
-    folders, ``LightlyDataset``, solo-learn's; lists and arrays of names), the sizes of 64 of them,
-    and 64 evenly spaced items of arrays, tensors and lists (torchvision's CIFAR, STL10, MNIST,
-    ``TensorDataset``, a class of one's own). Wrappers, with the order they keep, concatenations and
-    subsets are looked into. The working directory plays no part. What a data set computes in its
-    methods, such as an order, is not seen: the spot checks of training see that.
+    folders, ``LightlyDataset``, solo-learn's; lists, arrays, records and tables with names), the sizes
+    of 64 of them, and 64 evenly spaced items of arrays, tensors and lists (torchvision's CIFAR, STL10,
+    MNIST, ``TensorDataset``, a class of one's own) and of Hugging Face's data sets. Wrappers, with the
+    order they keep, concatenations and subsets are looked into. The working directory plays no part.
+    What a data set computes in its methods, such as an order, is not seen: what is read in training is
+    compared with live features now and then, which sees that.
 
     Args:
         dataset: A data set with a length.
@@ -194,42 +196,77 @@ class _Readable(IndexedDataset):
             return index, f"image {index}{name} cannot be read: {str(error) or repr(error)}"
 
 
-def _add_identity(digest: Any, dataset: Any) -> None:
+def _add_identity(digest: Any, dataset: Any, within: tuple[Any, ...] = ()) -> None:
     """Adds to a hash what tells a data set apart."""
-    parts = getattr(dataset, "datasets", None)
+    if any(outer is dataset for outer in within):  # A part that knows its whole.
+        return
+    attributes = dict(sorted(getattr(dataset, "__dict__", {}).items()))
+    parts = [part for value in attributes.values() for part in _data_sets(value)]
     inner = getattr(dataset, "dataset", None)
-    if isinstance(parts, (list, tuple)) and parts and all(hasattr(p, "__len__") for p in parts):
-        for part in parts:
-            _add_identity(digest, part)
-    elif inner is not None and hasattr(inner, "__len__"):
-        # What a wrapper selects or reorders by: Subset's indices, an order, a permutation.
-        for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
-            if name != "dataset" and _is_sequence(value) and len(value) == len(dataset):
+    if not parts and hasattr(inner, "__len__"):
+        parts = [inner]
+    # What a wrapper selects or reorders by: Subset's indices, an order, a permutation. Not the
+    # settings of a transform: they are no part of what the data set holds.
+    as_long = [
+        value
+        for name, value in attributes.items()
+        if name != "dataset" and _is_sequence(value) and len(value) == len(dataset)
+    ]
+    root = getattr(dataset, "root", None)
+    if parts:
+        for value in as_long:
+            if not any(value is part for part in parts):
                 _add_values(digest, value)
-        _add_identity(digest, inner)
-    else:
-        digest.update(f"length {len(dataset)}\n".encode())
-        for name in ("samples", "images", "data", "tensors"):
-            value = getattr(dataset, name, None)
-            if value is not None and _is_sequence(value) and len(value):
-                _add_values(digest, value, getattr(dataset, "root", None))
-                return
-        if _is_sequence(dataset):
-            _add_values(digest, dataset)
-        for _, value in sorted(getattr(dataset, "__dict__", {}).items()):
-            # Not the settings of a transform: they are no part of what the data set holds.
-            if _is_sequence(value) and len(value) == len(dataset):
-                _add_values(digest, value, getattr(dataset, "root", None))
+        for part in parts:
+            _add_identity(digest, part, (*within, dataset))
+        return
+    digest.update(f"length {len(dataset)}\n".encode())
+    if _is_arrow(dataset):  # Undecoded, and in the order of its indices.
+        rows = dataset.with_format("arrow")
+        for k in _spread(range(len(dataset))):
+            digest.update(repr(rows[k].to_pydict()).encode())
+        return
+    for name in ("samples", "images", "data", "tensors"):
+        value = getattr(dataset, name, None)
+        if value is not None and _is_sequence(value) and len(value):
+            _add_values(digest, value, root)
+            return
+    for value in [dataset] if _is_sequence(dataset) else as_long:
+        _add_values(digest, value, root)
+
+
+def _data_sets(value: Any) -> list[Any]:
+    """Returns the data sets that an attribute is or holds."""
+    if isinstance(value, Dataset) or _is_arrow(value):
+        return [value] if hasattr(value, "__len__") else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 1000:
+        found = [_data_sets(item) for item in value]
+        return [part for parts in found for part in parts] if all(found) else []
+    return []
+
+
+def _is_arrow(value: Any) -> bool:
+    """Tells whether a value is a data set of Hugging Face's library."""
+    return hasattr(value, "with_format") and hasattr(value, "column_names")
 
 
 def _is_sequence(value: Any) -> bool:
-    """Tells whether a value holds items: a list, tuple, range, array or tensor."""
+    """Tells whether a value holds items: a list, tuple, range, array, tensor or table."""
     array = hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
-    return array or isinstance(value, (list, tuple, range))
+    return array or isinstance(value, (list, tuple, range)) or _is_table(value)
+
+
+def _is_table(value: Any) -> bool:
+    """Tells whether a value is a table of pandas'."""
+    return hasattr(value, "columns") and hasattr(value, "to_dict")
 
 
 def _add_values(digest: Any, values: Any, root: Any = None) -> None:
-    """Adds names and integers, all of them, or evenly spaced items of what is larger."""
+    """Adds names, numbers and texts, all of them, or evenly spaced items of what is larger."""
+    if _is_table(values):
+        values = values.to_dict("records")
     kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
     if kind.startswith(("<U", ">U", "object", "str")):
         values = values.tolist()
@@ -241,17 +278,35 @@ def _add_values(digest: Any, values: Any, root: Any = None) -> None:
         return
     elif kind:
         values = values.tolist()
-    names = [v[0] if isinstance(v, (list, tuple)) and v else v for v in values]
-    if names and all(isinstance(name, (str, os.PathLike)) for name in names):
-        _add_names(digest, [os.fspath(name) for name in names], root)
-    elif all(isinstance(v, int) for v in values):
-        digest.update(" ".join(map(str, values)).encode() + b"\n")
+    if values and all(isinstance(v, (str, os.PathLike)) for v in values):
+        _add_names(digest, [os.fspath(name) for name in values], root)
+    elif all(v is None or isinstance(v, (int, float)) for v in values):
+        digest.update(" ".join(map(repr, values)).encode() + b"\n")
+    elif columns := _columns(values):
+        named = [c for c in columns if all(isinstance(v, (str, os.PathLike)) for v in c)]
+        # A file's label does not change its features.
+        for column in named[:1] or columns:
+            _add_values(digest, column, root)
     else:
         for item in values if isinstance(values, tuple) else _spread(values):
+            if isinstance(item, Mapping) or dataclasses.is_dataclass(item):
+                item = list((item if isinstance(item, Mapping) else vars(item)).values())
             if _is_sequence(item):
                 _add_values(digest, item, root)
             elif isinstance(item, (str, bytes, int, float)):
                 digest.update(f"{item!r}\n".encode())
+
+
+def _columns(values: Any) -> list[list[Any]]:
+    """Returns the columns of records: of tuples of one length, or of mappings with the same keys."""
+    first = values[0]
+    if all(isinstance(v, Mapping) and v.keys() == first.keys() for v in values):
+        return [[v[key] for v in values] for key in first]
+    if len(values) > 1 and all(
+        isinstance(v, (list, tuple)) and len(v) == len(first) for v in values
+    ):
+        return [list(column) for column in zip(*values, strict=True)]
+    return []
 
 
 def _add_names(digest: Any, names: list[str], root: Any) -> None:

@@ -1,104 +1,90 @@
-"""The files of a store: its metadata, its space on the disk, its lock."""
+"""The files of a store: their space on the disk, their rows, their lock."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from mvmr_loss._version import __version__
-
-FORMAT = 1
 FILES = ("metadata.json", "metadata.json.new", "rows.bin", "index.bin", "lock")
 
 
-class CorruptCacheError(OSError):
+class CorruptCacheError(OSError, ValueError):
     """Files of a store are truncated or damaged."""
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Reads and checks a store's metadata."""
-    file = path / "metadata.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-        version = content["format"]
-        computed = json_checksum(content)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(
-            errno.ENOENT, f"there is no store at {path}; create and fill it first", str(path)
-        ) from None
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        content = None
-        checksum = computed = version = 0
-    if content is not None and version != FORMAT:
-        raise ValueError(
-            f"the store at {path} must be of format {FORMAT} but is of format {version}, of "
-            "another version of mvmr_loss; fill a new one."
-        )
-    if content is None or checksum != computed or not _is_metadata(content):
-        raise CorruptCacheError(f"{file} is damaged; delete the folder {path} and fill it again.")
-    if content["byteorder"] != sys.byteorder:
-        raise ValueError(
-            f"the store at {path} must be of {sys.byteorder}-endian numbers but is of "
-            f"{content['byteorder']}-endian ones; fill it on this kind of machine."
-        )
-    metadata: dict[str, Any] = content
-    return metadata
+class RowFile:
+    """A file of rows of one size, read and written by their number.
 
+    The rows are read, not mapped: a map of a file that is cut short kills the process.
 
-def _is_metadata(content: dict[str, Any]) -> bool:
-    """Tells whether metadata has every entry, each of its type, whatever its checksum."""
+    Args:
+        path: The file, which is there.
+        row_bytes: Size of a row.
+        rows: How many rows there must be.
 
-    def is_count(value: Any) -> bool:
-        return type(value) is int and value >= 1
+    Attributes:
+        writable: Whether this process may write to it.
 
-    settings = content.get("settings")
-    if not isinstance(settings, dict):
-        return False
-    widths, shape = content.get("widths"), settings.get("image_shape")
-    return (
-        is_count(content.get("num_samples"))
-        and isinstance(widths, dict)
-        and len(widths) > 0
-        and all(map(is_count, widths.values()))
-        and content.get("dtype") in ("float16", "bfloat16", "float32")
-        and isinstance(content.get("made_by"), str)
-        and isinstance(content.get("byteorder"), str)
-        and (
-            shape is None
-            or (isinstance(shape, list) and len(shape) == 3 and all(map(is_count, shape)))
-        )
-    )
+    Raises:
+        CorruptCacheError: Here and when used, if the file is lost or of another size.
+    """
 
+    def __init__(self, path: Path, row_bytes: int, rows: int) -> None:
+        self.path, self.row_bytes, self.writable = path, row_bytes, True
+        self._size = row_bytes * rows
+        try:
+            try:
+                self._descriptor = os.open(path, os.O_RDWR)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                self._descriptor, self.writable = os.open(path, os.O_RDONLY), False
+        except FileNotFoundError:
+            raise CorruptCacheError(
+                f"the store at {path.parent} has no {path.name}; delete the folder and fill it again."
+            ) from None
+        self.check_size()
 
-def write_metadata(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a store's metadata, which makes it a store."""
-    full = {
-        "format": FORMAT,
-        "made_by": f"mvmr_loss {__version__}",
-        "byteorder": sys.byteorder,
-        **content,
-    }
-    temporary = path / "metadata.json.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({**full, "checksum": json_checksum(full)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / "metadata.json")
-    _sync_folder(path)
+    def __del__(self) -> None:
+        if "_descriptor" in self.__dict__:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
 
+    def check_size(self) -> None:
+        """Raises if the file has not its size."""
+        size = os.fstat(self._descriptor).st_size
+        if size != self._size:
+            raise CorruptCacheError(
+                f"{self.path} must have {self._size} bytes but has {size}: the store is truncated or "
+                "damaged; delete the folder and fill it again."
+            )
 
-def json_checksum(content: Mapping[str, Any]) -> int:
-    """Returns the CRC-32 of JSON content, whatever its white space."""
-    return zlib.crc32(json.dumps(content).encode())
+    def read_into(self, target: memoryview, row: int) -> None:
+        """Reads bytes from the start of a row on."""
+        offset = row * self.row_bytes
+        while len(target):
+            count = os.preadv(self._descriptor, [target], offset)
+            if count == 0:
+                raise CorruptCacheError(
+                    f"{self.path} ends at byte {offset}: the store is truncated or damaged; delete "
+                    "the folder and fill it again."
+                )
+            target, offset = target[count:], offset + count
+
+    def write(self, row: int, data: memoryview) -> None:
+        """Writes a row."""
+        offset = row * self.row_bytes
+        while len(data):
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk."""
+        os.fsync(self._descriptor)
 
 
 def reserve(path: Path, row_bytes: Mapping[str, int], rows: int) -> None:
@@ -130,20 +116,13 @@ def reserve(path: Path, row_bytes: Mapping[str, int], rows: int) -> None:
         raise
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Makes the names of files in a folder survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Writes all bytes at an offset."""
-    while len(data):
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 @contextlib.contextmanager

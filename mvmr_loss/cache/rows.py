@@ -65,13 +65,19 @@ class CachedRows:
     ) -> None:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"cache must be a path, or have a path, but it is {path!r}.")
+        if "\0" in os.fspath(path) or not os.fspath(path):
+            raise ValueError(f"cache must be the path of a folder but it is {path!r}.")
+        if fingerprint is not None and not isinstance(fingerprint, str):
+            raise TypeError(f"the cache's fingerprint must be a string but is {fingerprint!r}.")
         if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
             raise ValueError(
                 f"the cache's dtype must be one of {', '.join(DTYPES)} but is {dtype}."
             )
         self.path = Path(path).absolute()
         self.dtype = None if dtype is None else DTYPES[str(dtype).removeprefix("torch.")]
-        self.num_samples = None if num_samples is None else check_int("num_samples", num_samples)
+        if num_samples is not None:
+            num_samples = check_int("num_samples", num_samples, minimum=1)
+        self.num_samples = num_samples
         self.fingerprint, self._fingerprint_is_given = fingerprint, fingerprint is not None
         self.checks_per_epoch = check_int("checks_per_epoch", checks_per_epoch, minimum=0)
         self.store: RepresentationCache | None = None
@@ -102,7 +108,7 @@ class CachedRows:
         if self.store is not None:
             self._check_identity(self.store)
         elif image_shape is not None:
-            self._connect(tuple(image_shape))
+            self._connect(image_shape)
 
     def __call__(self, images: Tensor | None, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """Reads or computes the rows of a batch.
@@ -160,11 +166,12 @@ class CachedRows:
             )
         return self.store
 
-    def _connect(self, image_shape: tuple[int, ...], device: torch.device | None = None) -> None:
+    def _connect(self, image_shape: Sequence[int], device: torch.device | None = None) -> None:
         """Creates or opens the store, and compares the representations of the test image."""
         assert self._computed is not None
-        if len(image_shape) != 3 or min(image_shape) < 1:
+        if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
             raise ValueError(f"image_shape must be (C, H, W) but is {image_shape}.")
+        image_shape = tuple(check_int("image_shape", n, minimum=1) for n in image_shape)
         num_samples, dtype, fingerprint = self.num_samples, self.dtype, self.fingerprint
         if (self.path / "metadata.json").exists():  # What is not said here is the store's.
             there = RepresentationCache(self.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -16,15 +15,8 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_float_tensor, check_int
-from mvmr_loss.cache.files import (
-    FILES,
-    CorruptCacheError,
-    locked,
-    read_metadata,
-    reserve,
-    write_all,
-    write_metadata,
-)
+from mvmr_loss.cache.files import FILES, CorruptCacheError, RowFile, locked, reserve
+from mvmr_loss.cache.metadata import difference, read_metadata, write_metadata
 
 _MARK = 0x4D564D52 << 32  # "MVMR", the upper half of the entry of a row that is there
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -50,6 +42,7 @@ class RepresentationCache:
         dtype: Type of the stored numbers.
         settings: What the store's maker said of its contents, see :meth:`create`.
         writable: Whether this process may write to it.
+        row_bytes: Size of a row in the files.
 
     Raises:
         FileNotFoundError: If there is no store at ``path``.
@@ -76,10 +69,12 @@ class RepresentationCache:
         self.dtype = DTYPES[metadata["dtype"]]
         self.settings: dict[str, Any] = metadata["settings"]
         self.made_by: str = metadata["made_by"]
-        self._row_bytes = sum(self.widths.values()) * self.dtype.itemsize
-        self._rows_file, self.writable = self._open("rows.bin", self._row_bytes)
-        self._index_file, writable = self._open("index.bin", 8)
-        self.writable &= writable and os.access(self.path / "lock", os.W_OK)
+        # One row more than samples: the test image's.
+        rows, self.row_bytes = self.num_samples + 1, sum(self.widths.values()) * self.dtype.itemsize
+        self._rows = RowFile(self.path / "rows.bin", self.row_bytes, rows)
+        self._index = RowFile(self.path / "index.bin", 8, rows)
+        may_lock = os.access(self.path / "lock", os.W_OK)
+        self.writable = self._rows.writable and self._index.writable and may_lock
 
     @classmethod
     def create(
@@ -155,58 +150,20 @@ class RepresentationCache:
         """Opens a store after checking that it is of the same contents."""
         cache = cls(path)
         there = read_metadata(path)
-        difference = _difference(content, {key: there[key] for key in content})
-        if difference is not None:
-            where, wanted, found = difference
+        other = difference(content, {key: there[key] for key in content})
+        if other is not None:
+            where, wanted, found = other
             raise ValueError(
                 f"the store at {path} is of other settings: {where} is {found} there but {wanted} "
                 "here; use the same settings, or another folder for the new ones."
             )
         return cache
 
-    def _open(self, name: str, row_bytes: int) -> tuple[int, bool]:
-        """Opens one file and checks its size; returns its descriptor and if it is writable."""
-        file, writable = self.path / name, True
-        try:
-            try:
-                descriptor = os.open(file, os.O_RDWR)
-            except PermissionError:
-                descriptor, writable = os.open(file, os.O_RDONLY), False
-            except OSError as error:
-                if error.errno != errno.EROFS:
-                    raise
-                descriptor, writable = os.open(file, os.O_RDONLY), False
-        except FileNotFoundError:
-            raise CorruptCacheError(
-                f"the store at {self.path} has no {name}; delete the folder and fill it again."
-            ) from None
-        try:
-            self._check_size(name, descriptor, row_bytes)
-            return descriptor, writable
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    def _check_size(self, name: str, descriptor: int, row_bytes: int) -> None:
-        """Raises if a file has not its size."""
-        size, expected = os.fstat(descriptor).st_size, row_bytes * (self.num_samples + 1)
-        if size != expected:
-            raise CorruptCacheError(
-                f"{self.path / name} must have {expected} bytes but has {size}: the store is "
-                "truncated or damaged; delete the folder and fill it again."
-            )
-
     def __getstate__(self) -> dict[str, str]:
         return {"path": str(self.path)}
 
     def __setstate__(self, state: dict[str, str]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
-
-    def __del__(self) -> None:
-        for name in ("_rows_file", "_index_file"):
-            if name in self.__dict__:
-                with contextlib.suppress(OSError):
-                    os.close(self.__dict__.pop(name))
 
     def __repr__(self) -> str:
         return f"RepresentationCache({str(self.path)!r}, {self.num_samples} x {self.widths})"
@@ -219,16 +176,11 @@ class RepresentationCache:
 
         Returns:
             Boolean tensor of shape (N,) or (num_samples,), on the CPU.
-
-        Raises:
-            TypeError: If the indices are not integers.
-            ValueError: If an index is out of range.
-            CorruptCacheError: If the index file was truncated meanwhile.
         """
-        self._check_size("index.bin", self._index_file, 8)
+        self._index.check_size()
         if indices is None:
             entries = bytearray(8 * self.num_samples)
-            self._read_into("index.bin", self._index_file, memoryview(entries), 0)
+            self._index.read_into(memoryview(entries), 0)
             return torch.frombuffer(entries, dtype=torch.int64) != 0
         return torch.tensor(
             [self._entry(i) != 0 for i in self.check_indices(indices)], dtype=torch.bool
@@ -253,8 +205,7 @@ class RepresentationCache:
             Name -> tensor of shape (N, D_k), float32.
 
         Raises:
-            TypeError: If the indices are not integers.
-            ValueError: If an index is out of range, a row is missing, or a name is unknown.
+            ValueError: If a row is missing.
             CorruptCacheError: If a row does not match its checksum.
         """
         names = list(self.widths) if names is None else names
@@ -278,9 +229,7 @@ class RepresentationCache:
             features: Name -> tensor of shape (N, D_k), for every representation of the store.
 
         Raises:
-            TypeError: If the indices are not integers or the features not floating-point tensors.
-            ValueError: If an index is out of range, a name or shape does not fit, or a value is not
-                finite in the type of the store.
+            ValueError: If a name or shape does not fit, or a value is not finite in the store's type.
             OSError: If the store may not be written or the disk is full.
         """
         self._write_rows(self.check_indices(indices), features)
@@ -307,11 +256,9 @@ class RepresentationCache:
 
         Returns:
             The indices of the damaged rows; the row of the test image is ``num_samples``.
-
-        Raises:
-            CorruptCacheError: If a file was truncated meanwhile.
-            PermissionError: If ``repair`` is asked for and the store may not be written.
         """
+        self._rows.check_size()
+        self._index.check_size()
         damaged = []
         for start in range(0, self.num_samples + 1, 1024):
             for i in range(start, min(start + 1024, self.num_samples + 1)):
@@ -319,7 +266,7 @@ class RepresentationCache:
                     try:
                         self._read_rows([i])
                     except CorruptCacheError:
-                        self._check_size("rows.bin", self._rows_file, self._row_bytes)
+                        self._rows.check_size()
                         damaged.append(i)
             if progress is not None:
                 progress(min(start + 1024, self.num_samples + 1), self.num_samples + 1)
@@ -327,8 +274,8 @@ class RepresentationCache:
             self.check_writable()
             with locked(self.path):
                 for i in damaged:
-                    os.pwrite(self._index_file, bytes(8), 8 * i)
-                os.fsync(self._index_file)
+                    self._index.write(i, memoryview(bytes(8)))
+                self._index.sync()
         return damaged
 
     def check_indices(self, indices: Tensor | Sequence[int]) -> list[int]:
@@ -357,25 +304,14 @@ class RepresentationCache:
     def _entry(self, i: int) -> int:
         """Returns a row's entry in the index."""
         entry = bytearray(8)
-        self._read_into("index.bin", self._index_file, memoryview(entry), 8 * i)
+        self._index.read_into(memoryview(entry), i)
         return int.from_bytes(entry, sys.byteorder)
-
-    def _read_into(self, name: str, descriptor: int, target: memoryview, offset: int) -> None:
-        """Reads a piece of a file; a memory map that is cut short would kill the process."""
-        while len(target):
-            count = os.preadv(descriptor, [target], offset)
-            if count == 0:
-                raise CorruptCacheError(
-                    f"{self.path / name} ends at byte {offset}: the store is truncated or damaged; "
-                    "delete the folder and fill it again."
-                )
-            target, offset = target[count:], offset + count
 
     def _read_rows(self, indices: Sequence[int]) -> Tensor:
         """Returns rows in the stored type, shape (N, D of all), after comparing the checksums."""
-        self._check_size("rows.bin", self._rows_file, self._row_bytes)
-        self._check_size("index.bin", self._index_file, 8)
-        size = self._row_bytes
+        self._rows.check_size()
+        self._index.check_size()
+        size = self.row_bytes
         data = bytearray(len(indices) * size)
         # Each row is copied once, and the checksum is that of the copy.
         copies = memoryview(data)
@@ -389,7 +325,7 @@ class RepresentationCache:
                     "fill the store first."
                 )
             row = copies[k * size : (k + 1) * size]
-            self._read_into("rows.bin", self._rows_file, row, i * size)
+            self._rows.read_into(row, i)
             if entry != _MARK | zlib.crc32(row, i & 0xFFFFFFFF):
                 raise CorruptCacheError(
                     f"row {i} of the store at {self.path} does not match its checksum: the file is "
@@ -402,22 +338,22 @@ class RepresentationCache:
         """Writes rows of checked indices."""
         self.check_writable()
         data = memoryview(self._as_bytes(len(indices), features))
-        size = self._row_bytes
+        size = self.row_bytes
         with locked(self.path):
-            self._check_size("rows.bin", self._rows_file, size)
-            self._check_size("index.bin", self._index_file, 8)
+            self._rows.check_size()
+            self._index.check_size()
             # A valid row may be being read: it stays as it is. Of a repeated index the last counts.
             new = {i: k for k, i in enumerate(indices) if self._entry(i) == 0}
             if not new:
                 return
             try:
                 for i, k in new.items():
-                    write_all(self._rows_file, data[k * size : (k + 1) * size], i * size)
-                os.fsync(self._rows_file)
+                    self._rows.write(i, data[k * size : (k + 1) * size])
+                self._rows.sync()
                 for i, k in new.items():
                     checksum = zlib.crc32(data[k * size : (k + 1) * size], i & 0xFFFFFFFF)
                     entry = (_MARK | checksum).to_bytes(8, sys.byteorder)
-                    write_all(self._index_file, memoryview(entry), 8 * i)
+                    self._index.write(i, memoryview(entry))
             except OSError as error:
                 raise OSError(
                     error.errno,
@@ -448,7 +384,7 @@ class RepresentationCache:
                     f"reach {largest:.3g}; check the images, or use a store of dtype float32."
                 )
             blocks.append(block)
-        data = bytearray(count * self._row_bytes)
+        data = bytearray(count * self.row_bytes)
         torch.cat(blocks, dim=1, out=torch.frombuffer(data, dtype=self.dtype).view(count, -1))
         return data
 
@@ -460,17 +396,3 @@ class RepresentationCache:
                 f"the store at {self.path} may not be written; change its permissions, "
                 "or fill a copy in another folder",
             )
-
-
-def _difference(a: Any, b: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """Returns the first place where two JSON values differ, and both values there."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}):
-            if (key in a) != (key in b):
-                return where or "content", sorted(a), sorted(b)
-            difference = _difference(a[key], b[key], f"{where}.{key}" if where else key)
-            if difference is not None:
-                return difference
-        # The order of columns is the order of bytes.
-        return None if list(a) == list(b) or where != "widths" else (where, list(a), list(b))
-    return None if a == b else (where, a, b)

@@ -293,8 +293,8 @@ def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) ->
             distance at the floor has a zero gradient.
 
     Returns:
-        Symmetric tensor of shape (N, N), float32 or float64. A non-finite ``x`` makes it NaN on an
-        accelerator or under ``torch.compile``, where values are not looked at.
+        Tensor of shape (N, N), symmetric up to rounding, float32 or float64. A non-finite ``x`` makes
+        it NaN on an accelerator or under ``torch.compile``, where values are not looked at.
 
     Raises:
         TypeError: If ``x`` is not a floating-point tensor.

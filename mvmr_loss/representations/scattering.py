@@ -130,10 +130,10 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     """Computes the scattering transform of images, channel by channel.
 
     With the Morlet wavelets psi of scale 2^j and angle theta, and a Gaussian phi of scale 2^J, the
-    orders are x * phi, |x * psi_1| * phi and ||x * psi_1| * psi_2| * phi for j2 > j1, subsampled by
-    2^J. The images are extended by reflection. Equal to kymatio 0.3.0 within 1e-5 relative for L up
-    to 8, in its order of paths: order 0; order 1 by scale, then angle; order 2 by the first
-    wavelet's scale and angle, then the second's.
+    orders are ``x * phi``, ``|x * psi_1| * phi`` and ``||x * psi_1| * psi_2| * phi`` for j2 > j1,
+    subsampled by 2^J. The images are extended by reflection. Equal to kymatio 0.3.0 within 1e-5
+    relative for L up to 8, in its order of paths: order 0; order 1 by scale, then angle; order 2 by
+    the first wavelet's scale and angle, then the second's.
 
     Works in slices of the batch, so that temporary memory is bounded (unless a gradient is
     recorded, which takes longer, too). Float32 images on a CPU go through a kernel in C++ three times

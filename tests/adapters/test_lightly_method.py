@@ -175,6 +175,48 @@ def test_a_teacher_on_the_command_line(teacher):
     assert list(model.representations(torch.rand(2, 3, 32, 32))) == ["teacher", "hog"]
 
 
+DISTILLED = {"teacher_dims": {"pixels": 3 * SIZE**2}, "dependence_weight": 0.5}
+
+
+def test_distillation_is_added_on_the_features(logged):
+    model = method(distillation={**DISTILLED, "anchors": 4}).eval()
+    assert model.distillation.gather_distributed
+    batch = next(iter(loader(3)))
+    total = model.training_step(batch, 0)
+    features = [model(view).flatten(1) for view in batch[0]]
+    represented = Representations(["pixels", "local_std"])(batch[0][0])
+    teachers = {"pixels": represented.pop("pixels")}
+    fresh = method(distillation={**DISTILLED, "anchors": 4}).distillation.eval()
+    distilled = fresh.forward_components(features, teachers)
+    z, *z_augmented = [model.projection_head(x) for x in features]
+    plain = MVMRLoss()(z, z_augmented, represented)
+    torch.testing.assert_close(logged["train_loss"], plain + distilled.total)
+    torch.testing.assert_close(
+        logged["train_dependence/pixels"], 0.5 * distilled.terms["dependence/pixels"]
+    )
+    torch.testing.assert_close(total, logged["train_loss"] + logged["train_online_cls_loss"])
+    assert torch.equal(model.distillation.bank.samples()[0], features[0])
+
+
+def test_distillation_trains_its_head_and_knows_a_full_store(tmp_path):
+    dataset = LightlyDataset.from_torch_dataset(Photos())
+    options = {
+        "representations": ["pixels"],
+        "distillation": DISTILLED,
+        "cache": str(tmp_path / "store"),
+        "fill_cache": True,
+    }
+    for fitted in (False, True):  # the first training fills the store
+        model = method(**options)
+        before = [p.clone() for p in model.distillation.parameters()]
+        trainer(max_epochs=1).fit(model, DataLoader(dataset, 4))
+        regression = model.distillation.regressions["pixels"]
+        assert bool(regression.standardization.fitted) == fitted
+        assert regression.standardization.count == 12
+        assert not any(map(torch.equal, before, model.distillation.parameters()))
+        assert not any("distillation" in name for name, _ in model.backbone.named_parameters())
+
+
 IMAGE = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
@@ -568,8 +610,10 @@ def test_exception_views(views, error, match):
         ({"backbone": nn.Flatten()}, ValueError, "feature_dim must be given for a backbone"),
         ({"backbone": "squeezenet1_1"}, ValueError, "feature_dim must be given for a backbone"),
         ({"representations": ["sift"]}, ValueError, "'sift'"),
-        ({"loss": {"covariance_weight": 1.0}}, TypeError, "covariance_weight"),
+        ({"loss": {"covariance": 1.0}}, TypeError, "covariance"),
         ({"loss": [1.0]}, TypeError, "loss must be a mapping of options.*but is a list"),
+        ({"distillation": [1]}, TypeError, "distillation must be a mapping of options"),
+        ({"distillation": {"teacher_dims": {}}}, ValueError, "at least one teacher"),
         ({"fill_cache": "no"}, TypeError, "fill_cache must be True or False but is 'no'"),
     ],
 )

@@ -233,7 +233,7 @@ def test_shipped_configurations_compose(name: str, tmp_path: Path) -> None:
         assert parsed.pretrain_method == "mvmr"
         assert parsed.optimizer.lr == pytest.approx(1e-3)
         return
-    if name == "mvmr_distillation":
+    if name.startswith("mvmr_distillation"):
         cfg.method_kwargs.representations = ["pixels"]
     parsed = pretrain.parse_cfg(cfg)
     assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 0)
@@ -266,14 +266,59 @@ def test_the_configuration_of_the_guide_composes(tmp_path: Path) -> None:
     assert (cfg.method, cfg.name, cfg.augmentations[0].crop_size) == ("mvmr", "mine", 96)
 
 
-def test_distillation_configuration_names_the_teacher() -> None:
+@pytest.mark.parametrize("name", ["mvmr_distillation", "mvmr_distillation_paper"])
+def test_distillation_configuration_names_the_teacher(name: str) -> None:
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("mvmr_loss.adapters.solo.configs", version_base="1.2"):
-        cfg = compose("mvmr_distillation")
+        cfg = compose(name)
     (teacher,) = cfg.method_kwargs.representations
     assert (teacher.name, teacher.source, teacher.model) == ("teacher", "open_clip", "ViT-B-16")
     assert (cfg.max_epochs, cfg.optimizer.batch_size) == (200, 256)
+    options = check_method_options(cfg.method_kwargs)
+    views = [options[f"{term}_weight"] for term in ("invariance", "variance", "dependence")]
+    if name.endswith("paper"):
+        assert options["distillation"] is None
+        assert views == [1.0, 1.0, 1.0]
+    else:
+        assert options["distillation"]["teacher_dims"] == {"teacher": 512}
+        assert views == [0.0, 0.0, 0.0]
+
+
+def test_distillation_is_added_on_the_features(images: Tensor) -> None:
+    cfg = make_cfg("mvmr")
+    cfg.method_kwargs.distillation = {
+        **{"teacher_dims": {"pixels": 3072}, "dependence_weight": 0.5},
+        "anchors": 8,
+    }
+    model = build(cfg)
+    found = fit(model, Samples(images, [32, 32]))
+    assert "distillation" in {group["name"] for group in model.learnable_params}
+    again = build(cfg)
+    views = Samples(images, [32, 32]).views
+    # In training, so that the statistics are the batch's, as they were.
+    distilled = again.distillation.forward_components(
+        [again.backbone(view) for view in views], {"pixels": views[0].flatten(1)}
+    )
+    for name, term in distilled.as_dict().items():
+        if name != "loss":
+            assert found[f"train_{name}_loss"] == pytest.approx(term.item(), rel=1e-3)
+    kept, _ = model.distillation.bank.samples()
+    assert kept.shape == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (3, "method_kwargs.distillation must be a mapping"),
+        ({"teacher_dims": {"pixels": 0}}, "teacher_dims"),
+        ({"teacher_dims": {"pixels": 3}, "cosine": 1}, "cosine"),
+        ({"dependence_weight": 1.0}, "teacher_dims"),
+    ],
+)
+def test_distillation_options_are_checked(given: Any, match: str) -> None:
+    with pytest.raises(SoloConfigError, match=match):
+        check_method_options({"distillation": given})
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith("_linear")])

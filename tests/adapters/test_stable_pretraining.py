@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import hydra
 import pytest
 import torch
 from torch import nn
@@ -203,6 +204,14 @@ def test_errors(case):
 def test_error_of_a_path(path):
     with pytest.raises(ValueError, match=f"forward must be a function.*'{path}'"):
         regularized(path)
+
+
+def test_a_preset_and_a_method_in_yaml():
+    config = {"_target_": "mvmr_loss.MVMRLoss.from_preset", "preset": "identity"}
+    assert hydra.utils.instantiate(config).identity_weight > 0
+    path = "mvmr_loss.adapters.stable_pretraining.regularized"
+    forward = hydra.utils.instantiate({"_target_": path, "forward": "torch.nn.functional.relu"})
+    assert forward.keywords["forward"] is torch.nn.functional.relu
 
 
 def test_error_of_no_function():

@@ -12,8 +12,10 @@ from torch import nn
 
 pytest.importorskip("stable_pretraining")
 
+import hydra
 import lightning
 import stable_pretraining as spt
+from omegaconf import OmegaConf
 from stable_pretraining.data import transforms as T
 from stable_pretraining.forward import simclr
 from torchmetrics.classification import MulticlassAccuracy
@@ -21,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations, Teacher
 from mvmr_loss.adapters.stable_pretraining import distill, mvmr, regularized
 from mvmr_loss.adapters.stable_pretraining.__main__ import main
+from tests.adapters import guides
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "stable_pretraining_mvmr.py"
@@ -106,6 +109,24 @@ def test_the_sample_index_feeds_the_cache(tmp_path):
     images = torch.stack([image for image, _ in loader(0).dataset.dataset])
     pixels = alone(None, torch.arange(16))["pixels"]
     torch.testing.assert_close(pixels, images.flatten(1), rtol=1e-2, atol=1e-3)
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(guides.blocks("stable_pretraining", "python"))
+    assert program.count('"weights": "default"') == 1
+    namespace = {}
+    with pytest.warns(UserWarning, match="random weights"):  # no download
+        exec(program.replace('"weights": "default"', '"weights": None'), namespace)
+    assert namespace["module"].forward.__name__ == "distill"
+    (text,) = guides.blocks("stable_pretraining", "yaml")
+    parts = OmegaConf.create(text).module
+    built = [hydra.utils.instantiate(parts[name]) for name in ("loss", "representations")]
+    assert [type(part) for part in built] == [MVMRLoss, Representations]
+    assert hydra.utils.get_method(parts.forward) is mvmr
+    for command in guides.commands("stable_pretraining", "cp "):
+        guides.run(command, tmp_path)
+    assert (tmp_path / "mvmr_folder.yaml").exists()
 
 
 def run(folder, *command):

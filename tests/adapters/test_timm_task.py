@@ -2,17 +2,23 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import timm
 import torch
+
+pytest.importorskip("timm", "1.0.31")
+
+import timm
 from timm.task import DistillationTeacher, FeatureDistillationTask
 from torch import nn
 
 from mvmr_loss import MultiRepresentationRegularizer, Representations
 from mvmr_loss.adapters.timm import DependenceDistillationTask
 from mvmr_loss.dependence import cka, distance_correlation
+from tests.adapters import guides
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "timm_dependence.py"
 SIZE = 64
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -157,6 +163,23 @@ task = FeatureDistillationTask(
 )
 print(type(task).__name__, task.dependence.measure.name)
 """
+
+
+def test_the_guide_runs(tmp_path):
+    namespace = {}
+    exec("\n".join(guides.blocks("timm", "python")), namespace)
+    named = namespace["result"]
+    assert list(named) == ["loss", "output", "task_loss", "kd_loss", "kd_representations/teacher"]
+    for command in guides.commands("timm", "python -m mvmr_loss.adapters.timm"):
+        (tmp_path / "train.py").write_text("import sys; print(sys.argv[1:])")
+        output = guides.run(command, tmp_path)
+        assert "'--kd-model-name', 'resnet50', '--kd-distill-type', 'feature'" in output
+
+
+def test_the_example_runs_from_anywhere(tmp_path):
+    output = guides.run(f"python {EXAMPLE} --steps 2 --batch-size 8", tmp_path)
+    assert "student: step    2, loss" in output
+    assert "widths: 512 and 96" in output
 
 
 def run(folder, *arguments):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 pytest.importorskip("torchdistill", "1.1.5")
@@ -14,7 +15,7 @@ pytest.importorskip("torchdistill", "1.1.5")
 from torchdistill.common.main_util import import_dependencies
 from torchdistill.common.yaml_util import load_yaml_file
 from torchdistill.core.distillation import get_distillation_box
-from torchdistill.losses.registry import get_mid_level_loss
+from torchdistill.losses.registry import get_high_level_loss, get_mid_level_loss
 from torchdistill.models.registry import get_model
 
 from mvmr_loss import MultiRepresentationRegularizer, Representations
@@ -24,6 +25,7 @@ from mvmr_loss.adapters.torchdistill import (
     NonAugmentedDatasetWrapper,
     forward_non_augmented,
 )
+from tests.adapters import guides
 
 CONFIGURATIONS = importlib.resources.files("mvmr_loss.adapters.torchdistill.configs")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchdistill_dependence.py"
@@ -56,7 +58,8 @@ def test_the_loss_is_the_dependence_of_two_layers():
         },
     }
     loss = get_mid_level_loss(config)
-    assert isinstance(loss, DependenceLoss)
+    # By name: pytest imports the module once more for its doctests, and registers that one.
+    assert type(loss).__name__ == "DependenceLoss"
     assert loss.dependence.gather_distributed
     regularizer = MultiRepresentationRegularizer(dependence_measure="debiased_cka")
     value = loss({"a.b": {"input": x}}, {".": {"output": y}}, torch.arange(8))
@@ -199,6 +202,21 @@ def test_the_example_runs_from_anywhere(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "step    2, loss" in done.stdout
+
+
+def test_the_guide_is_right(tmp_path):
+    dependencies, criterion = map(yaml.safe_load, guides.blocks("torchdistill", "yaml"))
+    import_dependencies(dependencies["dependencies"])
+    loss = get_high_level_loss(criterion["criterion"])
+    x, y = torch.rand(6, 3), torch.rand(6, 2)
+    value = loss(
+        {"student": {"layer4": {"output": x}}, "teacher": {"layer4": {"output": y}}}, {}, 0
+    )
+    expected = MultiRepresentationRegularizer(dependence_measure="debiased_cka")(x, {"y": y})
+    torch.testing.assert_close(value, expected)
+    for command in guides.commands("torchdistill", "cp "):
+        guides.run(command, tmp_path)
+    assert load_yaml_file(str(tmp_path / "dependence.yaml"))["train"]["num_epochs"] == 10
 
 
 def test_error_without_torchdistill():

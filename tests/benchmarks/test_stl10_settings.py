@@ -1,7 +1,6 @@
 """Settings: presets, every field on the command line, and what is said of wrong ones."""
 
 import dataclasses
-import json
 
 import pytest
 import yaml
@@ -22,6 +21,7 @@ RELEASE = {
 }
 # Values for which just any other one will not do.
 OTHERS = {
+    "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
     "representation_cache": "some/folder",
@@ -114,3 +114,17 @@ def test_exception_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["run", "--config", str(tmp_path / "a.yaml")])
     assert "epoch" in capsys.readouterr().err
+
+
+def test_distillation_is_mvmrs():
+    from benchmarks.stl10.methods import Pretraining, TwoViews
+
+    small = {"backbone": "small", "image_size": 32, "batch_size": 8, "projector_hidden_dim": 8}
+    options = {"representations": ["pixels"], "distillation": {"teacher_dims": {"pixels": 3072}}}
+    model = Pretraining(Settings(**small, **options, view_terms=False), 5)
+    assert model.distillation.teacher_dims == {"pixels": 3072}
+    loss = model.criterion
+    assert (loss.invariance_weight, loss.variance_weight, loss.dependence_weight) == (0, 0, 0)
+    assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
+    with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
+        TwoViews(Settings(method="vicreg", **small, **options), 5)

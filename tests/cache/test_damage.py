@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mvmr_loss.cache import (
     CorruptCacheError,
     RepresentationCache,
 )
-from mvmr_loss.cache import files as files_module
+from mvmr_loss.cache import metadata as metadata_module
 from tests.cache.helpers import (
     damaged_store,
     features,
@@ -96,7 +98,7 @@ def test_exception_changed_metadata(tmp_path):
         content = json.loads(original)
         content[key] = value
         del content["checksum"]
-        content["checksum"] = files_module.json_checksum(content)
+        content["checksum"] = metadata_module.json_checksum(content)
         (folder / "metadata.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=match):
             RepresentationCache(folder)
@@ -140,6 +142,55 @@ def test_exception_truncated_under_an_open_store(tmp_path, file, use):
         calls[use]()
 
 
+@pytest.mark.parametrize("size", [1, 8, 15_000])
+def test_exception_truncated_index_in_the_middle_of_a_training(tmp_path, size):
+    """In a process of its own, which a signal would kill."""
+    program = f"""
+import os, torch
+from mvmr_loss import Representations
+images = torch.randn(2000, 3, 2, 2)
+module = Representations(["pixels"], cache={{"path": "store", "dataset": images}})
+module(images, range(2000))
+os.truncate("store/index.bin", {size})
+module(images[:64], range(1900, 1964))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "CorruptCacheError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"representations": 3},
+        {"representations": {"pixels": []}},
+        {"fingerprint": [[]]},
+        {"fingerprint": {}},
+        {"normalization": "x"},
+        {"normalization": [[None], 1]},
+        {"image_shape": None},
+    ],
+    ids=str,
+)
+def test_exception_settings_of_wrong_types(tmp_path, settings):
+    """What another program wrote, with a right checksum, is another store's, and said so."""
+    images = torch.randn(4, 3, 2, 2)
+
+    def module():
+        return Representations(["pixels"], cache={"path": tmp_path, "dataset": images})
+
+    module()(images, range(4))
+    content = json.loads((tmp_path / "metadata.json").read_text())
+    del content["checksum"]
+    content["settings"] |= settings
+    checksum = metadata_module.json_checksum(content)
+    (tmp_path / "metadata.json").write_text(json.dumps({**content, "checksum": checksum}))
+    with pytest.raises(ValueError, match=rf"{next(iter(settings))}\S* is .* there but"):
+        module()(images, range(4))
+
+
 @pytest.mark.parametrize(
     "key", ["num_samples", "widths", "dtype", "settings", "made_by", "byteorder"]
 )
@@ -165,7 +216,7 @@ def test_exception_metadata_of_wrong_types(tmp_path, key):
     for metadata in (*changed, {k: v for k, v in content.items() if k != key}):
         if metadata.get(key) == "x" and key == "byteorder":
             continue  # Another machine's: an error of its own.
-        checksum = files_module.json_checksum(metadata)
+        checksum = metadata_module.json_checksum(metadata)
         (folder / "metadata.json").write_text(json.dumps({**metadata, "checksum": checksum}))
         with pytest.raises(CorruptCacheError, match=r"metadata\.json is damaged"):
             RepresentationCache(folder)

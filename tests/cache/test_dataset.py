@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    DistributedSampler,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
+from mvmr_loss import Representations
 from mvmr_loss.cache import (
     IndexedDataset,
     dataset_fingerprint,
@@ -61,6 +74,37 @@ def test_fill(tmp_path, images):
         fill(module, images[:19])
 
 
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
+@pytest.mark.parametrize("which", [0, 3])
+def test_fill_with_a_broken_image(image_folder, tmp_path, which, content):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
+
+    def transform(image):
+        return pil_to_tensor(center_crop(image, [16])).float() / 255
+
+    dataset = ImageFolder(image_folder, transform)
+    broken = Path(dataset.samples[which][0])
+    broken.write_bytes(broken.read_bytes()[:200] if content is None else content)
+    module = Representations(["pixels"], cache=tmp_path / "store")
+    with pytest.raises(ValueError, match=rf"image {which} .*{broken.name}\) cannot be read"):
+        fill(module, dataset, batch_size=7)
+    assert module.cache.store.is_valid().tolist() == [i < 7 and i != which for i in range(12)]
+    said = []
+    assert fill(module, dataset, batch_size=7, on_broken=said.append) == 5
+    assert len(said) == 1
+    assert broken.name in said[0]
+    assert module.cache.store.is_valid().tolist() == [i != which for i in range(12)]
+
+
+def test_fill_needs_a_cache_and_finds_the_images_behind_an_index(tmp_path, images):
+    with pytest.raises(ValueError, match="representations must have a cache to fill"):
+        fill(Representations(["pixels"]), images)
+    module = Representations(["pixels"], cache=tmp_path)
+    assert fill(module, IndexedDataset(images)) == 20
+    assert torch.equal(module(None, range(20))["pixels"], images.flatten(1).half().float())
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "lightly", "plain"])
 def test_kinds_of_data_sets(kind, image_folder, tmp_path):
     from lightly.data import LightlyDataset
@@ -77,7 +121,7 @@ def test_kinds_of_data_sets(kind, image_folder, tmp_path):
         "lightly": lambda: LightlyDataset(str(image_folder), transform=transform),
         "plain": lambda: PlainDataset(images),
     }[kind]()
-    module = cached(tmp_path / "s", num_samples=12, fingerprint=dataset_fingerprint(dataset))
+    module = cached(tmp_path / "s", num_samples=None, dataset=dataset)
     for _ in range(2):
         for indices, x, *_ in DataLoader(IndexedDataset(dataset), 5, shuffle=True):
             assert torch.equal(x, images[indices])
@@ -154,27 +198,117 @@ def test_fingerprint_does_not_depend_on_the_working_directory(image_folder, tmp_
         assert fingerprints(folder) == expected
 
 
-def test_fingerprints_see_content_and_order():
-    class Reordered(PlainDataset):
-        def __init__(self, dataset, order):
-            self.dataset, self.order = dataset, order
+class Reordered(PlainDataset):
+    def __init__(self, dataset, order):
+        self.dataset, self.order = dataset, order
 
-        def __len__(self):
-            return len(self.order)
+    def __len__(self):
+        return len(self.order)
 
-    x = torch.rand(6, 3)
-    y = x.flip(0)
-    several = [
-        (TensorDataset(x), TensorDataset(y)),
-        (
-            ConcatDataset([TensorDataset(x), TensorDataset(y)]),
-            ConcatDataset([TensorDataset(y), TensorDataset(x)]),
-        ),
-        (PlainDataset(np.array(["a", "b"])), PlainDataset(np.array(["b", "a"]))),
-        (PlainDataset(x), PlainDataset(y)),
-        (Reordered(x, np.arange(6)), Reordered(x, np.arange(6)[::-1])),
-        (Reordered(x, [0, 1, 2]), Reordered(x, [0, 2, 1])),
-    ]
-    for a, b in several:
-        assert dataset_fingerprint(a) == dataset_fingerprint(copy.deepcopy(a))
-        assert dataset_fingerprint(a) != dataset_fingerprint(b)
+
+class Wrapped(PlainDataset):
+    """Under another name than ``dataset``, with an order that is no attribute of the inner one."""
+
+    def __init__(self, base, order):
+        self.base, self.order = base, order
+
+    def __len__(self):
+        return len(self.base)
+
+
+class Several(PlainDataset):
+    def __init__(self, parts):
+        self.by_name = parts
+
+    def __len__(self):
+        return sum(map(len, self.by_name.values()))
+
+
+@dataclasses.dataclass
+class Record:
+    label: int
+    file: str
+
+
+class Arrow:
+    """What the fingerprint asks of a data set of Hugging Face's library: raw rows."""
+
+    column_names = ("image",)
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def with_format(self, kind):
+        assert kind == "arrow"
+        return [SimpleNamespace(to_pydict=lambda row=row: {"image": [row]}) for row in self.rows]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        raise AssertionError("images must not be decoded")
+
+
+X = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+Y = X.flip(0)
+FILES = [f"{i}.png" for i in range(200)]
+# One name differs, which is none of 64 evenly spaced ones.
+OTHERS = [*FILES[:101], "other.png", *FILES[102:]]
+PAIRS = {
+    "tensors": (TensorDataset(X), TensorDataset(Y)),
+    "tensors and labels": (TensorDataset(X, X[:, 0]), TensorDataset(Y, X[:, 0])),
+    "concatenation": (
+        ConcatDataset([TensorDataset(X), TensorDataset(Y)]),
+        ConcatDataset([TensorDataset(Y), TensorDataset(X)]),
+    ),
+    "split": tuple(
+        random_split(TensorDataset(X), [3, 3], torch.Generator().manual_seed(s))[0] for s in (0, 2)
+    ),
+    "subset of a concatenation": tuple(
+        Subset(ConcatDataset([TensorDataset(X), TensorDataset(Y)]), i) for i in ([0, 7], [7, 0])
+    ),
+    "stack": (StackDataset(a=TensorDataset(X)), StackDataset(a=TensorDataset(Y))),
+    "names in an array": (PlainDataset(np.array(FILES)), PlainDataset(np.array(OTHERS))),
+    "names in a list": (PlainDataset(FILES), PlainDataset(OTHERS)),
+    "names in a frame": tuple(
+        PlainDataset(pandas.DataFrame({"label": range(200), "file": names}))
+        for names in (FILES, OTHERS)
+    ),
+    "labels and names": tuple(PlainDataset(list(enumerate(f))) for f in (FILES, OTHERS)),
+    "records": tuple(
+        PlainDataset([{"label": i, "file": name} for i, name in enumerate(names)])
+        for names in (FILES, OTHERS)
+    ),
+    "objects": (PlainDataset([Record(0, "a"), Record(0, "b")]), PlainDataset([Record(0, "b")] * 2)),
+    "arrays": (PlainDataset(X.numpy()), PlainDataset(Y.numpy())),
+    "tensor": (PlainDataset(X), PlainDataset(Y)),
+    "arrow": (Arrow([b"a", b"b"]), Arrow([b"b", b"a"])),
+    "in arrow's order": (
+        Wrapped(Arrow([b"a", b"b"]), [0, 1]),
+        Wrapped(Arrow([b"b", b"a"]), [0, 1]),
+    ),
+    "order": (Reordered(X, np.arange(6)), Reordered(X, np.arange(6)[::-1])),
+    "shorter order": (Reordered(X, [0, 1, 2]), Reordered(X, [0, 2, 1])),
+    "another wrapper's order": tuple(
+        Wrapped(TensorDataset(X), order) for order in (list(range(6)), [1, 0, 2, 3, 4, 5])
+    ),
+    "another wrapper's content": tuple(Wrapped(TensorDataset(x), list(range(6))) for x in (X, Y)),
+    "several by name": tuple(
+        Several({"a": TensorDataset(x), "b": TensorDataset(X)}) for x in (X, Y)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_fingerprints_see_content_and_order(kind):
+    a, b = PAIRS[kind]
+    assert dataset_fingerprint(a) == dataset_fingerprint(copy.deepcopy(a))
+    assert dataset_fingerprint(a) == dataset_fingerprint(IndexedDataset(a))
+    assert dataset_fingerprint(a) != dataset_fingerprint(b)
+
+
+def test_a_data_set_that_knows_its_whole():
+    whole = Wrapped(None, [])
+    part = TensorDataset(X)
+    part.owner, whole.base = whole, part
+    assert dataset_fingerprint(whole) == dataset_fingerprint(whole)

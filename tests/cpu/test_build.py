@@ -1,6 +1,9 @@
-"""The loading of C++ kernels, and what happens where there is no compiler."""
+"""The loading of C++ kernels, and what happens where they cannot be had."""
 
-import shutil
+import logging
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,58 +12,219 @@ import torch
 from torch.autograd import forward_ad
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Representations, _cpu
+from mvmr_loss import MVMRLoss, Representations, __main__, _cpu
 from mvmr_loss._cpu import build, gram, sketch
 from mvmr_loss.dependence import pairwise_distances
 from mvmr_loss.representations import DCT, folded_sign_sketch, scattering
 
 NAMES = sorted(path.stem for path in Path(mvmr_loss.__file__).parent.rglob("*.cpp"))
-LOAD = build.load_library.__wrapped__
-
-needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 by_name = pytest.mark.parametrize("source", NAMES)
 
 
 def test_sources_are_found():
-    assert NAMES == ["gram", "scattering", "sketch"]
+    assert NAMES == ["gram", "scattering", "sketch"] == list(build._SIGNATURES)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("kernels_on")
 @by_name
 def test_a_compiler_is_all_it_needs(source):
     assert build.load_library(source) is not None
+    assert mvmr_loss.KernelStatus(source, True, "") in mvmr_loss.kernels()
 
 
-@by_name
-@pytest.mark.parametrize(
-    "environment",
-    [{"MVMR_LOSS_NATIVE": "0"}, {"CXX": "no-such-compiler"}, {"CXX": "false"}],
-)
-def test_does_without(environment, source, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def compute():
+    generator = torch.Generator().manual_seed(0)
+    z, v = torch.randn(2, 12, 40, generator=generator)
+    images = torch.rand(12, 3, 16, 16, generator=generator)
+    return MVMRLoss()(z, v, Representations(["pixels", "scattering"], sketch_dim=64)(images))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What is computed here, with kernels where they can be had."""
+    return compute()
+
+
+FAILING = f"""{sys.executable} -c 'exit("In some file:\\nfatal error: no such file\\nstopped.")'"""
+OFF = [
+    ({"CXX": "no-such-compiler"}, r"there is no C\+\+ compiler called no-such-compiler"),
+    ({"CXX": "false"}, "false did not compile NAME.cpp: it returned 1"),
+    ({"CXX": "true"}, "true did not compile NAME.cpp: it returned 0"),
+    ({"CXX": FAILING}, "did not compile NAME.cpp: fatal error: no such file$"),
+    ({"CXX": "'"}, "No closing quotation"),
+    ({"PATH": ""}, "there is no C\\+\\+ compiler called c\\+\\+ or g\\+\\+ or clang\\+\\+"),
+    (
+        {"HOME": "/proc/0", "XDG_CACHE_HOME": "/proc/0", "TMPDIR": "/proc/0"},
+        "kept in or loaded from no folder",
+    ),
+]
+
+
+@pytest.mark.parametrize(("environment", "reason"), OFF, ids=[str(entry[0]) for entry in OFF])
+def test_a_kernel_that_is_off_is_said_once_with_the_reason(
+    expected, environment, reason, fresh, monkeypatch, caplog
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert LOAD(source) is None
-    assert not list(tmp_path.rglob("*.so"))
+    if "TMPDIR" in environment:
+        monkeypatch.setattr("tempfile.tempdir", "/proc/0")
+    for _ in range(2):
+        torch.testing.assert_close(compute(), expected, rtol=1e-4, atol=1e-7)
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == 3
+    for (name, on, why), source in zip(mvmr_loss.kernels(), NAMES, strict=True):
+        assert (name, on) == (source, False)
+        assert re.search(reason.replace("NAME", name), why), why
+        assert sum(f"kernel {name!r}" in text and why in text for text in warned) == 1
+    assert not list(fresh.rglob("*.part"))
 
 
-def test_does_without_a_place_to_keep_it(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert LOAD("gram") is None
+def test_where_the_user_forbids_them_nothing_is_said(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("MVMR_LOSS_NATIVE", "0")
+    compute()
+    assert not caplog.records
+    assert [status.on for status in mvmr_loss.kernels()] == [False] * 3
+    assert all("MVMR_LOSS_NATIVE=0" in status.reason for status in mvmr_loss.kernels())
+    assert not list(fresh.rglob("*.so"))
 
 
-@pytest.mark.slow
-@needs_compiler
-@by_name
-def test_is_compiled_once(source, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert LOAD(source) is not None
-    (library,) = tmp_path.rglob("*.so")
-    made = library.stat().st_mtime_ns
-    assert LOAD(source) is not None
-    assert library.stat().st_mtime_ns == made
-    assert [path.name for path in library.parent.iterdir()] == [library.name]
+def test_where_they_are_required_it_is_an_error(fresh, monkeypatch):
+    monkeypatch.setenv("MVMR_LOSS_NATIVE", "required")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cannot be used: there is no C"):
+            compute()
+    assert [status.on for status in mvmr_loss.kernels()] == [False] * 3
+
+
+def test_another_wish_is_an_error(fresh, monkeypatch):
+    monkeypatch.setenv("MVMR_LOSS_NATIVE", "off")
+    with pytest.raises(
+        ValueError, match="MVMR_LOSS_NATIVE .* must be 0, 1 or required but is 'off'"
+    ):
+        compute()
+
+
+def test_ci_requires_them():
+    assert "MVMR_LOSS_NATIVE=required" in (Path(__file__).parents[2] / ".ci/run").read_text()
+
+
+@pytest.mark.usefixtures("kernels_on")
+def test_a_shell_is_told_that_they_are_on(capsys):
+    assert __main__.main() == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"mvmr-loss {mvmr_loss.__version__}, torch {torch.__version__}")
+    assert [line.split() for line in lines] == [[name, "on"] for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("environment", "code"), [({"CXX": "no-such"}, 1), ({"MVMR_LOSS_NATIVE": "0"}, 0)]
+)
+def test_a_shell_is_told_why_they_are_off(environment, code, fresh, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert __main__.main() == code
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [[name, "off:"] for name in NAMES]
+    assert all(next(iter(environment.values())) in line for line in lines)
+
+
+@pytest.mark.usefixtures("kernels_on")
+class TestCompiler:
+    """How the compiler is named, and when it is asked again."""
+
+    def test_has_arguments(self, fresh, compiler, monkeypatch):
+        (fresh / "with space").mkdir()
+        ccache = fresh / "with space" / "ccache"
+        ccache.write_text('#!/bin/sh\nexec "$@"\n')
+        ccache.chmod(0o700)
+        monkeypatch.setenv("CXX", f"'{ccache}' {compiler.path} -O2 '-DX=a b'")
+        assert build._load.__wrapped__("sketch")[1] == ""
+        (call,) = compiler.calls
+        assert call.startswith("-O2 -DX=a b -std=c++17 ")
+
+    @pytest.mark.parametrize("named", ["", "  "])
+    def test_has_a_default(self, fresh, monkeypatch, named):
+        monkeypatch.setenv("CXX", named)
+        assert build._compiler()[0].endswith("++")
+
+    def test_is_found_on_the_path(self, fresh, compiler, monkeypatch):
+        monkeypatch.setenv("PATH", str(compiler.path.parent), prepend=os.pathsep)
+        monkeypatch.setenv("CXX", "compiler -O1")
+        assert build._compiler() == [str(compiler.path), "-O1"]
+
+    def test_another_one_is_asked_again(self, fresh, compiler, monkeypatch):
+        load = build._load.__wrapped__
+
+        def asked():
+            before = len(compiler.calls)
+            assert load("sketch")[1] == ""
+            return len(compiler.calls) - before
+
+        assert (asked(), asked()) == (1, 0)
+        compiler.path.write_text(compiler.path.read_text() + "# another version\n")
+        assert (asked(), asked()) == (1, 0)
+        monkeypatch.setenv("CXX", f"{compiler.path} -O1")
+        assert (asked(), asked()) == (1, 0)
+        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DX"))
+        assert (asked(), asked()) == (1, 0)
+        monkeypatch.setattr(build, "_processor", lambda: "another processor")
+        assert (asked(), asked()) == (1, 0)
+
+    def test_may_take_too_long(self, fresh, compiler, monkeypatch):
+        monkeypatch.setattr(build, "_SECONDS", 0.05)
+        assert "timed out" in build._load.__wrapped__("sketch")[1]
+
+    def test_may_be_no_program(self, fresh, compiler, monkeypatch):
+        compiler.path.write_bytes(b"\0no program")
+        assert "cannot be run" in build._load.__wrapped__("sketch")[1]
+
+    def test_may_give_no_library(self, fresh, compiler, monkeypatch):
+        """It is no library that is loaded when the compiler is mended."""
+        whole = compiler.library.read_bytes()
+        compiler.library.write_bytes(bytes(1000))
+        assert "invalid ELF header" in build._load.__wrapped__("sketch")[1]
+        compiler.library.write_bytes(whole)
+        compiler.path.write_text(compiler.path.read_text() + "# mended\n")
+        assert build._load.__wrapped__("sketch")[1] == ""
+
+
+FORKED = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss._cpu import gram
+
+class Data(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        images = torch.rand(16, 3, 16, 16, generator=generator)
+        z, v = torch.randn(2, 16, 300, generator=generator)
+        features = Representations(["scattering", "pixels"], sketch_dim=64)(images)
+        return *features.values(), MVMRLoss()(z, v, features)
+
+torch.set_num_threads(2)
+gram._WORK_OF_A_THREAD = 1  # so that two threads are started
+expected = [Data()[index] for index in range(4)]
+loader = DataLoader(Data(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+for found, wanted in zip(loader, expected, strict=True):
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+print("equal")
+"""
+
+
+@pytest.mark.usefixtures("kernels_on")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+def test_a_forked_loader_may_use_kernels_that_were_used_before():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MVMR_LOSS_NATIVE": "required"}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
 def test_runs_where_nothing_is_followed():

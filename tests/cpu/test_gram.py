@@ -4,17 +4,12 @@ import pytest
 import torch
 
 from mvmr_loss import MVMRLoss
-from mvmr_loss._cpu import build
 from mvmr_loss._cpu import gram as kernel_module
 from mvmr_loss.dependence import definitions, distance_correlation, pairwise_distances
 
 SHAPES = [(1, 1), (2, 3), (5, 7), (24, 128), (25, 129), (100, 1000), (257, 513), (1100, 40)]
 
-
-@pytest.fixture(autouse=True)
-def _kernel():
-    if build.load_library("gram") is None:
-        pytest.skip("the kernel cannot be compiled here")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
 def make_batch(n, d, offset=3.0):

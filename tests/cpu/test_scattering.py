@@ -5,17 +5,10 @@ import sys
 import pytest
 import torch
 
-from mvmr_loss._cpu.build import load_library
 from mvmr_loss.representations import PatchScattering, Scattering, scattering
 
 # The package exports the function of the same name.
 module = sys.modules["mvmr_loss.representations.scattering"]
-
-
-@pytest.fixture
-def kernel():
-    if load_library("scattering") is None:
-        pytest.skip("the kernel cannot be compiled here")
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def assert_equal_path_by_path(actual, expected):
     assert (error <= 2e-6 * size).all()
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernels_on")
 @pytest.mark.parametrize(
     ("size", "J", "L", "max_order"),
     [
@@ -65,7 +58,7 @@ def test_equals_plain(plain, size, J, L, max_order):
     assert_equal_path_by_path(scattering(images, J, L, max_order), expected)
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernels_on")
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing(threads):
     images = make_images(1, 3, 20, 24)
@@ -74,7 +67,7 @@ def test_threads_change_nothing(threads):
     assert torch.equal(scattering(images), expected)
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernels_on")
 def test_constant_images_have_order_0_alone():
     features = scattering(torch.full((1, 1, 24, 20), 0.7))
     torch.testing.assert_close(features[:, :, 0], torch.full((1, 1, 6, 5), 0.7), rtol=1e-4, atol=0)
@@ -82,7 +75,7 @@ def test_constant_images_have_order_0_alone():
     assert scattering(torch.zeros(1, 1, 24, 20)).abs().max() == 0
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernels_on")
 def test_is_used_where_it_can_be(monkeypatch):
     images, used = make_images(1, 1, 16, 16), []
     by_kernel = module._scatter_by_kernel

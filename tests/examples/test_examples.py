@@ -1,14 +1,21 @@
 """Each example is run as a newcomer runs it: as a file, from a folder that is not the checkout."""
 
 import ast
+import csv
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-# Run where their hosts are tested, in tests/adapters: not every environment can have them.
+from tests.adapters.conftest import solo_learn  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# They have tests of their own: here, or in tests/adapters, since not every environment has the host.
+SPECIAL = {"log_terms", "solo_learn"}
 OF_HOSTS = {"stable_pretraining_mvmr", "timm_dependence", "torchdistill_dependence"}
 # What is not on a package index: the checkout's own folders.
 NOT_INSTALLED = {"benchmarks", "examples", "adapters", "tests", *(path.stem for path in EXAMPLES)}
@@ -21,12 +28,21 @@ def by_name(path):
 def run(path, folder, *options, launcher=()):
     """Runs a file in a folder and returns what it printed."""
     command = [sys.executable, *launcher, str(path), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "WANDB_SILENT": "true"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("path", [p for p in EXAMPLES if p.stem not in OF_HOSTS], ids=by_name)
+@pytest.mark.parametrize(
+    "path", [p for p in EXAMPLES if p.stem not in SPECIAL | OF_HOSTS], ids=by_name
+)
 def test_runs_from_anywhere(path, tmp_path):
     output = run(path, tmp_path, "--steps", "2", "--batch-size", "8")
     assert "step    2, loss" in output or "kNN accuracy" in output
@@ -45,23 +61,22 @@ def test_is_short_and_imports_installed_packages_only(path):
 
 
 def test_every_example_is_named_in_a_guide():
-    root = EXAMPLES[0].parents[1]
-    guides = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("adapters/*/README.md")]
-    text = "".join(path.read_text() for path in guides)
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/README.md")]
+    text = "".join(page.read_text() for page in pages)
     assert EXAMPLES
     for path in EXAMPLES:
         assert path.name in text, path.stem
 
 
 def test_benchmarks_do_not_import_examples():
-    for path in (EXAMPLES[0].parents[1] / "benchmarks").rglob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.module.partition(".")[0] != "examples", path
 
 
 def test_without_the_marked_lines_it_is_plain_vicreg(tmp_path):
-    lines = EXAMPLES[0].read_text().splitlines(keepends=True)
+    lines = (ROOT / "examples/add_to_vicreg.py").read_text().splitlines(keepends=True)
     plain = [line for line in lines if not line.rstrip().endswith("# MV-MR")]
     assert len(lines) - len(plain) == 9
     path = tmp_path / "plain_vicreg.py"
@@ -70,8 +85,31 @@ def test_without_the_marked_lines_it_is_plain_vicreg(tmp_path):
     assert "step    2, loss" in run(path, tmp_path, "--steps", "2", "--batch-size", "8")
 
 
+def test_terms_reach_every_logger(tmp_path):
+    options = ["--steps", "3", "--batch-size", "8", "--logger", "csv", "tensorboard", "wandb"]
+    run(ROOT / "examples/log_terms.py", tmp_path, *options)
+    (table,) = tmp_path.rglob("metrics.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    terms = {name: float(value) for name, value in rows[-1].items() if name != "step"}
+    total = terms.pop("train/loss")
+    assert set(terms) >= {"train/variance", "train/dependence", "train/representations/hog"}
+    assert sum(terms.values()) == pytest.approx(total, rel=1e-4)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    logged = accumulator.Scalars("train/loss")
+    assert [event.step for event in logged] == [1, 2, 3]
+    assert logged[-1].value == pytest.approx(total, rel=1e-4)
+    (record,) = tmp_path.rglob("*.wandb")
+    assert b"train/representations/hog" in record.read_bytes()
+
+
 def test_several_processes_as_written(tmp_path):
-    path = next(path for path in EXAMPLES if path.stem == "several_processes")
+    path = ROOT / "examples/several_processes.py"
     command = path.read_text().split("\n\n")[1].split()
     assert command == ["torchrun", "--nproc-per-node", "2", "examples/several_processes.py"]
     # torchrun is this module; on a free port, as other tests run meanwhile.
@@ -80,3 +118,21 @@ def test_several_processes_as_written(tmp_path):
     # One process speaks, of the loss that all have.
     assert [line.split(",")[0] for line in output.splitlines()] == ["step   10", "step   12"]
     assert all(0 < float(line.split()[-1]) < 5 for line in output.splitlines())
+
+
+@pytest.mark.slow
+def test_a_second_run_reads_what_the_first_has_kept(tmp_path):
+    def seconds():
+        output = run(ROOT / "examples/cached.py", tmp_path, "--steps", "4", "--store", "features")
+        return float(re.findall(r"representations ([\d.]+) s", output)[-1])
+
+    assert (tmp_path / "features").exists() is False
+    first, second = seconds(), seconds()
+    assert second < first / 2
+
+
+@pytest.mark.slow
+def test_solo_learn_ends_with_an_accuracy(tmp_path, solo_learn):  # noqa: F811
+    options = ["--checkout", str(solo_learn), "--epochs", "1", "--images", "8"]
+    output = run(ROOT / "examples/solo_learn.py", tmp_path, *options)
+    assert re.search(r"results: val_acc1 \d", output) is not None

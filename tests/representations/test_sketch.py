@@ -225,3 +225,12 @@ def test_exception_input():
         sketch(torch.ones(16))
     with pytest.raises(TypeError, match="representation must be"):
         Sketched(torch.nn.Flatten(), 8)
+
+
+def test_a_sketched_representation_asks_for_images_as_large():
+    wrapped = Representations(["scattering"]).by_name["scattering"]
+    sketched = Sketched(wrapped, 8)
+    assert sketched.minimum_size == wrapped.minimum_size > 1
+    small = wrapped.minimum_size - 1
+    with pytest.raises(ValueError, match=f"at least {small + 1}"):
+        sketched(torch.randn(1, 3, small, small))

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from mvmr_loss.cache import CorruptCacheError, RepresentationCache
-from mvmr_loss.cache.files import json_checksum
+from mvmr_loss.cache.metadata import json_checksum
 
 ROWS, WIDTH = 200, 100
 # What a store may answer instead of right numbers, each in words: never a crash deep inside.
@@ -408,7 +408,7 @@ def attack(settings):
     from tests.trust.identity import identity
 
     figures, faults = {}, []
-    for function, count in {**ATTACKS, identity: 60}.items():
+    for function, count in {**ATTACKS, identity: 440}.items():
         name = function.__name__
         draw = random.Random(f"{settings.seed} {name}")
         started = time.monotonic()

@@ -102,6 +102,10 @@ def test_drawn_damage_of_presets(tmp_path):
     assert min(counts.values()) > 10, counts
 
 
+def cached(**options):
+    return Representations(["hog"], cache={"path": "folder", **options})
+
+
 SPECIFICATIONS = {
     "specification": (lambda value: Representations(value), []),
     "representation": (lambda value: Representations([value]), []),
@@ -116,6 +120,16 @@ SPECIFICATIONS = {
         [0],
     ),
     "normalization": (lambda value: Representations(["hog"], normalization=value), []),
+    "cache": (lambda value: Representations(["hog"], cache=value), [None, "x"]),
+    "path of cache": (lambda value: cached(path=value), ["x"]),
+    "num_samples of cache": (lambda value: cached(num_samples=value), [None, 2**70, 10**2000]),
+    "fingerprint of cache": (lambda value: cached(fingerprint=value), [None, "x", "", "é\x00"]),
+    "image_shape of cache": (lambda value: cached(num_samples=3, image_shape=value), [None]),
+    "dtype of cache": (lambda value: cached(dtype=value), [None]),
+    "checks_per_epoch of cache": (
+        lambda value: cached(checks_per_epoch=value),
+        [0, 2**70, 10**2000],
+    ),
     "measure": (lambda value: MVMRLoss(dependence_measure=value), []),
     "name of measure": (lambda value: MVMRLoss(dependence_measure={"name": value}), []),
     "views": (lambda value: MVMRLoss(representation_views=value), []),
@@ -127,8 +141,9 @@ SPECIFICATIONS = {
 
 
 @pytest.mark.parametrize("what", SPECIFICATIONS)
-def test_specifications_of_wrong_types(what):
+def test_specifications_of_wrong_types(what, tmp_path, monkeypatch):
     """What a configuration file may give the loss and representations: an error in words."""
+    monkeypatch.chdir(tmp_path)
     give, right = SPECIFICATIONS[what]
     accepted = []
     for value in WRONG:

@@ -1,0 +1,36 @@
+"""The kernels under sanitizers; more cases by ``python tests/cpu/sanitized.py``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mvmr_loss._cpu import build
+
+SCRIPT = Path(__file__).with_name("sanitized.py")
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kernels_on")]
+
+
+def run(*arguments):
+    compiler = subprocess.run(
+        [build._compiler()[0], "--version"], capture_output=True, text=True, check=True
+    )
+    if "Free Software Foundation" not in compiler.stdout:
+        pytest.skip("needs GCC, whose address sanitizer can be preloaded")
+    command = [sys.executable, "-W", "ignore", SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
+
+
+def test_no_fault_is_found():
+    done = run("--cases", "80", "--seed", "1")
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
+    assert done.stdout.endswith("80 cases with seed 1: no fault\n")
+
+
+def test_a_fault_is_found():
+    done = run("--overrun")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "folded_sign_sketch" in done.stderr
