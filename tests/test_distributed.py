@@ -184,7 +184,11 @@ class Distilled(nn.Module):
         super().__init__()
         self.net = network()
         self.criterion = DistillationLoss(
-            WIDTH, {"a": 12, "b": 8}, anchors=5, gather_distributed=gather
+            WIDTH,
+            {"a": 12, "b": 8},
+            dependence_weight=0.5,
+            anchors=5,
+            gather_distributed=gather,
         )
 
     def forward(self, x, v, ys):

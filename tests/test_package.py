@@ -37,7 +37,8 @@ class Refuse:
         if name.split(".")[0] in {HOSTS!r}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import mvmr_loss, mvmr_loss.dependence, mvmr_loss.representations
+import mvmr_loss, mvmr_loss.dependence, mvmr_loss.representations, mvmr_loss.cache
+import mvmr_loss.teachers, mvmr_loss.distillation, mvmr_loss.adapters
 print(mvmr_loss.__version__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -45,6 +46,17 @@ print(mvmr_loss.__version__)
     from mvmr_loss import __version__
 
     assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("adapter", ["solo", "stable_pretraining"])
+def test_an_adapter_whose_host_finds_it_imports_no_host(adapter):
+    """Their hosts import these two; those that subclass a host's classes import that one alone."""
+    code = (
+        f"import sys, mvmr_loss.adapters.{adapter}; "
+        f"print(*({set(HOSTS)!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_public_names():

@@ -26,7 +26,7 @@ from .. import (  # noqa: TID252 - of the same checkout
 )
 from .backbone import build_backbone
 from .hyperparameters import without_objects
-from .transform import check_normalization
+from .transform import check_normalization, check_views
 
 
 class MVMR(LightningModule):
@@ -233,7 +233,7 @@ class MVMR(LightningModule):
         Returns:
             Scalar tensor, the sum of both losses.
         """
-        views, targets = _check_views(batch[0]), batch[1]
+        views, targets = check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
         z, *z_augmented = self.projection_head(features).chunk(len(views))
         represented, distilled = self._represent(batch) or {}, {}
@@ -358,7 +358,7 @@ class MVMRViT(MVMR):
     benchmark, the temperature of the kNN that of its ViTs.
 
     Args:
-        batch_size_per_device, num_classes, knn_k, knn_t, **options: As in :class:`MVMR`.
+        batch_size_per_device, num_classes, knn_k, knn_t, options: As in :class:`MVMR`.
     """
 
     optimizer_class = torch.optim.AdamW
@@ -382,25 +382,3 @@ class _OnlineKNNClassifier(KNNClassifier):  # type: ignore[misc]  # lightly is n
 
     def log_dict(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: Lightning refuses what a part logs during its method's step."""
-
-
-def _check_views(views: object) -> list[Tensor]:
-    """Returns the views of a batch after checking them."""
-    remedy = "use MVMRTransform as the data set's transform"
-    if not isinstance(views, (list, tuple)) or not all(isinstance(v, Tensor) for v in views):
-        raise TypeError(
-            "the batch's views must be a list of tensors but are a "
-            f"{type(views).__name__}; {remedy}."
-        )
-    if len(views) < 2:
-        raise ValueError(
-            "the batch must have at least two views, the non-augmented one first, "
-            f"but has {len(views)}; {remedy}."
-        )
-    shapes = [tuple(view.shape) for view in views]
-    if any(len(shape) != 4 or shape != shapes[0] for shape in shapes):
-        raise ValueError(
-            "the batch's views must all have the same shape (N, C, H, W) but have shapes "
-            f"{shapes}; {remedy}, which gives all views one input_size."
-        )
-    return list(views)

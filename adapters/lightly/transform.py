@@ -313,6 +313,28 @@ def check_normalization(dataset: Any, told: Normalization) -> None:
         )
 
 
+def check_views(views: object) -> list[Tensor]:
+    """Returns the views of a batch after checking them."""
+    remedy = "use MVMRTransform as the data set's transform"
+    if not isinstance(views, (list, tuple)) or not all(isinstance(v, Tensor) for v in views):
+        raise TypeError(
+            "the batch's views must be a list of tensors but are a "
+            f"{type(views).__name__}; {remedy}."
+        )
+    if len(views) < 2:
+        raise ValueError(
+            "the batch must have at least two views, the non-augmented one first, "
+            f"but has {len(views)}; {remedy}."
+        )
+    shapes = [tuple(view.shape) for view in views]
+    if any(len(shape) != 4 or shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            "the batch's views must all have the same shape (N, C, H, W) but have shapes "
+            f"{shapes}; {remedy}, which gives all views one input_size."
+        )
+    return list(views)
+
+
 def _check_normalization(normalize: Statistics | None) -> Statistics | None:
     """Returns the normalisation after checking it."""
     if normalize is None:

@@ -13,24 +13,25 @@ from torch import Tensor
 
 
 class ResultPrinter(Callback):
-    """Prints the last value of everything that was logged when training ends."""
+    """Prints the accuracies after each epoch, and all that was logged when training ends."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        accuracies = {n: v for n, v in trainer.callback_metrics.items() if n.endswith("acc1")}
+        if trainer.is_global_zero:
+            for line in result_lines(accuracies, f"epoch {trainer.current_epoch}"):
+                print(line, flush=True)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Prints in the first process.
-
-        Args:
-            trainer: Has the metrics.
-            pl_module: What was trained.
-        """
         if trainer.is_global_zero:
             print(*result_lines(trainer.callback_metrics), sep="\n", flush=True)
 
 
-def result_lines(metrics: Mapping[str, Any]) -> list[str]:
+def result_lines(metrics: Mapping[str, Any], what: str = "results") -> list[str]:
     """Returns the metrics as lines of text, those of the validation first, accuracies before losses.
 
     Args:
         metrics: Name -> number; of a metric of an epoch and its last step the epoch's is taken.
+        what: What they are of.
 
     Examples:
         >>> result_lines({"val_loss": 2.0, "train_acc1_step": 5.0, "val_acc1": 41.25})
@@ -39,7 +40,7 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
     names = sorted(n for n in metrics if not n.endswith(("_step", "_epoch")))
     groups = [[n for n in names if n.startswith("val_")], [n for n in names if n[:4] != "val_"]]
     return [
-        "mvmr-loss: results: " + ", ".join(f"{n} {float(metrics[n]):.4g}" for n in group)
+        f"mvmr-loss: {what}: " + ", ".join(f"{n} {float(metrics[n]):.4g}" for n in group)
         for group in groups
         if group
     ]

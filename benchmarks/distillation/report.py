@@ -40,7 +40,9 @@ def write_report(folder: Path) -> None:
             continue
         place = told["teacher"], told["student"], told["epochs"]
         groups.setdefault(place, []).append(record)
-    parts = [f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}."]
+    parts = []
+    if teachers:
+        parts.append(f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}.")
     parts += [text for place in sorted(groups) for text in _tables(place, groups[place])]
     write_between(folder / "RESULTS.md", "table", "\n\n".join(parts))
 

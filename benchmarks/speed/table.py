@@ -205,13 +205,13 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
         value = f"{row.seconds / 2**20:.0f} MiB" if memory else f"{1e3 * row.seconds:.4g} ms"
         goal = ""
         if row.goal is not None:
-            every = ", every run" if GOALS[row.key][1] else ""
+            every = f", every one of {len(row.ratios)}" if GOALS[row.key][1] else ""
             goal = f"<= {row.goal:.3g}{every}: {'met' if row.met else 'missed'}"
         cells.append(
             [
                 f"{row.part}, {row.group}: {row.ours}",
                 row.theirs,
-                f"{row.ratio:.3g} ± {row.spread:.1g}",
+                f"{row.ratio:.3g}" + (f" ± {row.spread:.1g}" if len(row.ratios) > 1 else ""),
                 goal,
                 value,
                 f"{row.seconds / row.limit:.1f}" if row.limit else "",
@@ -230,6 +230,8 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
         f"{' and '.join(sorted({f'a {kind}' for kind, _ in packages}))} "
         f"(commit {code['commit']}), C++ kernels: {'yes' if first['settings']['kernels'] else 'no'}; "
         f"{first['date']}.",
+        "",
+        *sorted({r["note"] for r in results if "note" in r}),
         "",
         table(["what", "against", "ratio", "goal", "median", "times the limit"], cells),
         "",

@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
 
 from benchmarks.harness import Run, atomic_path, plain_errors, portable, record, write_json
 from benchmarks.harness.runs import read
-from benchmarks.stl10.settings import PRESETS, Settings
+from benchmarks.stl10.settings import PRESETS, Settings, read_yaml
 
+set_loader("plain", read_yaml, exceptions=(yaml.YAMLError,))
 Transfers = Literal["voc07", "classes"]
 
 
@@ -31,7 +33,7 @@ def parser() -> ArgumentParser:
     """Returns the parser of the command line; every setting is an option of run and transfer."""
 
     def sub(help: str, *positional: tuple[str, Any]) -> ArgumentParser:  # noqa: A002
-        made = ArgumentParser(description=help)
+        made = ArgumentParser(description=help, parser_mode="plain")
         for name, kind in positional:
             made.add_argument(name, type=kind)
         return made
@@ -56,7 +58,9 @@ def parser() -> ArgumentParser:
     transfer.add_argument("--config", action=ActionConfigFile, help="a file of settings")
     transfer.add_argument("--classifier", type=Literal["svm", "linear"], default="svm")
     transfer.add_argument("--output", type=Path | None, help="file of the record (JSON)")
-    main = ArgumentParser(prog="python -m benchmarks.stl10", description=__doc__)
+    main = ArgumentParser(
+        prog="python -m benchmarks.stl10", description=__doc__, parser_mode="plain"
+    )
     commands = main.add_subcommands()
     for name, made in {
         "run": run,

@@ -50,7 +50,7 @@ def loader(
 
 
 def features_of(
-    backbone: Callable[[Tensor], Tensor],
+    backbone: nn.Module,
     images: Dataset[Any],
     settings: Settings,
     description: str | None = None,
@@ -76,7 +76,8 @@ def features_of(
             labels.append(batch_labels)
             yield batch
 
-    device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else None
+    first = next(backbone.parameters(), None)
+    device = None if first is None else first.device
     return extract_features(backbone, batches(), device), torch.cat(labels)
 
 

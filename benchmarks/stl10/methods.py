@@ -38,6 +38,8 @@ OPTIMIZERS: dict[str, Any] = {
     "lars": partial(LARS, momentum=0.9),
 }
 
+NO_VIEW_TERMS = dict.fromkeys(("invariance_weight", "variance_weight", "dependence_weight"), 0.0)
+
 
 def build_backbone(settings: Settings) -> tuple[nn.Module, int]:
     """Returns the backbone without classifier and without weights of others, and its width.
@@ -134,7 +136,9 @@ class Pretraining(MVMR):
             loss={
                 "representation_weights": settings.representation_weight,
                 "dependence_measure": settings.dependence_measure,
+                **({} if settings.view_terms else NO_VIEW_TERMS),
             },
+            distillation=settings.distillation,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             warmup_epochs=settings.warmup_epochs,
@@ -158,6 +162,11 @@ class TwoViews(Pretraining):
     }
 
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
+        if settings.distillation is not None:
+            raise ValueError(
+                f"distillation must be left out for {settings.method}, for it is mvmr's, but is "
+                f"{settings.distillation!r}."
+            )
         super().__init__(settings, num_classes, knn_k)
         self.build(self.width, settings.projector_hidden_dim, settings.projector_output_dim)
         self.regularizer = MultiRepresentationRegularizer(

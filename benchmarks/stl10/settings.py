@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from mvmr_loss import Normalization
 
@@ -13,6 +17,31 @@ PRESETS = Path(__file__).with_name("presets")
 NORMALIZATIONS = {"imagenet": Normalization.imagenet(), "cifar": Normalization.cifar10()}
 # The five that the authors' release trains with.
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. With aliases, a small file could stand for one that no memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(problem="aliases are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+0123456789.")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Reads plain YAML; a yaml.YAMLError says what it is instead."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        raise yaml.YAMLError(str(error)) from error
 
 
 @dataclass
@@ -24,6 +53,9 @@ class Settings:
         representations: Representations for any method: names, or mappings such as
             '{name: hog, orientations: 9}'. None: the paper's five for mvmr, none for the others.
         representation_weight: Weight of each representation's term; negative rewards independence.
+        distillation: Options of mvmr_loss.DistillationLoss for mvmr, such as
+            {teacher_dims: {teacher: 384}}, which names the teachers among the representations.
+        view_terms: Whether mvmr has its terms between the views; a distillation needs none.
         representation_cache: Folder in which representations of the non-augmented images, a
             teacher's among them, are kept once computed. None: they are computed in each step.
         dependence_measure: Measure of dependence of the representation terms, and of mvmr.
@@ -75,6 +107,8 @@ class Settings:
     method: Literal["mvmr", "vicreg", "barlowtwins", "simclr", "byol"] = "mvmr"
     representations: list[Any] | None = None
     representation_weight: float = 1.0
+    distillation: dict[str, Any] | None = None
+    view_terms: bool = True
     representation_cache: str | None = None
     dependence_measure: str = "distance_correlation"
     temperature: float = 0.5
@@ -170,3 +204,32 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""
         return dataclasses.asdict(self)
+
+
+def read_file(path: Path) -> Settings:
+    """Reads the settings that a run has written.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The settings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If a setting is of the wrong type.
+        ValueError: If it is not a mapping of known settings in their ranges.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a file of settings, but there is no such file.")
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML but cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        shown = reprlib.repr(content)
+        raise ValueError(f"{path} must hold settings as 'name: value' but holds {shown}.")
+    for name in content:
+        if name not in Settings.__dataclass_fields__:
+            raise ValueError(f"{path} has an unknown setting {reprlib.repr(name)}.")
+    return Settings(**content)

@@ -26,23 +26,35 @@ from benchmarks.stl10.data import Data, Transformed, load_data, plain, pretraini
 from benchmarks.stl10.evaluate import evaluate, loader
 from benchmarks.stl10.methods import Pretraining, build_method
 from benchmarks.stl10.report import metrics, write_report
-from benchmarks.stl10.settings import Settings
+from benchmarks.stl10.settings import Settings, read_file
 from mvmr_loss.teachers.checkpoints import load_tensors
 
 CHECKPOINT, SETTINGS, RESULTS = "checkpoint.ckpt", "settings.yaml", "results.json"
 
 
 class Reproducible(pl.Callback):
-    """Seeds each epoch, so that a resumed run draws what an uninterrupted one would have drawn."""
+    """Seeds each epoch, so that a resumed run draws what an uninterrupted one would have drawn.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    Args:
+        seed: Of the run.
+        first: The first epoch of this process, whose loader begins before Lightning tells of it.
+    """
+
+    def __init__(self, seed: int, first: int) -> None:
+        self.seed, self.first = seed, first
+        # Of the order and the worker processes.
+        self.generator = torch.Generator().manual_seed(self.draw(first, 0))
+
+    def draw(self, epoch: int, rank: int) -> int:
+        """Returns the seed of an epoch in a process."""
+        return int(np.random.SeedSequence([self.seed, epoch, rank]).generate_state(1)[0])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seeds the order, the augmentation and what a backbone draws, as dropout does."""
-        drawn = [self.seed, trainer.current_epoch, trainer.global_rank]
-        seed = int(np.random.SeedSequence(drawn).generate_state(1)[0])
+        seed = self.draw(trainer.current_epoch, trainer.global_rank)
         pl.seed_everything(seed, workers=True, verbose=False)
+        if trainer.current_epoch != self.first:
+            self.generator.manual_seed(self.draw(trainer.current_epoch, 0))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises a ValueError when the loss is not finite any more."""
@@ -77,6 +89,13 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     neighbours = min(settings.knn_k, len(monitored[0].dataset)) if monitored else None
     method = build_method(settings, len(data.classes), neighbours)
     batch_size = settings.batch_size // settings.devices
+    # A run that was stopped before its first checkpoint starts from the beginning.
+    checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
+    # Read here too, without objects: some versions of Lightning would unpickle them.
+    first = int(load_tensors(checkpoint)["epoch"]) + 1 if checkpoint else 0
+    reproducible = Reproducible(settings.seed, first)
+    steps = len(data.pretrain) // settings.batch_size  # type: ignore[arg-type]
+    every = 10 if steps >= 20 else 1
     checkpoints = ModelCheckpoint(
         folder,
         filename=Path(CHECKPOINT).stem,
@@ -92,17 +111,15 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         max_epochs=settings.epochs,
         max_steps=settings.max_steps,
         callbacks=[
-            Reproducible(settings.seed),
+            reproducible,
             checkpoints,
             LearningRateMonitor(logging_interval="step"),
-            ThroughputMonitor(batch_size_fn=lambda batch: len(batch[1]), window_size=10),
+            ThroughputMonitor(batch_size_fn=lambda batch: len(batch[1]), window_size=every + 1),
             TQDMProgressBar(refresh_rate=10 if sys.stderr.isatty() else 0),
         ],
         # A resumed process has a file of its own: Lightning would empty the one that is there.
         logger=CSVLogger(folder, name="metrics"),
-        log_every_n_steps=1
-        if settings.max_steps > 0
-        else min(10, len(data.labels) // batch_size or 1),
+        log_every_n_steps=every,
         check_val_every_n_epoch=settings.monitor_every or None,
         deterministic="warn",
         num_sanity_val_steps=0,
@@ -113,13 +130,14 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / SETTINGS) as path:
             path.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
-    # A run that was stopped before its first checkpoint starts from the beginning.
-    checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
-    if checkpoint is not None:
-        load_tensors(checkpoint)  # A damaged or malicious one is told before anything begins.
     started = time.perf_counter()
+    options: dict[str, Any] = {"shuffle": True, "drop_last": True}
     batches = loader(
-        pretraining_set(data, settings), settings, batch_size, shuffle=True, drop_last=True
+        pretraining_set(data, settings),
+        settings,
+        batch_size,
+        generator=reproducible.generator,
+        **options,
     )
     trainer.fit(method, batches, monitored or None, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - started
@@ -200,12 +218,7 @@ def check_folder(folder: Path, resume: bool) -> None:
 def read_settings(folder: Path) -> Settings:
     """Reads the settings of a run."""
     check_folder(folder, resume=True)
-    try:
-        return Settings(**yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
-    except (yaml.YAMLError, RecursionError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / SETTINGS} must be the settings of a run but cannot be read: {error}"
-        ) from error
+    return read_file(folder / SETTINGS)
 
 
 def load_run(folder: Path) -> tuple[Settings, Pretraining]:
@@ -233,7 +246,7 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
         weights = load_tensors(path)["state_dict"]
         kept = {k: v for k, v in weights.items() if k.startswith("backbone.")}
         method.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in kept.items()})
-    except Exception as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must be a checkpoint of this run but cannot be read: {error}"
         ) from error

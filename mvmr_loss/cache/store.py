@@ -256,9 +256,6 @@ class RepresentationCache:
 
         Returns:
             The indices of the damaged rows; the row of the test image is ``num_samples``.
-
-        Raises:
-            CorruptCacheError: If a file was truncated meanwhile, which cannot be repaired.
         """
         self._rows.check_size()
         self._index.check_size()

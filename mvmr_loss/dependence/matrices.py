@@ -100,14 +100,15 @@ class _SquaredDistances(torch.autograd.Function):
         squared.diagonal(start, dim1=1, dim2=2).zero_()
         # The power of two above the root of the largest squared distance, at most twice the norm's.
         peak = norm.amax(dim=1).sqrt()
-        peak = torch.where(peak == 0, torch.finfo(wide).tiny, peak)
+        alike = peak == 0
+        peak = torch.where(alike, torch.finfo(wide).tiny, peak)
         units = 2 * peak / torch.frexp(peak).mantissa
         true_units = units
         if any(scale is not None for scale in scales):
             ones = torch.ones_like(peak[0])
             true_units = units * torch.stack([ones if s is None else s for s in scales])
         # Gradients are of the order of 1 / unit: the margin keeps them within the range.
-        constant = true_units < 2 * 65536 * torch.finfo(dtype).tiny
+        constant = alike | (true_units < 2 * 65536 * torch.finfo(dtype).tiny)
         nothing = squared <= _ROUNDINGS * torch.finfo(wide).eps * total
         nothing = nothing | constant[:, None, None]
         squared = torch.where(nothing, 0.0, squared / units.square()[:, None, None])

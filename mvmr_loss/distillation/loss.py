@@ -57,6 +57,9 @@ class DistillationLoss(nn.Module):
         teacher_dims: Name of each teacher -> width of its features; not empty.
         regression_weight: Weight of the regression, one for all teachers or one a name, at least 0.
         dependence_weight: Weight of the dependence, likewise; a negative one rewards independence.
+            By default there is none: beside a rotated regression, 0.3 raised the accuracy of nearest
+            neighbours and lowered that of a linear classifier. Alone (``regression_weight=0``) it
+            needs no head and trains no parameters.
         hidden_dim: As of :class:`TeacherRegression`.
         cosine_weight: As of :class:`TeacherRegression`.
         smooth_l1_weight: As of :class:`TeacherRegression`.
@@ -80,7 +83,8 @@ class DistillationLoss(nn.Module):
     Examples:
         >>> _ = torch.manual_seed(0)
         >>> features = {"clip": torch.randn(100, 32), "dino": torch.randn(100, 24)}
-        >>> criterion = DistillationLoss(8, {"clip": 32, "dino": 24}).fit(features)
+        >>> criterion = DistillationLoss(8, {"clip": 32, "dino": 24}, dependence_weight=0.3)
+        >>> _ = criterion.fit(features)
         >>> h, h_augmented = torch.randn(2, 16, 8)  # of the student's backbone
         >>> batch = {name: values[:16] for name, values in features.items()}
         >>> components = criterion.forward_components([h, h_augmented], batch)
@@ -94,7 +98,7 @@ class DistillationLoss(nn.Module):
         teacher_dims: Mapping[str, int],
         *,
         regression_weight: Weights = 1.0,
-        dependence_weight: Weights = 0.3,
+        dependence_weight: Weights = 0.0,
         hidden_dim: int | None = None,
         cosine_weight: float = 1.0,
         smooth_l1_weight: float = 1.0,
@@ -134,6 +138,10 @@ class DistillationLoss(nn.Module):
         self.measure = resolve_measure(dependence_measure)
         anchors = check_int("anchors", anchors, minimum=0)
         self.bank = AnchorBank(anchors, embedding_dim, self.teacher_dims) if anchors else None
+        if anchors and not any(self.dependence_weight.values()):
+            raise ValueError(
+                f"anchors must be 0 where dependence_weight is 0, whose they are, but are {anchors}."
+            )
         named = getattr(self.measure, "name", None)
         if anchors and (named != "distance_correlation" or self.measure.extra_repr() != _PLAIN):
             raise ValueError(

@@ -287,7 +287,10 @@ def test_distillation_configuration_names_the_teacher(name: str) -> None:
 
 def test_distillation_is_added_on_the_features(images: Tensor) -> None:
     cfg = make_cfg("mvmr")
-    cfg.method_kwargs.distillation = {"teacher_dims": {"pixels": 3072}, "anchors": 8}
+    cfg.method_kwargs.distillation = {
+        **{"teacher_dims": {"pixels": 3072}, "dependence_weight": 0.5},
+        "anchors": 8,
+    }
     model = build(cfg)
     found = fit(model, Samples(images, [32, 32]))
     assert "distillation" in {group["name"] for group in model.learnable_params}

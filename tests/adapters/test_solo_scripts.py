@@ -120,6 +120,9 @@ def test_main_pretrain_with_the_installed_plugin(
     assert saved["method_kwargs"]["variance_margin"] == 1.0
     assert "mvmr-loss: results: " in done.stdout
     assert "train_acc1 " in done.stdout
+    shown = [line for line in done.stdout.splitlines() if line.startswith("mvmr-loss: epoch ")]
+    assert [line.split()[2] for line in shown] == ["0:", "1:"]
+    assert all(line.split()[3] == "train_acc1" for line in shown)
     logged = scalars(cwd)
     names = ("mvmr", "invariance", "variance", "dependence", "pixels", "scattering", "hog")
     for name in (*names, "local_std", "augmented_pixels"):

@@ -58,7 +58,8 @@ def test_the_loss_is_the_dependence_of_two_layers():
         },
     }
     loss = get_mid_level_loss(config)
-    assert isinstance(loss, DependenceLoss)
+    # By name: pytest imports the module once more for its doctests, and registers that one.
+    assert type(loss).__name__ == "DependenceLoss"
     assert loss.dependence.gather_distributed
     regularizer = MultiRepresentationRegularizer(dependence_measure="debiased_cka")
     value = loss({"a.b": {"input": x}}, {".": {"output": y}}, torch.arange(8))

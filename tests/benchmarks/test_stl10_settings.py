@@ -21,6 +21,7 @@ RELEASE = {
 }
 # Values for which just any other one will not do.
 OTHERS = {
+    "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
     "representation_cache": "some/folder",
@@ -48,11 +49,8 @@ def other(name):
 
 def test_every_setting_is_an_option_and_a_key_of_files(tmp_path):
     values = {name: other(name) for name in FIELDS}
-    words = [
-        f"--{name}={yaml.safe_dump(v, default_flow_style=True).strip()}"
-        for name, v in values.items()
-    ]
-    words = [word.removesuffix("\n...") for word in words]
+    plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    words = [f"--{name}={value}" for name, value in plain.items()]
     found = parsed(*words)
     assert found.as_dict() == values
     assert all(values[name] != getattr(Settings(), name) for name in FIELDS)
@@ -116,3 +114,17 @@ def test_exception_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["run", "--config", str(tmp_path / "a.yaml")])
     assert "epoch" in capsys.readouterr().err
+
+
+def test_distillation_is_mvmrs():
+    from benchmarks.stl10.methods import Pretraining, TwoViews
+
+    small = {"backbone": "small", "image_size": 32, "batch_size": 8, "projector_hidden_dim": 8}
+    options = {"representations": ["pixels"], "distillation": {"teacher_dims": {"pixels": 3072}}}
+    model = Pretraining(Settings(**small, **options, view_terms=False), 5)
+    assert model.distillation.teacher_dims == {"pixels": 3072}
+    loss = model.criterion
+    assert (loss.invariance_weight, loss.variance_weight, loss.dependence_weight) == (0, 0, 0)
+    assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
+    with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
+        TwoViews(Settings(method="vicreg", **small, **options), 5)

@@ -135,3 +135,11 @@ def test_only_the_input_that_wants_a_gradient_gets_one(elsewhere, monkeypatch):
         (found,) = torch.autograd.grad(distance_correlation(*pair), pair[i])
         torch.testing.assert_close(found, both[i])
         assert found.abs().sum() > 0
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_floor_of_equal_large_samples(n):
+    """Found by the property tests: their unit was the least number times the largest of theirs."""
+    x = torch.full((n, 3), 1e20, dtype=torch.float64)
+    found = pairwise_distances(x, exponent=1.87, eps=4.0)
+    torch.testing.assert_close(found, torch.full((n, n), 2**1.87, dtype=torch.float64))

@@ -10,6 +10,7 @@ from mvmr_loss.dependence.cross import cross_distance_correlation
 from mvmr_loss.distillation import DistillationLoss
 
 DIMS = {"clip": 6, "dino": 5}
+ANCHORED = {"dependence_weight": 0.5, "anchors": 4}
 
 
 @pytest.fixture
@@ -100,15 +101,15 @@ def test_statistics_come_from_a_store(tmp_path, batch):
 
 def test_a_checkpoint_has_head_statistics_and_anchors(batch):
     views, teachers = batch
-    criterion = DistillationLoss(4, DIMS, anchors=4).fit(teachers)
+    criterion = DistillationLoss(4, DIMS, dependence_weight=0.5, anchors=4).fit(teachers)
     criterion.update(*batch)
-    restored = DistillationLoss(4, DIMS, anchors=4)
+    restored = DistillationLoss(4, DIMS, dependence_weight=0.5, anchors=4)
     restored.load_state_dict(criterion.state_dict())
     torch.testing.assert_close(restored(*batch), criterion(*batch))
 
 
 def test_compiles_whole(batch):
-    criterion = DistillationLoss(4, DIMS, anchors=4).fit(batch[1])
+    criterion = DistillationLoss(4, DIMS, dependence_weight=0.5, anchors=4).fit(batch[1])
     criterion.update(*batch)
     compiled = torch.compile(criterion, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*batch), criterion(*batch))
@@ -150,13 +151,14 @@ def test_fits_to_a_full_cache_only(tmp_path):
         ({"teacher_dims": {"clip": 0}}, ValueError, "teacher_dims.*must be at least 1"),
         ({"regression_weight": -1.0}, ValueError, "regression_weight must be at least 0"),
         ({"dependence_weight": {"clip": 1.0}}, ValueError, "dependence_weight must have the names"),
-        ({"anchors": 4, "dependence_measure": "cka"}, ValueError, "distance_correlation"),
+        ({**ANCHORED, "dependence_measure": "cka"}, ValueError, "distance_correlation"),
         (
-            {"anchors": 4, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
+            {**ANCHORED, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
             ValueError,
             "without options",
         ),
-        ({"regression_weight": 0.0, "dependence_weight": 0.0}, ValueError, "must not all be 0"),
+        ({"regression_weight": 0.0}, ValueError, "must not all be 0"),
+        ({"anchors": 4}, ValueError, "anchors must be 0 where dependence_weight is 0"),
         ({"gather_distributed": 1}, TypeError, "gather_distributed must be True or False"),
     ],
 )
