@@ -1,6 +1,7 @@
 """Settings: presets, every field on the command line, and what is said of wrong ones."""
 
 import dataclasses
+import json
 
 import pytest
 import yaml
