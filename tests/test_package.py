@@ -48,6 +48,16 @@ print(mvmr_loss.__version__)
     assert done.stdout.strip() == __version__
 
 
+def test_import_does_not_bring_the_compiler_in():
+    """It takes nearly as long as torch itself: `python -m benchmarks.import_time`."""
+    code = (
+        "import sys, torch, kornia; before = set(sys.modules); import mvmr_loss; "
+        "print(*{'torch._dynamo', 'torch._inductor', 'sympy'} & (set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 @pytest.mark.parametrize("adapter", ["solo", "stable_pretraining"])
 def test_an_adapter_whose_host_finds_it_imports_no_host(adapter):
     """Their hosts import these two; those that subclass a host's classes import that one alone."""

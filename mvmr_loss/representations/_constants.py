@@ -41,7 +41,6 @@ def constant(
         def kept(device: torch.device, *args: Any) -> Any:
             return _to(device, cast("Any", make)(*args))
 
-        @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
         def constant_tuple(device: torch.device, *args: Any) -> tuple[Any]:
             fake = _fake_mode()
             with (
@@ -57,6 +56,9 @@ def constant(
                 made = _to(device, tree_map_only(Tensor, fake.from_tensor, made))
             # In a tuple: a compiler takes two bare tensors of one function for the same.
             return (made,)
+
+        # As torch.compiler.assume_constant_result does, which would import torch's compiler for it.
+        constant_tuple._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
         @functools.wraps(make)
         def call(device: torch.device, *args: Any) -> Any:

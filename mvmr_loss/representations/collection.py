@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import check_bool, check_int
@@ -162,7 +161,10 @@ class Representations(nn.Module):
                     f"{len(indices)}."
                 )
         if self.cache is not None and indices is not None:
-            features: dict[str, Tensor] = self._cached(self.cache, images, indices)
+            # What forbids compiling brings torch's compiler in, which takes as long as torch itself.
+            from mvmr_loss.representations._cached import cached_features
+
+            features: dict[str, Tensor] = cached_features(self, self.cache, images, indices)
             return features
         if images is None:
             raise ValueError("images must be given but are None: nothing is read without a cache.")
@@ -172,21 +174,6 @@ class Representations(nn.Module):
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         return {name: self._in_slices(module, images) for name, module in self.by_name.items()}
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _cached(
-        self, cache: CachedRows, images: Tensor | None, indices: Tensor | Sequence[int]
-    ) -> dict[str, Tensor]:
-        """Returns the rows of the cache, and beside them what cannot be kept."""
-        live = [name for name, module in self.by_name.items() if not module.cacheable]
-        if live and images is None:
-            raise ValueError(
-                f"images must be given but are None: {', '.join(live)} must be computed live."
-            )
-        features = cache(images, indices)
-        for name in live:
-            features[name] = self._in_slices(self.by_name[name], cast("Tensor", images))
-        return {name: features[name] for name in self.by_name} if live else features
 
     def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
         """Returns the flattened features, each slice written at once to where it stays."""

@@ -40,6 +40,7 @@ CACHING = [
     "python -m mvmr_loss.cache info STORE",
 ]
 ELSEWHERE = {
+    "python -m benchmarks.import_time --runs 9": "tests/docs/test_commands.py::test_import_time",
     "python tests/cpu/sanitized.py": "tests/cpu/test_sanitized.py::test_no_fault_is_found",
     # In an environment of its own: it clashes with solo-learn.
     "pip install '.[stable-pretraining]'": "noxfile.py::.[stable-pretraining]",
@@ -136,3 +137,11 @@ def test_caching_as_the_page_says(tmp_path):
         )
     outputs = [as_a_reader(command, tmp_path, Path(sys.prefix)) for command in CACHING]
     assert "3" in outputs[-1]
+
+
+@pytest.mark.slow
+def test_import_time():
+    output = as_a_reader("python -m benchmarks.import_time --runs 1", ROOT, Path(sys.prefix))
+    assert (
+        0.8 < float(output.split()[-1]) < 1.5
+    )  # 1.13 was measured; 1.8 with torch's compiler in it
