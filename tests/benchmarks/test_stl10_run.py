@@ -88,7 +88,7 @@ def test_every_method_runs(runs, name):
     names = {key for row in rows for key in row}
     assert {f"train_{term}" for term in TERMS.get(name, {name})} <= names
     assert {"val_knn_top1", "val_online_cls_top1", "lr-Adam/mvmr"} <= names or name == "byol"
-    assert any("device/samples_per_sec" in row for row in rows)
+    assert any("train/device/samples_per_sec" in row for row in rows)
 
     result = json.loads((runs[name] / "results.json").read_text())
     validate(result)
