@@ -389,13 +389,15 @@ class MVMRLoss(nn.Module):
         met: Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
         for term, name in zip(by_representation, batch.features, strict=True):
             met[term] = [(i, name) for i in meeting]
-        nothing = z.new_zeros((), dtype=views[0].dtype)
-        terms = {"invariance": nothing, "variance": nothing}
-        if self.invariance_weight != 0:
-            terms["invariance"] = mean_of([invariance_loss(views[0], v) for v in views[1:]])
-        if self.variance_weight != 0:
-            spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
-            terms["variance"] = spread[0] + mean_of(spread[1:])
+        terms: dict[str, Tensor] = {}
+        for name in ("invariance", "variance"):
+            if weights[name] == 0:
+                terms[name] = views[0].new_zeros(())
+            elif name == "invariance":
+                terms[name] = mean_of([invariance_loss(views[0], view) for view in views[1:]])
+            else:
+                spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
+                terms[name] = spread[0] + mean_of(spread[1:])
         terms |= dependence_terms(self.measure, batch, met, weights)
         if self.identity_weight != 0:
             weights["identity"] = self.identity_weight
