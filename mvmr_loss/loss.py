@@ -125,7 +125,8 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         rows: Which rows of the Gram matrix are computed in this process.
 
     Returns:
-        Scalar tensor, at least 0 up to rounding; held within the dtype's range.
+        Scalar tensor, at least 0 up to rounding; held within the dtype's range. It has no gradient
+        where the fourth power of the largest deviation leaves that range, from 4e9 on in float32.
 
     Examples:
         >>> covariance_loss(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
@@ -133,11 +134,12 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     n, width = z.shape
-    centered = z - z.mean(dim=0)
-    # In units of the largest number: its fourth power may leave the range of the type.
-    peak = centered.detach().abs().amax()
-    unit = torch.where(peak == 0, 1.0, peak)
-    centered = centered / unit
+    # In units of the largest number: its fourth power, and even a sum, may leave the range of the type.
+    peak = _peak(z)
+    centered = z / peak
+    centered = centered - centered.mean(dim=0)
+    deviation = _peak(centered)
+    centered, unit = centered / deviation, peak * deviation
     if width < n and rows.stop is None:
         gram = centered.T @ centered
     else:
@@ -146,6 +148,8 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     variances = centered.square().sum(dim=0) / (n - 1)
     value = (squares - variances.square().sum()) / width
     wide = torch.float32 if z.device.type == "mps" else torch.float64
+    beyond = unit.to(wide).pow(4) > torch.finfo(z.dtype).max
+    value = torch.where(beyond, value.detach(), value)
     return in_range(value.to(wide), unit.to(wide).pow(4), torch.finfo(z.dtype).max).to(z.dtype)
 
 
@@ -181,6 +185,12 @@ def identity_loss(
     label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
     own = Rows(rows.start * count, None if rows.stop is None else rows.stop * count)
     return 1 - resolve_measure(measure).compare([unit.flatten(0, 1), label], [(0, 1)], own)[0]
+
+
+def _peak(z: Tensor) -> Tensor:
+    """Returns the largest magnitude, without gradient; 1 where that is 0."""
+    peak = z.detach().abs().amax()
+    return torch.where(peak == 0, 1.0, peak)
 
 
 def _unit_length(z: Tensor) -> Tensor:
@@ -379,13 +389,15 @@ class MVMRLoss(nn.Module):
         met: Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
         for term, name in zip(by_representation, batch.features, strict=True):
             met[term] = [(i, name) for i in meeting]
-        nothing = z.new_zeros((), dtype=views[0].dtype)
-        terms = {"invariance": nothing, "variance": nothing}
-        if self.invariance_weight != 0:
-            terms["invariance"] = mean_of([invariance_loss(views[0], v) for v in views[1:]])
-        if self.variance_weight != 0:
-            spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
-            terms["variance"] = spread[0] + mean_of(spread[1:])
+        terms: dict[str, Tensor] = {}
+        for name in ("invariance", "variance"):
+            if weights[name] == 0:
+                terms[name] = views[0].new_zeros(())
+            elif name == "invariance":
+                terms[name] = mean_of([invariance_loss(views[0], view) for view in views[1:]])
+            else:
+                spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
+                terms[name] = spread[0] + mean_of(spread[1:])
         terms |= dependence_terms(self.measure, batch, met, weights)
         if self.identity_weight != 0:
             weights["identity"] = self.identity_weight

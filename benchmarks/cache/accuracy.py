@@ -105,8 +105,9 @@ def _features(configuration: str, images: Tensor, folder: Path) -> Features | No
     if sketch_dim is None:
         live = Representations(CACHEABLE)
         return lambda batch, _: live(batch)
-    cached = store(folder, len(images), SIZE, sketch_dim)
-    fill(cached, normalized(images.float() / 255))
+    ready = normalized(images.float() / 255)
+    cached = store(folder, ready, SIZE, sketch_dim)
+    fill(cached, ready)
     return lambda batch, indices: cached(batch, indices)
 
 

@@ -38,7 +38,7 @@ def store_figures(size: int, count: int, folder: Path, batch_size: int = 64) -> 
     images = normalized(
         torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     )
-    cached = store(folder, count, size, SKETCH_DIM)
+    cached = store(folder, images, size, SKETCH_DIM)
     start = time.perf_counter()
     fill(cached, images, batch_size=batch_size)
     filled = time.perf_counter() - start

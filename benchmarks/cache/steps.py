@@ -27,13 +27,14 @@ def normalized(images: Tensor) -> Tensor:
 
 def store(
     folder: Path,
-    count: int,
+    images: int | Tensor,
     size: int,
     sketch_dim: int | None,
     names: Sequence[str] = CACHEABLE,
 ) -> Representations:
-    """Returns representations of ``count`` images with a store in ``folder``."""
-    cache = {"path": folder, "num_samples": count, "image_shape": (3, size, size)}
+    """Returns representations with a store in ``folder``, of images or of so many of them."""
+    whose = {"num_samples": images} if isinstance(images, int) else {"dataset": images}
+    cache = {"path": folder, "image_shape": (3, size, size), **whose}
     return Representations(names, normalization=(MEAN, STD), sketch_dim=sketch_dim, cache=cache)
 
 

@@ -347,7 +347,7 @@ def test_representations_are_told_the_normalisation(method: str, images: Tensor)
     model = build(cfg)
     fit(model, Samples(images, [32, 32] if method == "mvmr" else [32, 32, 40]))
     source = model.representations if method == "mvmr" else model.mvmr_representations
-    assert source.representations.normalization == Normalization.cifar100()
+    assert source.normalization == Normalization.cifar100()
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
