@@ -131,8 +131,8 @@ class Pretraining(MVMR):
             output_dim=settings.projector_output_dim,
             representations=_representations(settings),
             normalization=NORMALIZATIONS[settings.normalization],
-            cache=settings.representation_cache,
-            fill_cache=settings.representation_cache is not None,
+            cache=settings.cache,
+            fill_cache=settings.cache is not None,
             loss={
                 "representation_weights": settings.representation_weight,
                 "dependence_measure": settings.dependence_measure,

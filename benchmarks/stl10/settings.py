@@ -56,7 +56,7 @@ class Settings:
         distillation: Options of mvmr_loss.DistillationLoss for mvmr, such as
             {teacher_dims: {teacher: 384}}, which names the teachers among the representations.
         view_terms: Whether mvmr has its terms between the views; a distillation needs none.
-        representation_cache: Folder in which representations of the non-augmented images, a
+        cache: Folder in which representations of the non-augmented images, a
             teacher's among them, are kept once computed. None: they are computed in each step.
         dependence_measure: Measure of dependence of the representation terms, and of mvmr.
         temperature: simclr's temperature.
@@ -109,7 +109,7 @@ class Settings:
     representation_weight: float = 1.0
     distillation: dict[str, Any] | None = None
     view_terms: bool = True
-    representation_cache: str | None = None
+    cache: str | None = None
     dependence_measure: str = "distance_correlation"
     temperature: float = 0.5
     momentum: float = 0.99

@@ -240,7 +240,7 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
             f"{path} must be the run's checkpoint but is missing; resume the run."
         )
     # Features need no representations, nor the files of a teacher.
-    bare = dataclasses.replace(settings, representations=[], representation_cache=None)
+    bare = dataclasses.replace(settings, representations=[], cache=None)
     method = build_method(bare, 2)
     try:
         weights = load_tensors(path)["state_dict"]

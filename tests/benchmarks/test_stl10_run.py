@@ -274,7 +274,7 @@ def test_a_kept_teacher_is_asked_once(stl10_files, tmp_path):
         "preprocessing": {"resize": 32, "crop": 32},
     }
     options = {"representations": [teacher, "hog"], "probe_epochs": 1, "monitor_every": 0}
-    settings = tiny(stl10_files, representation_cache=str(tmp_path / "store"), **options)
+    settings = tiny(stl10_files, cache=str(tmp_path / "store"), **options)
     run(settings, tmp_path / "first")
     run(settings, tmp_path / "second")
     first, second = losses(tmp_path / "first"), losses(tmp_path / "second")

@@ -25,7 +25,7 @@ OTHERS = {
     "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
-    "representation_cache": "some/folder",
+    "cache": "some/folder",
     "stem": "imagenet",
     "normalization": "cifar",
     "ten_crop_resize": 1.5,
