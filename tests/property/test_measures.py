@@ -81,6 +81,8 @@ def test_gradient_is_the_references(name, pair):
         return  # the slope of the root has no bound there
     if bound > 0.1 or not math.isfinite(expected.condition) or expected.scale < 1e-30:
         return
+    if value.abs() > torch.finfo(torch.float32).max / 10:
+        return  # held within the range, without a gradient
     for b, tensor, ours, theirs in zip(
         pair, tensors, gradients, torch.autograd.grad(value, tensors), strict=True
     ):

@@ -24,7 +24,7 @@ OPTIONS = {
         "orientations": st.integers(1, 12),
         "pixels_per_cell": st.integers(1, 9),
         "cells_per_block": st.integers(1, 2),
-        "block_norm": st.sampled_from([None, "L2", "L2-Hys"]),
+        "block_norm": st.sampled_from(["L1", "L2", "L2-Hys"]),
         "gradient": st.sampled_from(["sobel", "central"]),
         "interpolation": st.sampled_from(["linear", "none"]),
     },
@@ -194,7 +194,7 @@ def test_sketch_is_the_definition(b, dim, seed):
     y = y.to(torch.promote_types(y.dtype, torch.float32)).numpy()
     width = y.shape[1]
     if width <= dim:
-        assert np.array_equal(found.numpy(), y)
+        assert np.array_equal(found.resolve_neg().numpy(), y)
         return
     signs = random_signs(seed, 0, width).numpy().astype(y.dtype)
     count = -(-width // dim)
