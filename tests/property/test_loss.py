@@ -294,7 +294,8 @@ def test_invariance(problem):
     expected = (z.detach().double() - v.detach().double()).square().mean().item()
     if expected < 1e36:  # else the sum of squares leaves float32's range
         assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-37)
-    assert all(torch.isfinite(g).all() for g in gradients)
+    # float16's are infinite beyond its range, which GradScaler looks for.
+    assert all(torch.isfinite(g).all() for g in gradients if g.dtype != torch.float16)
 
 
 @cases(
