@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.harness.timing import interleaved, medians
 from benchmarks.speed.representations import photographs
-from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
 
 CACHEABLE = ("pixels", "scattering", "hog", "local_std")
 SKETCH_DIM = 1024
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalized(images: Tensor) -> Tensor:
     """Normalises images in [0, 1] of shape (N, 3, H, W) with ImageNet's mean and standard deviation."""
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-    return (images - mean) / std
+    return Normalization.imagenet().apply(images)
 
 
 def store(
@@ -35,7 +33,7 @@ def store(
     """Returns representations with a store in ``folder``, of images or of so many of them."""
     whose = {"num_samples": images} if isinstance(images, int) else {"dataset": images}
     cache = {"path": folder, "image_shape": (3, size, size), **whose}
-    return Representations(names, normalization=(MEAN, STD), sketch_dim=sketch_dim, cache=cache)
+    return Representations(names, normalization="imagenet", sketch_dim=sketch_dim, cache=cache)
 
 
 def networks() -> dict[str, Callable[[], tuple[nn.Module, int]]]:

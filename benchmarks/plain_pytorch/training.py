@@ -30,7 +30,7 @@ from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.harness.loops import progress
 from benchmarks.harness.records import atomic_path, environment, portable, write_json
-from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
 from mvmr_loss.teachers.checkpoints import load_tensors
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
@@ -123,10 +123,9 @@ def random_batches(size: int, settings: argparse.Namespace) -> Iterator[Tensor]:
 
 def normalize(images: Tensor) -> Tensor:
     """Normalises images in [0, 1] with ImageNet's mean and standard deviation."""
-    mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
-    std = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
     # Convolutions on a CPU are faster on images whose channels come last in memory.
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    ready = Normalization.imagenet().apply(images)
+    return ready.contiguous(memory_format=torch.channels_last)
 
 
 class Data(NamedTuple):

@@ -110,10 +110,7 @@ def make_views(kind: str, images: Tensor) -> list[Tensor]:
 
 def normalized(images: Tensor) -> Tensor:
     """Returns images in [0, 1], normalised; channels come last in memory, which is faster."""
-    mean, std = (
-        images.new_tensor(v)[:, None, None] for v in (NORMALIZATION.mean, NORMALIZATION.std)
-    )
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    return NORMALIZATION.apply(images).contiguous(memory_format=torch.channels_last)
 
 
 def encode(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
