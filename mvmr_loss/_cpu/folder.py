@@ -41,8 +41,10 @@ def find_or_build(prefix: str, build: Callable[[], bytes]) -> ctypes.CDLL:
                 with _private(path, create=may_build) as folder:
                     name = _find(folder, prefix)
                     if name is None and may_build:
-                        with _locked(folder):  # one process compiles, the others wait for it
-                            name = _find(folder, prefix) or _keep(folder, prefix, build())
+                        with _locked(folder) as alone:  # one compiles, the others wait for it
+                            name = _find(folder, prefix) or _keep(
+                                folder, prefix, build(), alone=alone
+                            )
                     if name is not None:
                         return _open(folder, path, name)
             except OSError as error:  # noqa: PERF203 - there are two folders
@@ -81,14 +83,16 @@ def _private(path: Path, *, create: bool) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _locked(folder: int) -> Iterator[None]:
+def _locked(folder: int) -> Iterator[bool]:
+    """Waits for the lock, and gives whether there is one: some file systems have none."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open("lock", flags, 0o600, dir_fd=folder), "w") as lock:
-        # Where a file system has no locks, several may compile; the last one's library stays.
+        alone = False
         with contextlib.suppress(OSError):
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+                alone = True
+        yield alone
 
 
 def _find(folder: int, prefix: str) -> str | None:
@@ -108,9 +112,12 @@ def _find(folder: int, prefix: str) -> str | None:
     return None
 
 
-def _keep(folder: int, prefix: str, library: bytes) -> str:
-    """Writes a library, whole or not at all, in place of what else begins with its name."""
-    for name in os.listdir(folder):
+def _keep(folder: int, prefix: str, library: bytes, *, alone: bool) -> str:
+    """Writes a library, whole or not at all, in place of what else begins with its name.
+
+    Without a lock what else there is may be another's that writes or loads it right now: it stays.
+    """
+    for name in os.listdir(folder) if alone else ():
         if name.startswith(prefix):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=folder)

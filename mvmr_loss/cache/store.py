@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,7 +180,7 @@ class RepresentationCache:
         if indices is None:
             entries = bytearray(8 * self.num_samples)
             self._index.read_into(memoryview(entries), 0)
-            return torch.frombuffer(entries, dtype=torch.int64) != 0
+            return torch.frombuffer(entries, dtype=torch.uint8)[7::8] != 0
         return torch.tensor(
             [self._entry(i) != 0 for i in self.check_indices(indices)], dtype=torch.bool
         )
@@ -302,10 +301,14 @@ class RepresentationCache:
         return listed
 
     def _entry(self, i: int) -> int:
-        """Returns a row's entry in the index."""
+        """Returns a row's entry in the index, 0 if the row is missing.
+
+        An entry's last byte is the mark's. Without it a writer was killed amid the entry, where a
+        network's file system takes it in pieces, and the row is missing as if it had no entry.
+        """
         entry = bytearray(8)
         self._index.read_into(memoryview(entry), i)
-        return int.from_bytes(entry, sys.byteorder)
+        return int.from_bytes(entry, "little") if entry[7] else 0
 
     def _read_rows(self, indices: Sequence[int]) -> Tensor:
         """Returns rows in the stored type, shape (N, D of all), after comparing the checksums."""
@@ -352,7 +355,7 @@ class RepresentationCache:
                 self._rows.sync()
                 for i, k in new.items():
                     checksum = zlib.crc32(data[k * size : (k + 1) * size], i & 0xFFFFFFFF)
-                    entry = (_MARK | checksum).to_bytes(8, sys.byteorder)
+                    entry = (_MARK | checksum).to_bytes(8, "little")
                     self._index.write(i, memoryview(entry))
             except OSError as error:
                 raise OSError(

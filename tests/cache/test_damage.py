@@ -56,6 +56,24 @@ def test_every_flipped_bit_of_an_entry_is_found(tmp_path):
         data[bit // 8] ^= 1 << bit % 8
 
 
+@pytest.mark.parametrize("written", range(1, 8))
+def test_a_half_written_entry_is_a_missing_row(tmp_path, written):
+    """As a writer leaves it that is killed where a network's file system takes writes in pieces."""
+    folder = damaged_store(tmp_path)
+    whole = (folder / "index.bin").read_bytes()
+    half = whole[: 3 * 8 + written] + bytes(8 - written) + whole[4 * 8 :]
+    (folder / "index.bin").write_bytes(half)
+    store = RepresentationCache(folder)
+    assert store.is_valid().tolist() == [i != 3 for i in range(store.num_samples)]
+    assert not store.is_valid([3])
+    assert store.verify() == []
+    with pytest.raises(ValueError, match="1 of 2 are missing, the first of them 3"):
+        store.read([2, 3])
+    store.write([3], features(torch.tensor([3])))
+    assert (folder / "index.bin").read_bytes() == whole
+    assert store.is_valid().all()
+
+
 def test_swapped_and_zeroed_rows_are_found(tmp_path):
     folder = damaged_store(tmp_path)
     rows, index = (folder / "rows.bin").read_bytes(), (folder / "index.bin").read_bytes()

@@ -301,6 +301,20 @@ def test_without_locks_a_library_is_whole_all_the_same(fresh, compiler, monkeypa
     assert len(libraries(fresh)) == 1
 
 
+def test_without_a_lock_what_another_writes_or_loads_stays(fresh, kept):
+    other = kept.with_name(f"{kept.name[:24]}0123.part")
+    other.write_bytes(b"half")
+    prefix = kept.name.removesuffix(".so")[:-64]
+    descriptor = os.open(kept.parent, os.O_RDONLY)
+    try:
+        mine = folder._keep(descriptor, prefix, b"mine", alone=False)
+        assert {kept.name, other.name, mine} < set(os.listdir(descriptor))
+        folder._keep(descriptor, prefix, b"mine", alone=True)
+        assert sorted(os.listdir(descriptor)) == sorted(["lock", mine])
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.slow
 def test_eight_programs_that_start_at_once_compile_each_kernel_once(fresh):
     """With the compiler of the machine: it is called three times in all."""

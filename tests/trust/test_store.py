@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 import zlib
@@ -55,7 +54,7 @@ def test_attacks_find_a_store_that_marks_rows_too_early(tmp_path, monkeypatch):
         for k, i in enumerate(indices):
             row = data[k * size : (k + 1) * size]
             mark = store_module._MARK | zlib.crc32(row, int(i))
-            self._index.write(int(i), memoryview(mark.to_bytes(8, sys.byteorder)))
+            self._index.write(int(i), memoryview(mark.to_bytes(8, "little")))
             time.sleep(0.001)
             self._rows.write(int(i), row)
 
