@@ -82,7 +82,6 @@ COMMON: dict[str, Any] = {
     "encoder": "small",
     "split": "test",
     "per_class": None,
-    "data": "cifar10-12k",
 }
 
 
@@ -91,11 +90,12 @@ def file_name(row: str) -> str:
     return row.replace(", ", " ").replace(" ", "-")
 
 
-def plan(name: str) -> Iterator[Run]:
+def plan(name: str, data: str = "photographs") -> Iterator[Run]:
     """Yields the runs of a table: all rows with the first seed, then all with the next.
 
     Args:
         name: A key of ``TABLES``.
+        data: What the images are called.
     """
     # Options are chosen on held-out training images; the main table is of the test images.
     split = "test" if name == "main" else "validation"
@@ -104,7 +104,7 @@ def plan(name: str) -> Iterator[Run]:
     for epochs in lengths:
         for seed in seeds:
             for row, differs in TABLES[name].items():
-                settings = {**COMMON, "split": split, **differs, "epochs": epochs}
+                settings = {**COMMON, "data": data, "split": split, **differs, "epochs": epochs}
                 yield Run(
                     f"{file_name(row)}-epochs{epochs}-seed{seed}",
                     settings,
