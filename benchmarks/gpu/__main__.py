@@ -126,10 +126,10 @@ def plan(size: Size, device: str, data: Path | None) -> Iterator[Planned]:
     yield from table[:4]
     yield one("launches", "launches", n=256, d=2048, images=64, side=min(size.sides))
     for side, images in size.sides.items():
-        told = {"side": side, "images": images, "repeats": size.repeats}
-        yield one("representations", f"representations-{side}", **told)
-    told = {"preset": size.preset, "batch_size": size.batch_size, "steps": size.steps}
-    yield one("paper", f"{size.preset}-preset", **told)
+        name = f"representations-{side}"
+        yield one("representations", name, side=side, images=images, repeats=size.repeats)
+    cost = {"preset": size.preset, "batch_size": size.batch_size, "steps": size.steps}
+    yield one("paper", f"{size.preset}-preset", **cost)
     for mode in size.modes:
         for side, images in size.sides.items():
             yield one(

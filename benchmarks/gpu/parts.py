@@ -35,7 +35,8 @@ def launched(events: Iterable[Any]) -> int:
         >>> launched(Event(key=name, count=count) for name, count in names.items())
         3
     """
-    return sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
+    names = ("cudaLaunchKernel", "cuLaunchKernel")
+    return sum(int(event.count) for event in events if event.key.startswith(names))
 
 
 def count_launches(run: Callable[[], Any], device: torch.device) -> int:

@@ -101,7 +101,7 @@ def step_work(batch_size: int = 64, size: int = 96) -> Work:
 
     with torch.device("meta"):
         backbone = resnet18()
-        backbone.fc = nn.Identity()  # type: ignore[assignment]
+        backbone.fc = nn.Identity()
         network = nn.Sequential(backbone, MVMRProjectionHead(512, 2048, 2048))
         images = torch.empty(2 * batch_size, 3, size, size)
     with FlopCounterMode(display=False) as counter:
