@@ -236,6 +236,9 @@ def test_defaults_are_the_papers():
     assert criterion.measure.name == "distance_correlation"
     assert MultiRepresentationRegularizer().weights == 1
     assert MultiRepresentationRegularizer().measure.name == "distance_correlation"
+    # In one process it would change nothing.
+    assert criterion.gather_distributed is False
+    assert MultiRepresentationRegularizer().gather_distributed is False
     z = torch.zeros(4, 2)
     assert variance_loss(z) == pytest.approx(0.99)
 

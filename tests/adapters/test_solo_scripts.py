@@ -266,6 +266,7 @@ def test_own_configuration_upon_a_shipped_one_and_its_errors(
     ) in done.stderr
 
 
+@pytest.mark.slow  # three programs; what each does is tested above, too
 def test_a_relative_folder_of_few_classes_with_a_cache(
     run_solo: Run, photograph_folder: Path, tmp_path: Path
 ) -> None:

@@ -441,6 +441,7 @@ def test_compile(name):
     assert compiled(x.detach() * float("nan"), y).isnan()
 
 
+@pytest.mark.slow  # the loss with it is compiled so by default
 def test_compile_inductor():
     compiled = torch.compile(distance_correlation, fullgraph=True)
     x, y = (t.requires_grad_() for t in related(16, 8, 6, torch.float32))

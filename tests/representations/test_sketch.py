@@ -52,6 +52,7 @@ def test_is_the_definition(width, dim, seed):
 def test_narrow_input_is_kept(width):
     x = torch.randn(3, width)
     assert torch.equal(folded_sign_sketch(x, 8), x)
+    assert folded_sign_sketch(x.half(), 8).dtype == torch.float32
 
 
 def test_numbers_are_fixed():
@@ -219,7 +220,7 @@ def test_exception_arguments(arguments, error, match):
 
 def test_exception_input():
     sketch = FoldedSignSketch(8)
-    with pytest.raises(TypeError, match="floating-point"):
+    with pytest.raises(TypeError, match="^x must have a floating-point"):
         sketch(torch.ones(2, 16, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"shape \(N, D\) or \(N, ...\) but has shape \(16,\)"):
         sketch(torch.ones(16))

@@ -26,6 +26,11 @@ from mvmr_loss.representations.sketch import Sketched
 
 EAGER = partial(torch.compile, fullgraph=True, backend="aot_eager")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# Compilation takes seconds.
+SKETCHED_SLOWLY = pytest.mark.parametrize(
+    "sketched",
+    [pytest.param(False, id="plain"), pytest.param(True, id="sketched", marks=pytest.mark.slow)],
+)
 SKETCHED = pytest.mark.parametrize("sketched", [False, True], ids=["plain", "sketched"])
 
 
@@ -158,7 +163,7 @@ class RepresentationTester:
         with torch.no_grad():
             assert module(images).grad_fn is None
 
-    @SKETCHED
+    @SKETCHED_SLOWLY
     @pytest.mark.parametrize("differentiable", [False, True])
     def test_compile(self, differentiable, sketched):
         images = self.images().requires_grad_(differentiable)
