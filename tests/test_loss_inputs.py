@@ -217,6 +217,7 @@ def test_the_order_of_the_terms_and_their_weights():
 
 def test_printing_tells_every_option():
     text = repr(MVMRLoss(eps=0.25, variance_margin=3, representation_weights={"a": -1}))
+    assert "invariance_weight=1.0, variance_weight=1.0, dependence_weight=1.0, repr" in text
     for said in (
         *("invariance_weight=1.0", "variance_weight=1.0", "dependence_weight=1.0", "eps=0.25"),
         *("representation_weights={'a': -1.0}", "representation_views='augmented'"),
@@ -246,6 +247,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"invariance_weight": -0.1}, "invariance_weight must be finite and at least 0"),
         ({"variance_weight": -0.1}, "variance_weight must be finite and at least 0"),
         ({"identity_weight": -0.1}, "identity_weight must be finite and at least 0"),
         ({"covariance_weight": -0.1}, "covariance_weight must be finite and at least 0"),
@@ -257,6 +259,17 @@ def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         MVMRLoss(**options)
     MVMRLoss(**dict.fromkeys(options, 0.0))
+
+
+@pytest.mark.parametrize("name", ["dependence_weight", "representation_weights"])
+def test_signed_options_are_finite(name):
+    with pytest.raises(ValueError, match=f"^{name} must be finite but is inf"):
+        MVMRLoss(**{name: float("inf")})
+
+
+def test_representation_views_are_named():
+    with pytest.raises(ValueError, match="^representation_views must be one of 'augmented', 'both'"):
+        MVMRLoss(representation_views="all")
 
 
 def test_gather_distributed_is_a_bool():

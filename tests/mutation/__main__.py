@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 from mutants import Mutant, mutants
-from swapping import swap
+from swapping import Functions, living, swap
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -164,6 +164,7 @@ class Loop:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: Any) -> bool:
+        functions = {record.file: living(str(self.tree / record.file)) for record, _ in self.work}
         gc.freeze()
         by_name = {item.nodeid: item for item in session.items}
 
@@ -192,17 +193,19 @@ class Loop:
                 if test["passed"] and file in test["lines"]
             }
             record.write()
-            self._try(record, left, run)
+            self._try(record, left, run, functions[record.file])
         return True
 
-    def _try(self, record: Record, left: list[Mutant], run: Callable[..., None]) -> None:
+    def _try(
+        self, record: Record, left: list[Mutant], run: Callable[..., None], functions: Functions
+    ) -> None:
         """Tries the mutants of a file."""
         file = self.tree / record.file
         source = file.read_text()
         modules = [m for m in sys.modules.values() if getattr(m, "__file__", None) == str(file)]
 
         def attempt(mutant: Mutant, order: list[str]) -> str | None:
-            if not all(swap(source, mutant.source, module) for module in modules):
+            if not all(swap(source, mutant.source, module, functions) for module in modules):
                 return "?"
             killer = Killer(order)
             run(order, killer)

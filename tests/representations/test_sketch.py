@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.common.data import image_tensor
 from benchmarks.common.photographs import Photographs
@@ -226,6 +227,15 @@ def test_exception_input():
         sketch(torch.ones(16))
     with pytest.raises(TypeError, match="representation must be"):
         Sketched(torch.nn.Flatten(), 8)
+
+
+def test_the_shape_is_known_without_values():
+    with FakeTensorMode():
+        assert folded_sign_sketch(torch.empty(3, 20), 8).shape == (3, 8)
+
+
+def test_the_seed_is_0_by_default():
+    assert Sketched(Pixels(), 8).seed == FoldedSignSketch(8).seed == 0
 
 
 def test_a_sketched_representation_asks_for_images_as_large():
