@@ -268,7 +268,9 @@ def test_signed_options_are_finite(name):
 
 
 def test_representation_views_are_named():
-    with pytest.raises(ValueError, match="^representation_views must be one of 'augmented', 'both'"):
+    with pytest.raises(
+        ValueError, match="^representation_views must be one of 'augmented', 'both'"
+    ):
         MVMRLoss(representation_views="all")
 
 

@@ -171,6 +171,7 @@ def evaluation_arguments(cwd: Path, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # the linear evaluation reads the same checkpoint
 def test_main_knn(
     run_solo: Run,
     pretrained: tuple[Path, subprocess.CompletedProcess[str]],

@@ -44,7 +44,9 @@ _LOSS = [
     *("tests/test_loss.py", "tests/test_loss_inputs.py", "tests/test_terms.py"),
     "tests/property/test_loss.py",
 ]
-_CACHE = ["tests/cache"]
+# Those that start no programs.
+_CACHE = [f"tests/cache/test_{name}.py" for name in ("store", "damage", "disk", "dataset")]
+_CACHE += ["tests/cache/test_representations.py"]
 # File -> the tests that are to see its faults.
 TESTS = {
     "mvmr_loss/loss.py": _LOSS,
@@ -64,10 +66,11 @@ TESTS = {
     "mvmr_loss/cache/rows.py": _CACHE,
     "mvmr_loss/cache/metadata.py": _CACHE,
     "mvmr_loss/cache/folder.py": _CACHE,
-    "mvmr_loss/cache/__main__.py": _CACHE,
+    "mvmr_loss/cache/__main__.py": ["tests/cache/test_command.py"],
 }
 _OPTIONS = ("-q", "-m", "not slow", "-k", "not compile and not (blockwise and gradcheck)")
-_OPTIONS += ("--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
+# A failure is all that is asked: to word it takes longer than most tests.
+_OPTIONS += ("--tb=native", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
 _ENDED = "the end of the process or of its time"

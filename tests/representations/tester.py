@@ -238,8 +238,14 @@ class RepresentationTester:
             if differentiable:
                 assert torch.autograd.grad(features.sum(), images)[0].shape == images.shape
 
-    @SKETCHED
-    @pytest.mark.parametrize("mode", FIRST_CALLS)
+    @pytest.mark.parametrize(
+        ("mode", "sketched"),
+        [
+            pytest.param(m, s, marks=pytest.mark.slow if s and m == "compiled" else ())
+            for m in FIRST_CALLS
+            for s in (False, True)
+        ],
+    )
     def test_first_call(self, mode, sketched):
         """What is kept from a call in any mode serves a gradient; other modes, too, left no trace."""
         # A size of its own: nothing is kept for it yet.
@@ -266,7 +272,7 @@ class RepresentationTester:
             fresh = self.make(sketched)(images.detach())
             torch.testing.assert_close(fresh, module(images).detach(), **CLOSE)
 
-    @SKETCHED
+    @SKETCHED_SLOWLY
     def test_state(self, sketched):
         """A module that was called is copied, pickled, saved, averaged and moved as a new one."""
         images, module = self.images(), self.make(sketched)
