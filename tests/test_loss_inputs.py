@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, _objective
 from mvmr_loss.dependence import DependenceMeasure
+from mvmr_loss.distributed import ALL_ROWS
 from mvmr_loss.loss import invariance_loss, variance_loss
 
 
@@ -272,6 +273,27 @@ def test_representation_views_are_named():
         ValueError, match="^representation_views must be one of 'augmented', 'both'"
     ):
         MVMRLoss(representation_views="all")
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_is_gathered_when_asked_for_in_one_order(gathers, monkeypatch):
+    calls = []
+
+    def gather(tensors):
+        calls.append(list(tensors))
+        return tensors, ALL_ROWS
+
+    monkeypatch.setattr(_objective, "gather", gather)
+    z, v, _, y = inputs()
+    MVMRLoss(gather_distributed=gathers)(z, v, {"b": y, "a": y})
+    ordered = ["z", "z_augmented", "representations['a']", "representations['b']"]
+    assert calls == ([ordered] if gathers else [])
+
+
+def test_the_second_head_gives_numbers():
+    z, v, _, y = inputs()
+    with pytest.raises(TypeError, match="^representation_embeddings must have a floating-point"):
+        MVMRLoss()(z, v, {"y": y}, y.long())
 
 
 def test_gather_distributed_is_a_bool():

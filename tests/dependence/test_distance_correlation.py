@@ -183,6 +183,14 @@ def test_centering(ours):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_plain_definitions_have_the_same_defaults(name):
+    x, y = batch(9, 5), batch(9, 3, seed=1)
+    plain, ours = (getattr(module, name)(x, y) for module in (definitions, dependence))
+    torch.testing.assert_close(plain, ours)
+    torch.testing.assert_close(definitions.pairwise_distances(x), pairwise_distances(x))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("exponent", [1.0, 0.5])
 @pytest.mark.parametrize("form", ["function", "float32", "blocks"])
 def test_equals_the_plain_definition(name, exponent, form):

@@ -45,8 +45,8 @@ _LOSS = [
     "tests/property/test_loss.py",
 ]
 # Those that start no programs.
-_CACHE = [f"tests/cache/test_{name}.py" for name in ("store", "damage", "disk", "dataset")]
-_CACHE += ["tests/cache/test_representations.py"]
+_CACHE = [f"tests/cache/test_{name}.py" for name in ("files", "store", "damage", "disk")]
+_CACHE += ["tests/cache/test_dataset.py", "tests/cache/test_representations.py"]
 # File -> the tests that are to see its faults.
 TESTS = {
     "mvmr_loss/loss.py": _LOSS,
