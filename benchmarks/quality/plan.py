@@ -12,26 +12,33 @@ KNOWN = ["scattering", "hog"]
 IDENTITY: dict[str, Any] = {"method": "mvmr", "options": {"preset": "identity"}}
 ALONE: dict[str, Any] = {**IDENTITY, "representations": []}
 SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "second"}}
+# Regression of the encoder's features onto the representations, each coordinate standardised.
+REGRESSED: dict[str, Any] = {
+    "method": "mvmr",
+    "representations": KNOWN,
+    "options": {"preset": "identity", "representation_weights": 0.0, "regression": 1.0},
+}
 
 # Row -> what differs from the common settings.
 MAIN: dict[str, dict[str, Any]] = {
-    "identity-crops": {**IDENTITY, **SECOND, "views": "crops"},
-    "vicreg": {"method": "vicreg"},
+    "regressed-crops": {**REGRESSED, "views": "crops"},
     "vicreg-crops": {"method": "vicreg", "views": "crops"},
-    "identity": {**IDENTITY, **SECOND},
+    "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
     "paper": {
         "method": "mvmr",
         "options": {"preset": "paper"},
         "representations": PAPER,
         "views": "plain",
     },
-    "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
-    "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
+    "lejepa-crops": {"method": "lejepa", "views": "crops"},
     "barlow_twins-crops": {"method": "barlow_twins", "views": "crops"},
+    "byol-crops": {"method": "byol", "views": "crops"},
+    "regressed": REGRESSED,
+    "vicreg": {"method": "vicreg"},
+    "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
     "barlow_twins": {"method": "barlow_twins"},
     "byol": {"method": "byol"},
-    "byol-crops": {"method": "byol", "views": "crops"},
-    "lejepa-crops": {"method": "lejepa", "views": "crops"},
+    "identity-crops": {**IDENTITY, **SECOND, "views": "crops"},
 }
 
 
