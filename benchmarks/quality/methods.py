@@ -36,22 +36,24 @@ def second_head(width: int) -> nn.Sequential:
 
 
 class Regressed(nn.Module):
-    """A method, and regression of the encoder's features onto the representations beside it.
+    """A method, and beside it what the encoder's features have to do with the representations.
 
     Args:
         method: Its loss, with a ``projector``.
         encoder: Maps images to features; has ``output_dim``.
-        weight: Of the regression.
         representations: All training images' representations, by whose statistics each coordinate is
             standardised.
+        regression: Weight of the regression onto them.
+        dependence: Weight of the dependence on them.
     """
 
     def __init__(
         self,
         method: nn.Module,
         encoder: nn.Module,
-        weight: float,
         representations: Mapping[str, Tensor],
+        regression: float,
+        dependence: float,
     ) -> None:
         super().__init__()
         self.method = method
@@ -59,7 +61,8 @@ class Regressed(nn.Module):
         self.regression = DistillationLoss(
             encoder.output_dim,  # type: ignore[arg-type]
             {name: y.shape[1] for name, y in representations.items()},
-            regression_weight=weight,
+            regression_weight=regression,
+            dependence_weight=dependence,
             scale="coordinate",
         ).fit(representations)
 
@@ -208,7 +211,8 @@ def build(
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
         options: ``preset``, ``head`` and those of the loss; for the others the loss's own, and
-            ``regularizer`` and ``head``; for all ``regression``, see :class:`Regressed`.
+            ``regularizer`` and ``head``; for all ``regression`` and
+            ``dependence``, see :class:`Regressed`.
         representations: All training images', for the regression.
 
     Returns:
@@ -219,9 +223,10 @@ def build(
         ValueError: If there is no such method.
     """
     options = dict(options)
-    if weight := options.pop("regression", 0.0):
+    weights = [options.pop(term, 0.0) for term in ("regression", "dependence")]
+    if any(weights):
         method = build(name, encoder, options)
-        return Regressed(method, encoder, weight, representations or {})
+        return Regressed(method, encoder, representations or {}, *weights)
     on_top = {key: options.pop(key) for key in ("regularizer", "head") if key in options}
     if name == "mvmr":
         return MVMR(encoder, **on_top, **options)

@@ -12,15 +12,20 @@ KNOWN = ["scattering", "hog"]
 IDENTITY: dict[str, Any] = {"method": "mvmr", "options": {"preset": "identity"}}
 ALONE: dict[str, Any] = {**IDENTITY, "representations": []}
 SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "second"}}
-# Regression of the encoder's features onto the representations, each coordinate standardised.
-REGRESSED: dict[str, Any] = {
+# The encoder's features meet the representations, each coordinate standardised: they are regressed
+# onto them, and depend on them.
+FEATURES: dict[str, float] = {"regression": 1.0, "dependence": 0.3}
+_IDENTITY_ALONE: dict[str, Any] = {"preset": "identity", "representation_weights": 0.0}
+RECOMMENDED: dict[str, Any] = {
     "method": "mvmr",
     "representations": KNOWN,
-    "options": {"preset": "identity", "representation_weights": 0.0, "regression": 1.0},
+    "options": {**_IDENTITY_ALONE, **FEATURES},
 }
+REGRESSED: dict[str, Any] = {**RECOMMENDED, "options": {**_IDENTITY_ALONE, "regression": 1.0}}
 
 # Row -> what differs from the common settings.
 MAIN: dict[str, dict[str, Any]] = {
+    "recommended-crops": {**RECOMMENDED, "views": "crops"},
     "regressed-crops": {**REGRESSED, "views": "crops"},
     "vicreg-crops": {"method": "vicreg", "views": "crops"},
     "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
@@ -33,7 +38,7 @@ MAIN: dict[str, dict[str, Any]] = {
     "lejepa-crops": {"method": "lejepa", "views": "crops"},
     "barlow_twins-crops": {"method": "barlow_twins", "views": "crops"},
     "byol-crops": {"method": "byol", "views": "crops"},
-    "regressed": REGRESSED,
+    "recommended": RECOMMENDED,
     "vicreg": {"method": "vicreg"},
     "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
     "barlow_twins": {"method": "barlow_twins"},

@@ -83,6 +83,7 @@ def test_resnet50_script(benchmark, folders, tmp_path):
     assert len(list(tmp_path.glob("mvmr/*/pretrain/version_0/checkpoints/*.ckpt"))) == 1
 
 
+@pytest.mark.slow  # the other script's twin
 def test_vitb16_script(benchmark, folders, tmp_path):
     pytest.importorskip("timm")
     script = benchmark / "vitb16" / "main.py"
