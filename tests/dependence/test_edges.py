@@ -165,3 +165,13 @@ def test_what_is_done_in_parts_is_the_whole(dtype, monkeypatch):
         assert (found - gradient).norm() <= 1e-3 * gradient.norm()
         # And without the kernel.
         monkeypatch.setattr(matrices, "_is_for_kernel", lambda x: False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_kernel_far_narrower_than_all_distances_gives_finite_gradients(dtype):
+    measure = dependence_measure("debiased_cka", kernel="gaussian", bandwidth=0.1)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x, y = (torch.randn(4, 1).to(dtype).requires_grad_() for _ in range(2))
+        gradients = torch.autograd.grad(measure(x, y), (x, y))
+        assert all(torch.isfinite(gradient).all() for gradient in gradients), seed

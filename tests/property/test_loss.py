@@ -12,7 +12,7 @@ from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, backward_in_chun
 from mvmr_loss.dependence import matrices
 from mvmr_loss.loss import covariance_loss, identity_loss, invariance_loss, variance_loss
 from tests.property.cases import KINDS, Batch, batches, cases, finite_gradients, several
-from tests.property.references import MEASURES, reference
+from tests.property.references import MEASURES, SETTINGS, reference
 
 WEIGHTS = st.sampled_from([1.0, 0.0, 0.3, -1.0, -0.5, 2.5])
 SIZES = st.integers(-20, 3)
@@ -69,7 +69,7 @@ def test_finite(problem, name, weights, new, second):
         dependence_weight=weights[0],
         representation_weights={str(i): weights[i + 1] for i in range(len(others))},
         representation_views="both" if weights[4] == 1 else "augmented",
-        dependence_measure=name,
+        dependence_measure=SETTINGS.get(name, name),
     )
     z, *augmented = (b.tensor(requires_grad=True) for b in views)
     ys = {str(i): b.tensor(requires_grad=True) for i, b in enumerate(others)}
@@ -111,9 +111,9 @@ def test_finite(problem, name, weights, new, second):
 
     def again(*tensors):
         z, *augmented = tensors[: len(views)]
-        heads = [t.flatten(1)[:, :2] for t in tensors[: len(views)]] if second else None
+        own = None if heads is None else [t.flatten(1)[:, :2] for t in tensors[: len(views)]]
         features = dict(zip(ys, tensors[len(views) :], strict=True))
-        return criterion(z, augmented, features, heads)
+        return criterion(z, augmented, features, own)
 
     if total.requires_grad:
         finite_gradients(again, tensors)
@@ -138,7 +138,7 @@ def test_value_is_the_references(problem, name, own, signed, margin, both):
         representation_weights={str(i): signed[i + 1] for i in range(len(others))},
         representation_views="both" if both else "augmented",
         variance_margin=margin,
-        dependence_measure=name,
+        dependence_measure=SETTINGS.get(name, name),
     )
     z, *augmented = (b.tensor() for b in views)
     found = criterion.forward_components(
@@ -192,7 +192,9 @@ def test_regularizer_is_the_sum_of_its_terms(problem, name):
     if not others:
         return
     weights = {str(i): (-1.0) ** i * (i + 1) for i in range(len(others))}
-    regularizer = MultiRepresentationRegularizer(weights, dependence_measure=name)
+    regularizer = MultiRepresentationRegularizer(
+        weights, dependence_measure=SETTINGS.get(name, name)
+    )
     embeddings = [b.tensor() for b in views]
     ys = {str(i): b.tensor() for i, b in enumerate(others)}
     found = regularizer.forward_components(embeddings, ys)
@@ -210,7 +212,7 @@ def test_regularizer_is_the_sum_of_its_terms(problem, name):
         dependence_weight=0,
         representation_weights=weights,
         representation_views="both",
-        dependence_measure=name,
+        dependence_measure=SETTINGS.get(name, name),
     )(embeddings[0], embeddings[1:], ys)
     torch.testing.assert_close(whole, found.total, rtol=1e-4, atol=1e-4)
 

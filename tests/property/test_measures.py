@@ -188,6 +188,10 @@ def test_bandwidth(name, pair, bandwidth):
     finite_gradients(measure, tensors)
     doubles = [b.numbers().double().requires_grad_() for b in pair]
     expected = reference(name, *doubles, bandwidth=bandwidth)
+    if MEASURES[name].normalized and MEASURES[name].corrected:
+        kernels = [matrix(x, "gaussian", bandwidth=bandwidth).detach() for x in doubles]
+        if min(kernel.fill_diagonal_(0).square().sum() for kernel in kernels) < 1e-20:
+            return  # a kernel that sees no two samples: 0 in float32
     bound = precision(*pair) * (10 + expected.condition)
     if bound > 0.1 or any(b.kind in ("clusters", "outlier") for b in pair):
         return
