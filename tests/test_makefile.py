@@ -74,8 +74,8 @@ def test_run_trains(tmp_path):
     command = ["make", "run", f"VENV={tmp_path / 'venv'}", options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert metrics["steps"] == 23
+    record = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert record["figures"]["steps"] == 23
     assert (tmp_path / "results" / "training.png").exists()
     for line in ("training", "features, trained", "top-1 accuracy", "results are in"):
         assert line in done.stdout + done.stderr

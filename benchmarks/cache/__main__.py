@@ -10,7 +10,6 @@ Each training run has a file of its own; runs whose file is there are not repeat
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from benchmarks.cache import accuracy, figures, steps
 from benchmarks.cache.report import write_report
-from benchmarks.harness.records import environment, write_json
+from benchmarks.harness import Run, plain_errors, run_all
 
 FOLDER = Path(__file__).parent
 
@@ -53,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    try:
+    with plain_errors():
         _run(options)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"Error: {error}") from error
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -78,31 +75,33 @@ def _run(options: argparse.Namespace) -> None:
                 )
         return measured
 
-    parts: dict[str, Callable[[], Any]] = {
-        "steps": step_times,
-        "store": lambda: each_size(
-            lambda size, folder: figures.store_figures(size, options.count, folder)
+    # Part -> what determines it, and what measures it.
+    count = min(256, options.count)
+    parts: dict[str, tuple[dict[str, int], Callable[[], dict[str, Any]]]] = {
+        "steps": ({"repeats": options.repeats, "batch_size": options.batch_size}, step_times),
+        "store": (
+            {"count": options.count},
+            lambda: each_size(
+                lambda size, folder: figures.store_figures(size, options.count, folder)
+            ),
         ),
-        "values": lambda: each_size(
-            lambda size, folder: figures.value_figures(size, min(256, options.count), folder)
+        "values": (
+            {"count": count},
+            lambda: each_size(lambda size, folder: figures.value_figures(size, count, folder)),
         ),
     }
-    path, runs = options.output / "results" / "cpu.json", options.output / "results" / "accuracy"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.only:
-        print(f"{name} ...", flush=True)
-        if name == "accuracy":
-            accuracy.run_missing(
-                options.images,
-                runs,
-                epochs=options.epochs,
-                seeds=options.seeds,
-                configurations=options.configurations,
-            )
-            continue
-        results[name] = {**environment(), "result": parts[name]()}
-        write_json(path, results)
-    write_report(options.output, results, accuracy.summarize(runs))
+    results = options.output / "results"
+    measured = [Run(name, parts[name][0]) for name in options.only if name in parts]
+    run_all(measured, results, lambda run: parts[run.name][1](), again=True)
+    if "accuracy" in options.only:
+        accuracy.run_missing(
+            options.images,
+            results,
+            epochs=options.epochs,
+            seeds=options.seeds,
+            configurations=options.configurations,
+        )
+    write_report(options.output)
     print(f"wrote {options.output / 'RESULTS.md'}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import statistics
 import tempfile
 import time
@@ -18,7 +18,8 @@ from benchmarks.common.data import ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
-from benchmarks.harness.records import environment, portable, write_json
+from benchmarks.harness import Run, run_all
+from benchmarks.harness import load as load_results
 from benchmarks.plain_pytorch.training import adam_in_one_cycle, augmentation
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
 from mvmr_loss.cache import fill
@@ -158,10 +159,10 @@ def _prepared(images: Tensor) -> Tensor:
     return normalized(images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def result_path(results: Path, configuration: str, seed: int) -> Path:
-    """Returns the file of one run."""
+def run_name(configuration: str, seed: int) -> str:
+    """Returns the name of one run."""
     words = "".join(c if c.isalnum() else " " for c in configuration).split()
-    return results / f"{'-'.join(words)}-seed{seed}.json"
+    return f"accuracy/{'-'.join(words)}-seed{seed}"
 
 
 def run_missing(
@@ -176,7 +177,7 @@ def run_missing(
 
     Args:
         folder: As of :func:`load`.
-        results: Folder of the runs' files; what is there is kept.
+        results: Folder of all results; what is there is kept.
         epochs: Passes over the training images.
         seeds: One run each, of each configuration.
         configurations: Keys of ``CONFIGURATIONS``.
@@ -184,36 +185,32 @@ def run_missing(
     Raises:
         ValueError: If a result is there that other settings made.
     """
-    settings = {
-        "images": portable(folder) if folder else "photographs of scikit-image",
+    common = {
+        "images": folder or "photographs of scikit-image",
         "epochs": epochs,
         "batch_size": BATCH_SIZE,
         "image_size": SIZE,
     }
-    data: Data | None = None
-    for seed in seeds:
-        for configuration in configurations:
-            path = result_path(results, configuration, seed)
-            if path.exists():
-                if json.loads(path.read_text())["settings"] != settings:
-                    raise ValueError(
-                        f"{portable(path)} was made with other settings; use the same ones, or "
-                        "remove the file."
-                    )
-                continue
-            data = data or load(folder)
-            print(f"{path.stem}: training", flush=True)
-            run = train(configuration, data, seed=seed, epochs=epochs)
-            run |= {"images": {"train": len(data[0]), "test": len(data[2])}}
-            record = {"configuration": configuration, "settings": settings, **run}
-            write_json(path, {**record, **environment(), "seed": seed})
+    plan = [
+        Run(run_name(configuration, seed), {"configuration": configuration, **common}, seed)
+        for seed in seeds
+        for configuration in configurations
+    ]
+    read = functools.cache(lambda: load(folder))
+
+    def run_one(run: Run) -> dict[str, Any]:
+        data = read()
+        figures = train(run.settings["configuration"], data, seed=run.seed or 0, epochs=epochs)
+        return {**figures, "images": {"train": len(data[0]), "test": len(data[2])}}
+
+    run_all(plan, results, run_one)
 
 
 def summarize(results: Path) -> dict[str, dict[str, Any]]:
     """Returns what the runs' files say.
 
     Args:
-        results: Their folder.
+        results: Folder of all results.
 
     Returns:
         Configuration -> ``seeds``, ``terms`` and ``training_cpu_seconds`` (means), and for each of
@@ -221,9 +218,8 @@ def summarize(results: Path) -> dict[str, dict[str, Any]]:
         live representations of the same seed, where there is one.
     """
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in CONFIGURATIONS}
-    for path in sorted(results.glob("*.json")):
-        run = json.loads(path.read_text())
-        runs[run["configuration"]][run["seed"]] = run
+    for record in load_results(results, "accuracy/*.json"):
+        runs[record["settings"]["configuration"]][record["seed"]] = record["figures"]
     summary: dict[str, dict[str, Any]] = {}
     for name, by_seed in runs.items():
         if not by_seed:

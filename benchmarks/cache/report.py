@@ -1,92 +1,69 @@
-"""The page and the plot made from the results."""
+"""The tables and the plot made from the results."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.records import atomic_path
+from benchmarks.cache.accuracy import summarize
+from benchmarks.harness import load, save_figure, spread, table, write_between
 
 BASE = "no representations"
-GOAL = 1.02
 
 
-def write_report(folder: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None:
-    """Writes RESULTS.md and its plot.
+def write_report(folder: Path) -> None:
+    """Writes the marked parts of RESULTS.md and its plot.
 
     Args:
-        folder: Where to write.
-        results: The content of the results file: part -> environment and ``result``.
-        accuracy: As of :func:`benchmarks.cache.accuracy.summarize`.
+        folder: Where RESULTS.md and ``results`` are.
     """
-    lines = [
-        "# Representations read from a store",
-        "",
-        "What it costs to read the four cacheable representations (pixels, scattering, HOG, local",
-        "standard deviation) from a store of 1024-wide sketches in half precision, and what it",
-        "changes. `augmented_pixels` is drawn anew each time, so it cannot be stored.",
-        "Made by `python -m benchmarks.cache`.",
-        "",
-    ]
-    sections = {"steps": _steps, "store": _store, "values": _values}
-    for name, section in sections.items():
-        if name in results:
-            lines += section(results[name]["result"])
-            lines += [_where(results[name]), ""]
+    page = folder / "RESULTS.md"
+    figures = {}
+    for name, section in {"steps": _steps, "store": _store, "values": _values}.items():
+        for record in load(folder / "results", f"{name}.json"):
+            figures[name] = record["figures"]
+            write_between(page, name, f"{section(record['figures'])}\n\n{_where(record)}")
+    accuracy = summarize(folder / "results")
     if accuracy:
-        lines += _accuracy(accuracy)
-    if results or accuracy:
-        lines += ["![Times, errors and accuracies](cache.png)", ""]
-        _plot(folder / "cache.png", results, accuracy)
-    with atomic_path(folder / "RESULTS.md") as path:
-        path.write_text("\n".join(lines))
+        write_between(page, "accuracy", _accuracy(accuracy))
+    if figures or accuracy:
+        _plot(folder / "cache.png", figures, accuracy)
 
 
-def _where(part: dict[str, Any]) -> str:
-    machine, versions = part["machine"], part["versions"]
+def _where(record: dict[str, Any]) -> str:
+    machine, versions = record["machine"], record["versions"]
     return (
         f"({machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}, "
-        f"mvmr-loss {versions['mvmr_loss']}; `{part['command']}`)"
+        f"mvmr-loss {versions['mvmr_loss']}; `{record['command']}`)"
     )
 
 
-def _steps(result: dict[str, dict[str, float]]) -> list[str]:
-    lines = [
-        "## A training step",
-        "",
-        "Medians of one run, interleaved: two forward passes, loss, backward and optimiser.",
-        f"Goal: at most {GOAL} times the step without representations.",
-        "",
-        "| network | representations | milliseconds | of the step without |",
-        "| --- | --- | --- | --- |",
+def _steps(figures: dict[str, dict[str, float]]) -> str:
+    rows = [
+        [network, name, f"{1e3 * seconds:.2f}", f"{seconds / times[BASE]:.3f}"]
+        for network, times in figures.items()
+        for name, seconds in times.items()
     ]
-    for network, times in result.items():
-        for name, seconds in times.items():
-            ratio = f"{seconds / times[BASE]:.3f}"
-            lines.append(f"| {network} | {name} | {1e3 * seconds:.2f} | {ratio} |")
-    return [*lines, ""]
+    return table(["network", "representations", "milliseconds", "of the step without"], rows)
 
 
-def _store(result: dict[str, dict[str, float]]) -> list[str]:
-    lines = [
-        "## The store",
-        "",
-        "| images | MB per 100,000 images | filled, images/s | read, images/s |",
-        "| --- | --- | --- | --- |",
+def _store(figures: dict[str, dict[str, float]]) -> str:
+    rows = [
+        [
+            f"{size} x {size}",
+            f"{part['bytes_per_100k'] / 1e6:.0f}",
+            f"{part['filled_per_second']:.0f}",
+            f"{part['read_per_second']:.0f}",
+        ]
+        for size, part in figures.items()
     ]
-    for size, part in result.items():
-        lines.append(
-            f"| {size} x {size} | {part['bytes_per_100k'] / 1e6:.0f} "
-            f"| {part['filled_per_second']:.0f} | {part['read_per_second']:.0f} |"
-        )
-    return [*lines, ""]
+    header = ["images", "MB per 100,000 images", "filled, images/s", "read, images/s"]
+    return table(header, rows)
 
 
-def _values(result: dict[str, Any]) -> list[str]:
-    lines = ["## The numbers", "", "The loss of one batch of photographs:", ""]
-    for size, part in result.items():
+def _values(figures: dict[str, Any]) -> str:
+    lines = ["The loss of one batch of photographs:", ""]
+    for size, part in figures.items():
         exact = part["loss"]["exact"]
         lines.append(
             f"- {size} x {size}: exact {exact:.5f}; "
@@ -96,66 +73,49 @@ def _values(result: dict[str, Any]) -> list[str]:
                 if name != "exact"
             )
         )
+    rows = [
+        [
+            *(f"{size} x {size}", name, dim, f"{error:.2%}"),
+            *(f"{part['dcor'][name][dim]:.5f}", f"{(2 * int(dim)) ** -0.5:.2%}"),
+        ]
+        for size, part in figures.items()
+        for name, errors in part["distances"].items()
+        for dim, error in errors.items()
+    ]
     lines += [
         "",
         "Sketches of several widths: relative error of the distances (root mean square) and largest",
         "change of the distance correlation over four seeds. What is narrower than the sketch is",
         "stored as it is.",
         "",
-        "| images | representation | width | distances | dCor | bound of the distances |",
-        "| --- | --- | --- | --- | --- | --- |",
+        table(
+            ["images", "representation", "width", "distances", "dCor", "bound of the distances"],
+            rows,
+        ),
     ]
-    for size, part in result.items():
-        for name, errors in part["distances"].items():
-            for dim, error in errors.items():
-                change = part["dcor"][name][dim]
-                bound = (2 * int(dim)) ** -0.5
-                lines.append(
-                    f"| {size} x {size} | {name} | {dim} | {error:.2%} | {change:.5f} "
-                    f"| {bound:.2%} |"
-                )
-    return [*lines, ""]
+    return "\n".join(lines)
 
 
-def _accuracy(accuracy: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Accuracy",
-        "",
-        "The small ResNet trained by itself for a few epochs, then frozen. With one seed, weights,",
-        "order and augmentation are the same in each row. Each run's settings are in its file in",
-        "`results/accuracy`. Top-1 in %, mean ± standard deviation over seeds; beside it the mean",
-        "difference to the live run of the same seed.",
-        "",
-        "| representations | seeds | kNN | to live | linear | to live | training, CPU s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def _accuracy(accuracy: dict[str, Any]) -> str:
+    rows = []
     for name, part in accuracy.items():
         cells = []
         for probe in ("knn", "linear"):
-            cells.append(_spread(part[probe]["values"], ""))
-            cells.append(_spread(part[probe]["differences"], "+") if name != "live, exact" else "")
+            live = name == "live, exact"
+            cells.append(spread(part[probe]["values"]))
+            cells.append("" if live else spread(part[probe]["differences"], sign="+"))
         seeds = ", ".join(map(str, part["seeds"]))
-        seconds = f"{part['training_cpu_seconds']:.0f}"
-        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {seconds} |")
-    return [*lines, ""]
+        rows.append([name, seeds, *cells, f"{part['training_cpu_seconds']:.0f}"])
+    header = ["representations", "seeds", "kNN", "to live", "linear", "to live"]
+    return table([*header, "training, CPU s"], rows)
 
 
-def _spread(values: Sequence[float], sign: str) -> str:
-    """Returns a mean and a standard deviation as text, empty where there are no values."""
-    if not values:
-        return ""
-    text = f"{statistics.mean(values):{sign}.1f}"
-    return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
+def _plot(path: Path, figures: dict[str, Any], accuracy: dict[str, Any]) -> None:
+    from matplotlib.figure import Figure
 
-
-def _plot(path: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    for i, (network, times) in enumerate(results.get("steps", {}).get("result", {}).items()):
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for i, (network, times) in enumerate(figures.get("steps", {}).items()):
         names = [name for name in times if name not in (BASE, "reading alone")]
         places = [k + 0.38 * i for k in range(len(names))]
         bars = left.barh(places, [times[n] / times[BASE] for n in names], 0.36, label=network)
@@ -168,7 +128,7 @@ def _plot(path: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None
             frameon=False, fontsize=8, ncols=2, bbox_to_anchor=(0.5, -0.13), loc="upper center"
         )
     left.set(title="Step time, of the step without", xlabel="ratio")
-    part = results.get("values", {}).get("result", {}).get("96", {})
+    part = figures.get("values", {}).get("96", {})
     for name, errors in part.get("distances", {}).items():
         dims = [int(dim) for dim in errors]
         middle.plot(dims, [100 * e for e in errors.values()], "o-", label=name, lw=1.3)
@@ -194,9 +154,7 @@ def _plot(path: Path, results: dict[str, Any], accuracy: dict[str, Any]) -> None
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9", zorder=0)
         axes.set_axisbelow(True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def _wrapped(name: str) -> str:

@@ -14,7 +14,7 @@ from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHe
 from mvmr_loss.dependence import pairwise_distances
 from mvmr_loss.distillation import (
     DistillationLoss,
-    IsotropicStandardization,
+    Standardization,
     TeacherRegression,
 )
 
@@ -150,7 +150,7 @@ class Mimicry(Objective):
     def __init__(self, widths: Widths, *, target: str, hidden_dim: int = 0) -> None:
         super().__init__(TeacherRegression(*widths[:2], hidden_dim=hidden_dim).head)
         self.target = target
-        self.standardize = IsotropicStandardization(widths.teacher, rotation="none")
+        self.standardize = Standardization(widths.teacher, rotation="none")
 
     def fit(self, embeddings: Tensor) -> None:
         """Takes the teacher's statistics."""

@@ -161,6 +161,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _is_day(value: Any) -> bool:
+    try:
+        return datetime.date.fromisoformat(value).isoformat() == value
+    except (TypeError, ValueError):
+        return False
+
+
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "the run's name"),
     "settings": (lambda value: isinstance(value, dict), "a mapping of what determines the result"),
@@ -170,7 +177,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_has(*REQUIRED_VERSIONS), f"a mapping with {', '.join(REQUIRED_VERSIONS)}"),
     "code": (_has(*REQUIRED_CODE), f"a mapping with {', '.join(REQUIRED_CODE)}"),
     "command": (_is_text, "the command line"),
-    "date": (_is_text, "the day, YYYY-MM-DD"),
+    "date": (_is_day, "the day, YYYY-MM-DD"),
 }
 OPTIONAL = ("note",)
 

@@ -28,8 +28,7 @@ from benchmarks.common.data import ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
-from benchmarks.harness.loops import progress
-from benchmarks.harness.records import atomic_path, environment, portable, write_json
+from benchmarks.harness import Run, atomic_path, plain_errors, progress, record, write_json
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
 from mvmr_loss.teachers.checkpoints import load_tensors
 
@@ -210,7 +209,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         settings: As :func:`parse_arguments` gives them.
 
     Returns:
-        What ``metrics.json`` holds.
+        The figures of the record in ``metrics.json``.
     """
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
@@ -229,7 +228,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
 
     encoders = {"raw pixels": nn.Flatten(), "untrained": untrained, "trained": encoder}
     accuracy = {name: evaluate(value, data, settings, name) for name, value in encoders.items()}
-    metrics = {
+    figures = {
         "accuracy": accuracy,
         "loss_per_epoch": epoch_means(history, len(data.train_images) // settings.batch_size),
         "interrupted": interrupted,
@@ -239,14 +238,18 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         "training_seconds": round(seconds, 1),
         "training_cpu_seconds": round(cpu_seconds, 1),
         "total_seconds": round(time.perf_counter() - start, 1),
-        "settings": {name: portable(value) for name, value in vars(settings).items()},
-        **environment(),
-        "seed": settings.seed,
     }
-    write_json(settings.output / "metrics.json", metrics)
+    told = record(Run("plain_pytorch", settings_of(settings), settings.seed), figures)
+    write_json(settings.output / "metrics.json", told)
     with atomic_path(settings.output / "training.png") as path:
         plot(history, accuracy, len(data.classes)).savefig(path, dpi=110)
-    return metrics
+    return figures
+
+
+def settings_of(settings: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings that make a run's result, beside the seed."""
+    incidental = ("seed", "output", "device")
+    return {name: value for name, value in vars(settings).items() if name not in incidental}
 
 
 def epoch_means(history: Sequence[dict[str, float]], steps: int) -> list[dict[str, float]]:
@@ -369,16 +372,15 @@ def check_training(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; what is wrong with it or the images becomes one sentence."""
     settings = parse_arguments(arguments)
-    try:
-        metrics = run(settings)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"Error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted: the evaluation is incomplete.") from None
+    with plain_errors():
+        try:
+            figures = run(settings)
+        except KeyboardInterrupt:
+            raise SystemExit("Interrupted: the evaluation is incomplete.") from None
     print(f"\n{'top-1 accuracy (%)':20}{'kNN':>8}{'linear':>8}")
-    for name, result in metrics["accuracy"].items():
+    for name, result in figures["accuracy"].items():
         print(f"{name:20}{result['knn']['top1']:8.1f}{result['linear']['top1']:8.1f}")
-    print(f"\n{metrics['total_seconds']:.0f} s; results are in {settings.output}")
+    print(f"\n{figures['total_seconds']:.0f} s; results are in {settings.output}")
 
 
 if __name__ == "__main__":

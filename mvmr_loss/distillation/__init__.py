@@ -4,7 +4,7 @@ from mvmr_loss.distillation.bank import AnchorBank
 from mvmr_loss.distillation.loss import DistillationLoss
 from mvmr_loss.distillation.regression import TeacherRegression, regression_loss
 from mvmr_loss.distillation.standardization import (
-    IsotropicStandardization,
+    Standardization,
     hadamard,
     stored_features,
 )
@@ -12,7 +12,7 @@ from mvmr_loss.distillation.standardization import (
 __all__ = [
     "AnchorBank",
     "DistillationLoss",
-    "IsotropicStandardization",
+    "Standardization",
     "TeacherRegression",
     "hadamard",
     "regression_loss",

@@ -23,7 +23,7 @@ from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.cross import CenteredDistances
 from mvmr_loss.distillation.bank import AnchorBank
 from mvmr_loss.distillation.regression import TeacherRegression
-from mvmr_loss.distillation.standardization import Rotation, stored_features
+from mvmr_loss.distillation.standardization import Rotation, Scale, stored_features
 from mvmr_loss.distributed import gather
 from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import Representations
@@ -63,6 +63,7 @@ class DistillationLoss(nn.Module):
         hidden_dim: As of :class:`TeacherRegression`.
         cosine_weight: As of :class:`TeacherRegression`.
         smooth_l1_weight: As of :class:`TeacherRegression`.
+        scale: As of :class:`TeacherRegression`.
         rotation: As of :class:`TeacherRegression`.
         dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
             :func:`mvmr_loss.dependence.dependence_measure`.
@@ -102,6 +103,7 @@ class DistillationLoss(nn.Module):
         hidden_dim: int | None = None,
         cosine_weight: float = 1.0,
         smooth_l1_weight: float = 1.0,
+        scale: Scale = "isotropic",
         rotation: Rotation = "auto",
         dependence_measure: Measure = "distance_correlation",
         anchors: int = 0,
@@ -128,6 +130,7 @@ class DistillationLoss(nn.Module):
                     hidden_dim=hidden_dim,
                     cosine_weight=cosine_weight,
                     smooth_l1_weight=smooth_l1_weight,
+                    scale=scale,
                     rotation=rotation,
                     gather_distributed=gather_distributed,
                 )

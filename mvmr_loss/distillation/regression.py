@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mvmr_loss._checks import check_batch, check_int, check_number
 from mvmr_loss._objective import named_views
-from mvmr_loss.distillation.standardization import IsotropicStandardization, Rotation
+from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization
 
 
 def regression_loss(
@@ -80,9 +80,11 @@ class TeacherRegression(nn.Module):
             512; 0: one linear layer.
         cosine_weight: Weight of one minus the cosine similarity, at least 0.
         smooth_l1_weight: Weight of the smooth L1 loss, at least 0.
-        rotation: Of the features, see :class:`IsotropicStandardization`.
+        scale: Of the features, see :class:`Standardization`: ``"isotropic"`` for a network's,
+            ``"coordinate"`` for handcrafted ones.
+        rotation: Of the features, likewise.
         gather_distributed: Whether features are counted over all processes where they are
-            standardised by those seen; see :class:`IsotropicStandardization`.
+            standardised by those seen; see :class:`Standardization`.
 
     Attributes:
         head: From embeddings to features.
@@ -112,6 +114,7 @@ class TeacherRegression(nn.Module):
         hidden_dim: int | None = None,
         cosine_weight: float = 1.0,
         smooth_l1_weight: float = 1.0,
+        scale: Scale = "isotropic",
         rotation: Rotation = "auto",
         gather_distributed: bool = False,
     ) -> None:
@@ -120,8 +123,8 @@ class TeacherRegression(nn.Module):
         teacher_dim = check_int("teacher_dim", teacher_dim, minimum=1)
         self.cosine_weight = check_number("cosine_weight", cosine_weight, minimum=0)
         self.smooth_l1_weight = check_number("smooth_l1_weight", smooth_l1_weight, minimum=0)
-        self.standardization = IsotropicStandardization(
-            teacher_dim, rotation=rotation, gather_distributed=gather_distributed
+        self.standardization = Standardization(
+            teacher_dim, scale=scale, rotation=rotation, gather_distributed=gather_distributed
         )
         hidden_dim = max(embedding_dim, 512) if hidden_dim is None else hidden_dim
         self.head: nn.Module = nn.Linear(embedding_dim, teacher_dim)

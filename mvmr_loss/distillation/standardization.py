@@ -1,4 +1,4 @@
-"""A teacher's features standardised with one scale, by statistics of the whole data set."""
+"""Features standardised by statistics of the whole data set, with one scale or one a coordinate."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.distributed import world_size
 
 Rotation = Literal["auto", "hadamard", "none"]
+Scale = Literal["isotropic", "coordinate"]
+# A coordinate whose share of the variance is below this says nothing but rounding.
+_NOTHING = 1e-8
 
 
-class IsotropicStandardization(nn.Module):
-    """Standardises features: less their mean, over one scale for all coordinates.
+class Standardization(nn.Module):
+    """Standardises features: less their mean, over one scale for all coordinates or one for each.
 
-    One scale leaves the features' shape as it is, where a scale for each coordinate would blow up
-    those that say little. Afterwards the mean variance of a coordinate is 1. With the rotation
-    ``"hadamard"`` (PHI-S) every coordinate has this variance: the principal components are spread
-    evenly over all coordinates, so that a loss which looks at each coordinate, as smooth L1 does,
-    treats all alike. Distances and angles stay as they are, whatever the rotation.
+    One scale, ``"isotropic"``, leaves the features' shape as it is: right for a network's features,
+    whose coordinates that vary little say little. With the rotation ``"hadamard"`` (PHI-S) every
+    coordinate then has the variance 1: the principal components are spread evenly over all
+    coordinates, so that a loss which looks at each coordinate, as smooth L1 does, treats all alike.
+    Distances and angles stay as they are, whatever the rotation.
+
+    A scale for each coordinate, ``"coordinate"``, is right for handcrafted representations, in which
+    brightness varies most and says least: nearest neighbours among scattering coefficients have the
+    same class far more often after it.
 
     The statistics are those of :meth:`fit`, of a whole data set. A module that was never fitted
     keeps those of all batches seen in training, without a rotation; it adds to its buffers in place,
@@ -32,8 +39,10 @@ class IsotropicStandardization(nn.Module):
 
     Args:
         width: Number E of a feature's coordinates.
+        scale: ``"isotropic"`` or ``"coordinate"``. A coordinate that is constant becomes 0.
         rotation: ``"hadamard"``, for which E must be the order of a matrix that :func:`hadamard`
-            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E allows.
+            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E and
+            the scale, ``"isotropic"``, allow.
         gather_distributed: If True, batches are counted over all processes. :meth:`fit` is to be
             given the same features in each.
 
@@ -43,7 +52,7 @@ class IsotropicStandardization(nn.Module):
 
     Examples:
         >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0], [2.0, -3.0]])
-        >>> standardize = IsotropicStandardization(2).fit(features)
+        >>> standardize = Standardization(2).fit(features)
         >>> standardize(features).square().mean(dim=0).round(decimals=4)
         tensor([1., 1.])
     """
@@ -55,23 +64,35 @@ class IsotropicStandardization(nn.Module):
     rotation_matrix: Tensor | None
 
     def __init__(
-        self, width: int, *, rotation: Rotation = "auto", gather_distributed: bool = False
+        self,
+        width: int,
+        *,
+        scale: Scale = "isotropic",
+        rotation: Rotation = "auto",
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.width = check_int("width", width, minimum=1)
+        self.scale = check_choice("scale", scale, ("isotropic", "coordinate"))
         self.rotation = check_choice("rotation", rotation, ("auto", "hadamard", "none"))
         self.gather_distributed = gather_distributed
         if rotation == "hadamard":
             hadamard(width)  # raises here, not after the features were computed
-        rotated = rotation != "none" and _hadamard(width) is not None
+            if scale == "coordinate":
+                raise ValueError(
+                    "rotation must be 'auto' or 'none' with scale='coordinate', which gives every "
+                    "coordinate the same variance without, but is 'hadamard'."
+                )
+        isotropic = scale == "isotropic"
+        rotated = isotropic and rotation != "none" and _hadamard(width) is not None
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("variance", torch.ones(() if isotropic else width))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.register_buffer("rotation_matrix", torch.eye(width) if rotated else None)
 
     @torch.no_grad()
-    def fit(self, features: Tensor | Iterable[Tensor]) -> IsotropicStandardization:
+    def fit(self, features: Tensor | Iterable[Tensor]) -> Standardization:
         """Takes the statistics of a whole data set, for good.
 
         Args:
@@ -105,11 +126,12 @@ class IsotropicStandardization(nn.Module):
             raise ValueError(f"features must be of at least 2 samples but are of {count}.")
         shift = total / count
         covariance = products / count - torch.outer(shift, shift)
-        variance = covariance.diagonal().mean()
+        each = covariance.diagonal()
+        variance = each.mean()
         if not variance > 1e-12 * (origin + shift).square().mean():
             raise ValueError("features must differ between samples but are all equal.")
         self.mean.copy_(origin + shift)
-        self.variance.copy_(variance)
+        self.variance.copy_(variance if self.variance.ndim == 0 else each)
         self.count.fill_(count)
         self.fitted.fill_(True)
         if self.rotation_matrix is not None:
@@ -135,8 +157,9 @@ class IsotropicStandardization(nn.Module):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         if self.training:
             self._count(features.detach())
-        # All equal: there is nothing but the mean.
-        scale = torch.where(self.variance > 0, self.variance, torch.inf).rsqrt()
+        # What is all equal is nothing but its mean.
+        tells = self.variance > _NOTHING * self.variance.mean()
+        scale = torch.where(tells, self.variance, torch.inf).rsqrt()
         standardized = (features - self.mean) * scale
         if self.rotation_matrix is not None:
             standardized = standardized @ self.rotation_matrix.to(features.dtype).mT
@@ -144,7 +167,7 @@ class IsotropicStandardization(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
-        return f"{self.width}, rotation={self.rotation!r}"
+        return f"{self.width}, scale={self.scale!r}, rotation={self.rotation!r}"
 
     def _checked(self, features: Tensor) -> Tensor:
         """Returns features of shape (N, E)."""
@@ -165,22 +188,29 @@ class IsotropicStandardization(nn.Module):
         """
         number = torch.full_like(self.count, len(features))
         mean = features.mean(dim=0)
-        square = (features - mean).square().mean()
+        square = self._over_coordinates((features - mean).square().mean(dim=0))
         if self.gather_distributed and world_size() > 1:
             # Moments about the common origin 0 suffice for one batch.
-            moments = torch.cat([mean, (square + mean.square().mean())[None]]).double()
+            own = square + self._over_coordinates(mean.square())
+            moments = torch.cat([mean, own.reshape(-1)]).double() / world_size()
             torch.distributed.all_reduce(moments)
-            mean = (moments[:-1] / world_size()).to(mean.dtype)
-            square = (moments[-1] / world_size() - mean.double().square().mean()).to(mean.dtype)
+            mean = moments[: self.width]
+            square = moments[self.width :].view(square.shape)
+            square = (square - self._over_coordinates(mean.square())).to(features.dtype)
+            mean = mean.to(features.dtype)
             number = number * world_size()
         number = torch.where(self.fitted, 0, number)
         total = self.count + number
         share = number / total.clamp(min=1)
         change = mean - self.mean
-        between = (1 - share) * change.square().mean()
+        between = (1 - share) * self._over_coordinates(change.square())
         self.variance.add_(share * (square + between - self.variance))
         self.mean.add_(share * change)
         self.count.copy_(total)
+
+    def _over_coordinates(self, x: Tensor) -> Tensor:
+        """Returns the mean over coordinates where one scale is for all."""
+        return x.mean() if self.scale == "isotropic" else x
 
 
 def stored_features(

@@ -12,7 +12,9 @@ from torch.autograd import forward_ad
 from mvmr_loss._checks import check_bool, check_finite, check_float_tensor, low_precision_to_float32
 
 
-def check_images(images: object, minimum_size: int = 1, name: str = "images") -> Tensor:
+def check_images(
+    images: object, minimum_size: int = 1, name: str = "images", *, finite: bool = True
+) -> Tensor:
     """Returns a batch (N, C, H, W) in float32 or float64 after checking it.
 
     A single image (C, H, W) becomes a batch of one, half precision float32.
@@ -21,6 +23,7 @@ def check_images(images: object, minimum_size: int = 1, name: str = "images") ->
         images: What the user gave.
         minimum_size: The smallest allowed height and width in pixels.
         name: What to call ``images`` in errors.
+        finite: Whether the values are looked at, too.
 
     Raises:
         TypeError: If ``images`` is not a floating-point tensor.
@@ -35,7 +38,8 @@ def check_images(images: object, minimum_size: int = 1, name: str = "images") ->
             f"but has shape {tuple(images.shape)}."
         )
     check_size(images.shape[-2], images.shape[-1], minimum_size, name)
-    check_finite(name, images)
+    if finite:
+        check_finite(name, images)
     return low_precision_to_float32(images)
 
 

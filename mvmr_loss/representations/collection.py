@@ -154,7 +154,7 @@ class Representations(nn.Module):
             OSError: If the store is damaged, may not be written, or the disk is full.
         """
         if images is not None:
-            images = check_images(images)
+            images = check_images(images, finite=False)  # each representation looks at the values
             if indices is not None and len(images) != len(indices):
                 raise ValueError(
                     f"images and indices must be of the same number but are {len(images)} and "

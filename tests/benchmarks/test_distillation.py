@@ -16,7 +16,7 @@ from benchmarks.harness import load
 from benchmarks.plain_pytorch.training import Data
 from mvmr_loss import Normalization, Representations, Teacher
 from mvmr_loss.dependence import cka, distance_correlation
-from mvmr_loss.distillation import IsotropicStandardization, regression_loss
+from mvmr_loss.distillation import Standardization, regression_loss
 
 WIDTHS = Widths(student=6, teacher=12, classes=4)
 FEW = ["regression", "published"]
@@ -72,7 +72,7 @@ def test_every_loss_trains_the_student_and_its_options_differ(batch, method):
 def test_losses_are_their_definitions(batch):
     teacher, labels = batch.teacher, batch.labels
     linear = objective("mimicry", 1, teacher).head
-    standard = IsotropicStandardization(12, rotation="none").fit(teacher)(teacher)
+    standard = Standardization(12, rotation="none").fit(teacher)(teacher)
     head = objective("regression", 0, teacher).loss.regressions["teacher"].head
     classifier = objective("supervised", 0, teacher).head
 

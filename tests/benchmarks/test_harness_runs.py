@@ -93,6 +93,7 @@ def change(found, field, value):
     [
         ("command", None, "must have the field 'command'"),
         ("date", None, "must have the field 'date'"),
+        ("date", "25 November", "date must be the day, YYYY-MM-DD"),
         ("seed", 0.5, "seed must be an integer"),
         ("seed", True, "seed must be an integer"),
         ("figures", {}, "figures must be a mapping with at least one"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvmr_loss.cache import RepresentationCache
-from mvmr_loss.distillation import IsotropicStandardization, hadamard, stored_features
+from mvmr_loss.distillation import Standardization, hadamard, stored_features
 
 
 @pytest.fixture
@@ -14,14 +14,14 @@ def features():
 
 
 def test_one_scale_for_all_coordinates(features):
-    module = IsotropicStandardization(12, rotation="none").fit(features)
+    module = Standardization(12, rotation="none").fit(features)
     expected = (features - features.mean(0)) / features.var(0, correction=0).mean().sqrt()
     torch.testing.assert_close(module(features), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_hadamard_gives_every_coordinate_the_same_variance_and_keeps_distances(features):
-    plain = IsotropicStandardization(12, rotation="none").fit(features)(features)
-    module = IsotropicStandardization(12, rotation="hadamard").fit(features)
+    plain = Standardization(12, rotation="none").fit(features)(features)
+    module = Standardization(12, rotation="hadamard").fit(features)
     rotated = module(features)
     torch.testing.assert_close(rotated.var(0, correction=0), torch.ones(12), rtol=1e-3, atol=0)
     distances = [torch.pdist(x.double()) for x in (rotated, plain)]
@@ -30,28 +30,28 @@ def test_hadamard_gives_every_coordinate_the_same_variance_and_keeps_distances(f
 
 
 def test_auto_rotates_where_the_width_allows(features):
-    rotated = IsotropicStandardization(12, rotation="hadamard").fit(features)(features)
-    torch.testing.assert_close(IsotropicStandardization(12).fit(features)(features), rotated)
-    plain = IsotropicStandardization(11, rotation="none").fit(features[:, 1:])
-    auto = IsotropicStandardization(11).fit(features[:, 1:])
+    rotated = Standardization(12, rotation="hadamard").fit(features)(features)
+    torch.testing.assert_close(Standardization(12).fit(features)(features), rotated)
+    plain = Standardization(11, rotation="none").fit(features[:, 1:])
+    auto = Standardization(11).fit(features[:, 1:])
     assert torch.equal(auto(features[:, 1:]), plain(features[:, 1:]))
 
 
 def test_parts_and_the_whole_are_the_same(features):
-    whole = IsotropicStandardization(12, rotation="hadamard").fit(features)
-    parts = IsotropicStandardization(12, rotation="hadamard").fit(iter(features.split(33)))
+    whole = Standardization(12, rotation="hadamard").fit(features)
+    parts = Standardization(12, rotation="hadamard").fit(iter(features.split(33)))
     torch.testing.assert_close(parts.mean, whole.mean)
     torch.testing.assert_close(parts.variance, whole.variance)
 
 
 def test_a_large_mean_costs_no_digits(features):
-    exact = IsotropicStandardization(12, rotation="none").fit(features.double())
-    moved = IsotropicStandardization(12, rotation="none").fit(features.double() + 1e6)
+    exact = Standardization(12, rotation="none").fit(features.double())
+    moved = Standardization(12, rotation="none").fit(features.double() + 1e6)
     torch.testing.assert_close(moved.variance, exact.variance, rtol=1e-5, atol=0)
 
 
 def test_without_fit_batches_are_counted_in_training_only(features):
-    module = IsotropicStandardization(12, rotation="none")
+    module = Standardization(12, rotation="none")
     for part in features.split([50, 90, 60]):
         module(part)
     torch.testing.assert_close(module.mean, features.mean(0), rtol=1e-4, atol=1e-4)
@@ -61,31 +61,31 @@ def test_without_fit_batches_are_counted_in_training_only(features):
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.eval()(features * 3)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    restored = IsotropicStandardization(12, rotation="none")
+    restored = Standardization(12, rotation="none")
     restored.load_state_dict(module.state_dict())
     assert torch.equal(restored.eval()(features), module(features))
 
 
 def test_what_was_fitted_stays(features):
-    module = IsotropicStandardization(12, rotation="none").fit(features)
+    module = Standardization(12, rotation="none").fit(features)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module(features[:9] * 100)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
 def test_nothing_is_replaced_in_forward(features):
-    module = IsotropicStandardization(12, rotation="none")
+    module = Standardization(12, rotation="none")
     held = {name: value.data_ptr() for name, value in module.named_buffers()}
     module(features)
     assert held == {name: value.data_ptr() for name, value in module.named_buffers()}
 
 
 def test_equal_features_of_a_first_batch_are_zero():
-    assert (IsotropicStandardization(3)(torch.ones(4, 3)) == 0).all()
+    assert (Standardization(3)(torch.ones(4, 3)) == 0).all()
 
 
 def test_fit_errors(features):
-    module = IsotropicStandardization(12, rotation="none")
+    module = Standardization(12, rotation="none")
     with pytest.raises(ValueError, match="at least 2 samples but are of 1"):
         module.fit(features[:1])
     with pytest.raises(ValueError, match="at least 2 samples but are of 0"):
@@ -112,7 +112,7 @@ def test_hadamard_of_other_orders(order):
     with pytest.raises(ValueError, match=f"but is {order}; use rotation='none'"):
         hadamard(order)
     with pytest.raises(ValueError, match="rotation='none'"):
-        IsotropicStandardization(order, rotation="hadamard")
+        Standardization(order, rotation="hadamard")
 
 
 def test_a_store_gives_its_features(tmp_path, features):
@@ -129,3 +129,30 @@ def test_a_store_gives_its_features(tmp_path, features):
     assert torch.equal(torch.cat(parts), features)
     with pytest.raises(ValueError, match="name must be one of a, teacher but is 'b'"):
         list(stored_features(store, "b"))
+
+
+def test_a_scale_for_each_coordinate(features):
+    features[:, 4] = 7.0  # constant
+    module = Standardization(12, scale="coordinate").fit(iter(features.split(33)))
+    out = module(features)
+    torch.testing.assert_close(out.mean(0), torch.zeros(12), rtol=0, atol=1e-4)
+    expected = torch.ones(12)
+    expected[4] = 0
+    torch.testing.assert_close(out.var(0, correction=0), expected, rtol=1e-4, atol=0)
+    assert module.rotation_matrix is None
+
+
+def test_a_scale_for_each_coordinate_from_batches(features):
+    module = Standardization(12, scale="coordinate")
+    for part in features.split([50, 90, 60]):
+        module(part)
+    torch.testing.assert_close(module.variance, features.var(0, correction=0), rtol=1e-4, atol=1e-6)
+    fitted = Standardization(12, scale="coordinate").fit(features)
+    torch.testing.assert_close(module.eval()(features), fitted(features), rtol=1e-3, atol=1e-3)
+
+
+def test_exception_scale():
+    with pytest.raises(ValueError, match="scale must be one of 'isotropic', 'coordinate' but is"):
+        Standardization(12, scale="each")
+    with pytest.raises(ValueError, match="rotation must be 'auto' or 'none' with scale='coordi"):
+        Standardization(12, scale="coordinate", rotation="hadamard")
