@@ -218,7 +218,9 @@ def with_presets(words: Sequence[str]) -> list[str]:
         place = joined.index("--preset")
         joined[place : place + 2] = [f"--preset={joined[place + 1]}"]
     return [
-        f"--config={PRESETS / word.partition('=')[2]}.yaml" if word.startswith("--preset=") else word
+        f"--config={PRESETS / word.partition('=')[2]}.yaml"
+        if word.startswith("--preset=")
+        else word
         for word in joined
     ]
 

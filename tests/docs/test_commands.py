@@ -85,14 +85,14 @@ OF_GUIDES = {
     ),
     "python -m mvmr_loss.adapters.solo main_knn.py": "solo_scripts.py::test_main_knn",
     "python -m mvmr_loss.adapters.solo main_umap.py": "solo_scripts.py::test_main_umap",
-    'cp "$(python -c \'import mvmr_loss.adapters.stable_pretraining': (
+    "cp \"$(python -c 'import mvmr_loss.adapters.stable_pretraining": (
         "stable_pretraining_host.py::test_the_configuration_runs"
     ),
     "python -m mvmr_loss.adapters.stable_pretraining": (
         "stable_pretraining_host.py::test_the_configuration_runs"
     ),
     "python -m mvmr_loss.adapters.timm": "timm_task.py::test_the_guide_runs",
-    'cp "$(python -c \'import mvmr_loss.adapters.torchdistill': (
+    "cp \"$(python -c 'import mvmr_loss.adapters.torchdistill": (
         "torchdistill.py::test_the_guide_is_right"
     ),
     "python examples/stable_pretraining_mvmr.py": (
