@@ -32,8 +32,10 @@ run: install-run
 	@echo "Training on real photographs, then evaluating: some two minutes on two cores."
 	$(BIN)/python -m benchmarks.plain_pytorch $(ARGS)
 
-# One process a core, and one thread in each; the tests of a file stay together.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+# One process a core, and one thread in each; the tests of a file stay together. Files are taken in their
+# own order: by their numbers of tests the longest, which start programs, would come last.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
 
 test: install
 	$(PYTEST) -m "not slow"

@@ -34,7 +34,7 @@ def lower_bounds() -> dict[str, str]:
     lines = config["options"]["install_requires"].splitlines()
     for extra in config["options.extras_require"].values():
         lines += extra.splitlines()
-    found = (re.match(r"([\w-]+)\s*[>=]=\s*([\d.]+)", line.strip()) for line in lines)
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?\s*[>=]=\s*([\d.]+)", line.strip()) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
 

@@ -40,13 +40,14 @@ def run(module: str, arguments: Sequence[str], wheel: Path | None = None) -> int
             (wheel,) = Path(folder).glob("*.whl")
         site = Path(folder) / "site"
         subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
-        # Beside the benchmarks lie the sources, which Python would take first: from here it sees the
-        # benchmarks alone.
+        # Beside the benchmarks lie the sources, which Python would take first, also in the processes
+        # that a benchmark starts: from here it sees the benchmarks alone.
         (site / "benchmarks").symlink_to(ROOT / "benchmarks")
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-P", "-m", module, *arguments]
         return subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": path}, check=False
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            check=False,
         ).returncode
 
 

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, _objective
 from mvmr_loss.dependence import DependenceMeasure
+from mvmr_loss.distributed import ALL_ROWS
 from mvmr_loss.loss import invariance_loss, variance_loss
 
 
@@ -217,6 +218,7 @@ def test_the_order_of_the_terms_and_their_weights():
 
 def test_printing_tells_every_option():
     text = repr(MVMRLoss(eps=0.25, variance_margin=3, representation_weights={"a": -1}))
+    assert "invariance_weight=1.0, variance_weight=1.0, dependence_weight=1.0, repr" in text
     for said in (
         *("invariance_weight=1.0", "variance_weight=1.0", "dependence_weight=1.0", "eps=0.25"),
         *("representation_weights={'a': -1.0}", "representation_views='augmented'"),
@@ -236,6 +238,9 @@ def test_defaults_are_the_papers():
     assert criterion.measure.name == "distance_correlation"
     assert MultiRepresentationRegularizer().weights == 1
     assert MultiRepresentationRegularizer().measure.name == "distance_correlation"
+    # In one process it would change nothing.
+    assert criterion.gather_distributed is False
+    assert MultiRepresentationRegularizer().gather_distributed is False
     z = torch.zeros(4, 2)
     assert variance_loss(z) == pytest.approx(0.99)
 
@@ -243,6 +248,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"invariance_weight": -0.1}, "invariance_weight must be finite and at least 0"),
         ({"variance_weight": -0.1}, "variance_weight must be finite and at least 0"),
         ({"identity_weight": -0.1}, "identity_weight must be finite and at least 0"),
         ({"covariance_weight": -0.1}, "covariance_weight must be finite and at least 0"),
@@ -254,6 +260,40 @@ def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         MVMRLoss(**options)
     MVMRLoss(**dict.fromkeys(options, 0.0))
+
+
+@pytest.mark.parametrize("name", ["dependence_weight", "representation_weights"])
+def test_signed_options_are_finite(name):
+    with pytest.raises(ValueError, match=f"^{name} must be finite but is inf"):
+        MVMRLoss(**{name: float("inf")})
+
+
+def test_representation_views_are_named():
+    with pytest.raises(
+        ValueError, match="^representation_views must be one of 'augmented', 'both'"
+    ):
+        MVMRLoss(representation_views="all")
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_is_gathered_when_asked_for_in_one_order(gathers, monkeypatch):
+    calls = []
+
+    def gather(tensors):
+        calls.append(list(tensors))
+        return tensors, ALL_ROWS
+
+    monkeypatch.setattr(_objective, "gather", gather)
+    z, v, _, y = inputs()
+    MVMRLoss(gather_distributed=gathers)(z, v, {"b": y, "a": y})
+    ordered = ["z", "z_augmented", "representations['a']", "representations['b']"]
+    assert calls == ([ordered] if gathers else [])
+
+
+def test_the_second_head_gives_numbers():
+    z, v, _, y = inputs()
+    with pytest.raises(TypeError, match="^representation_embeddings must have a floating-point"):
+        MVMRLoss()(z, v, {"y": y}, y.long())
 
 
 def test_gather_distributed_is_a_bool():

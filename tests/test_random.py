@@ -112,7 +112,7 @@ def test_torch_seed_plays_no_part():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compile(backend):
     compiled = torch.compile(
         lambda start: random_bits(2**63 + 7, start, 64), fullgraph=True, backend=backend

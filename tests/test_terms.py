@@ -103,6 +103,26 @@ def test_extreme_scales(scale, shape):
     assert covariance_loss(z) >= -1e-6 * min(scale**4, 1e38)
 
 
+def test_covariance_has_a_gradient_as_far_as_it_says():
+    z = drawn(8, 5).float()
+    z = z / z.abs().max()
+    # By the deviation from the mean, of which 4e9 is the fourth root of float32's largest.
+    for scale, there in ((1e9, True), (1e10, False)):
+        x = (scale * z).requires_grad_()
+        (gradient,) = torch.autograd.grad(covariance_loss(x), x)
+        assert (gradient.abs().max() > 0) == there
+
+
+def test_covariance_in_the_unit_of_the_largest_magnitude():
+    z = torch.tensor([[1e-37, 1e-37], [-1e3, -2e3], [-5.0, -1e3]])
+    torch.testing.assert_close(covariance_loss(z), covariance_loss(z.double()).float())
+
+
+def test_identity_of_negative_rows():
+    z, v = -drawn(6, 4).abs(), -drawn(6, 4, seed=1).abs()
+    torch.testing.assert_close(identity_loss([z, v]), reference_identity([z, v]))
+
+
 class TestLoss:
     def test_terms_are_there_when_asked_for(self):
         z, v = drawn(8, 5), drawn(8, 5, seed=1)

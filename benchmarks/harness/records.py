@@ -163,7 +163,7 @@ def _is_text(value: Any) -> bool:
 
 def _is_day(value: Any) -> bool:
     try:
-        return datetime.date.fromisoformat(value).isoformat() == value
+        return bool(datetime.date.fromisoformat(value).isoformat() == value)
     except (TypeError, ValueError):
         return False
 

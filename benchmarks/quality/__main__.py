@@ -35,7 +35,9 @@ def main() -> None:
     with plain_errors():
         chosen = [
             run
-            for run in plan(arguments.plan)
+            for run in plan(
+                arguments.plan, arguments.data.name if arguments.data else "photographs"
+            )
             if (not arguments.rows or run.name.startswith(tuple(arguments.rows)))
             and (not arguments.seeds or run.seed in arguments.seeds)
             and (not arguments.epochs or run.settings["epochs"] in arguments.epochs)

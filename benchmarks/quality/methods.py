@@ -17,7 +17,12 @@ from lightly.loss import (
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, MVMRProjectionHead
+from mvmr_loss import (
+    DistillationLoss,
+    MultiRepresentationRegularizer,
+    MVMRLoss,
+    MVMRProjectionHead,
+)
 
 WIDTH = 512
 Encode = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]
@@ -28,6 +33,50 @@ def second_head(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Linear(256, 128)
     )
+
+
+class Regressed(nn.Module):
+    """A method, and beside it what the encoder's features have to do with the representations.
+
+    Args:
+        method: Its loss, with a ``projector``.
+        encoder: Maps images to features; has ``output_dim``.
+        representations: All training images' representations, by whose statistics each coordinate is
+            standardised.
+        regression: Weight of the regression onto them.
+        dependence: Weight of the dependence on them.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        encoder: nn.Module,
+        representations: Mapping[str, Tensor],
+        regression: float,
+        dependence: float,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.projector = method.projector
+        self.regression = DistillationLoss(
+            encoder.output_dim,  # type: ignore[arg-type]
+            {name: y.shape[1] for name, y in representations.items()},
+            regression_weight=regression,
+            dependence_weight=dependence,
+            scale="coordinate",
+        ).fit(representations)
+
+    def forward(
+        self,
+        features: list[Tensor],
+        representations: Mapping[str, Tensor],
+        views: list[Tensor],
+        encode: Encode,
+    ) -> dict[str, Tensor]:
+        """Computes the loss, and its terms by name."""
+        terms = dict(self.method(features, representations, views, encode))
+        regressed = self.regression.forward_components(features, representations)
+        return {**terms, **regressed.terms, "loss": terms["loss"] + regressed.total}
 
 
 def embed(head: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
@@ -150,14 +199,21 @@ class BYOL(Peer):
         return torch.stack(losses).mean()
 
 
-def build(name: str, encoder: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+def build(
+    name: str,
+    encoder: nn.Module,
+    options: Mapping[str, Any],
+    representations: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """Returns the method of a name.
 
     Args:
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
         options: ``preset``, ``head`` and those of the loss; for the others the loss's own, and
-            ``regularizer`` and ``head``.
+            ``regularizer`` and ``head``; for all ``regression`` and
+            ``dependence``, see :class:`Regressed`.
+        representations: All training images', for the regression.
 
     Returns:
         A module from features of views, representations, views and how they are encoded to the loss
@@ -167,6 +223,10 @@ def build(name: str, encoder: nn.Module, options: Mapping[str, Any]) -> nn.Modul
         ValueError: If there is no such method.
     """
     options = dict(options)
+    weights = [options.pop(term, 0.0) for term in ("regression", "dependence")]
+    if any(weights):
+        method = build(name, encoder, options)
+        return Regressed(method, encoder, representations or {}, *weights)
     on_top = {key: options.pop(key) for key in ("regularizer", "head") if key in options}
     if name == "mvmr":
         return MVMR(encoder, **on_top, **options)

@@ -12,26 +12,38 @@ KNOWN = ["scattering", "hog"]
 IDENTITY: dict[str, Any] = {"method": "mvmr", "options": {"preset": "identity"}}
 ALONE: dict[str, Any] = {**IDENTITY, "representations": []}
 SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "second"}}
+# The encoder's features meet the representations, each coordinate standardised: they are regressed
+# onto them, and depend on them.
+FEATURES: dict[str, float] = {"regression": 1.0, "dependence": 0.3}
+_IDENTITY_ALONE: dict[str, Any] = {"preset": "identity", "representation_weights": 0.0}
+RECOMMENDED: dict[str, Any] = {
+    "method": "mvmr",
+    "representations": KNOWN,
+    "options": {**_IDENTITY_ALONE, **FEATURES},
+}
+REGRESSED: dict[str, Any] = {**RECOMMENDED, "options": {**_IDENTITY_ALONE, "regression": 1.0}}
 
 # Row -> what differs from the common settings.
 MAIN: dict[str, dict[str, Any]] = {
-    "identity-crops": {**IDENTITY, **SECOND, "views": "crops"},
-    "vicreg": {"method": "vicreg"},
+    "recommended-crops": {**RECOMMENDED, "views": "crops"},
+    "regressed-crops": {**REGRESSED, "views": "crops"},
     "vicreg-crops": {"method": "vicreg", "views": "crops"},
-    "identity": {**IDENTITY, **SECOND},
+    "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
     "paper": {
         "method": "mvmr",
         "options": {"preset": "paper"},
         "representations": PAPER,
         "views": "plain",
     },
-    "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
-    "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
+    "lejepa-crops": {"method": "lejepa", "views": "crops"},
     "barlow_twins-crops": {"method": "barlow_twins", "views": "crops"},
+    "byol-crops": {"method": "byol", "views": "crops"},
+    "recommended": RECOMMENDED,
+    "vicreg": {"method": "vicreg"},
+    "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
     "barlow_twins": {"method": "barlow_twins"},
     "byol": {"method": "byol"},
-    "byol-crops": {"method": "byol", "views": "crops"},
-    "lejepa-crops": {"method": "lejepa", "views": "crops"},
+    "identity-crops": {**IDENTITY, **SECOND, "views": "crops"},
 }
 
 
@@ -82,7 +94,6 @@ COMMON: dict[str, Any] = {
     "encoder": "small",
     "split": "test",
     "per_class": None,
-    "data": "cifar10-12k",
 }
 
 
@@ -91,11 +102,12 @@ def file_name(row: str) -> str:
     return row.replace(", ", " ").replace(" ", "-")
 
 
-def plan(name: str) -> Iterator[Run]:
+def plan(name: str, data: str = "photographs") -> Iterator[Run]:
     """Yields the runs of a table: all rows with the first seed, then all with the next.
 
     Args:
         name: A key of ``TABLES``.
+        data: What the images are called.
     """
     # Options are chosen on held-out training images; the main table is of the test images.
     split = "test" if name == "main" else "validation"
@@ -104,7 +116,7 @@ def plan(name: str) -> Iterator[Run]:
     for epochs in lengths:
         for seed in seeds:
             for row, differs in TABLES[name].items():
-                settings = {**COMMON, "split": split, **differs, "epochs": epochs}
+                settings = {**COMMON, "data": data, "split": split, **differs, "epochs": epochs}
                 yield Run(
                     f"{file_name(row)}-epochs{epochs}-seed{seed}",
                     settings,

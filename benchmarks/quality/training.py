@@ -142,8 +142,8 @@ def train(
     data = load(folder, settings["split"], settings["per_class"], device)
     torch.manual_seed(seed)
     encoder = make_encoder(settings["encoder"]).to(device, memory_format=torch.channels_last)
-    method = build(settings["method"], encoder, settings["options"]).to(device)
     features = _represent(settings["representations"], data.train_images)
+    method = build(settings["method"], encoder, settings["options"], features).to(device)
     live = Representations(["augmented_pixels"], normalization=NORMALIZATION).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
     steps = settings["epochs"] * (len(data.train_images) // BATCH_SIZE)

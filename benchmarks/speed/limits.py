@@ -8,6 +8,7 @@ what the caches keep.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.timing import Times, interleaved
 from benchmarks.speed.losses import SIZES, SKETCH_DIM
+from mvmr_loss import MVMRProjectionHead
 
 SIDE, MIB = 2048, 256
 
@@ -71,6 +73,14 @@ def loss_work(d: int, widths: list[int], n: int = 256) -> Work:
     return Work(n * n * total + 2 * 2 * n * n * d, 4 * n * (total + 2 * d))
 
 
+def pixelwise_work(name: str, size: int, n: int) -> Work:
+    """Returns the work of HOG, local standard deviation or DCT of n RGB images."""
+    images = 3 * n
+    outputs = {"hog": 24 * (size // 8) ** 2, "local_std": size**2, "dct": size**2}
+    flops = images * 4 * size**3 if name == "dct" else 0
+    return Work(flops, 4 * images * (size**2 + outputs[name]))
+
+
 def scattering_work(size: int, n: int = 32) -> Work:
     """Returns the work of the FFTs of scattering J=2, L=8 of n RGB images, 5 N log2 N each."""
 
@@ -84,13 +94,15 @@ def scattering_work(size: int, n: int = 32) -> Work:
     return Work(3 * n * one, 4 * 3 * n * (size**2 + 81 * (size // 4) ** 2))
 
 
+@functools.cache
 def step_work(batch_size: int = 64, size: int = 96) -> Work:
-    """Returns the operations of ResNet-18's forward and backward passes of two views, counted."""
+    """Returns the operations of a step of ResNet-18 with a head, of two views, counted."""
     from torchvision.models import resnet18
 
     with torch.device("meta"):
-        network = resnet18()
-        network.fc = nn.Identity()  # type: ignore[assignment]
+        backbone = resnet18()
+        backbone.fc = nn.Identity()
+        network = nn.Sequential(backbone, MVMRProjectionHead(512, 2048, 2048))
         images = torch.empty(2 * batch_size, 3, size, size)
     with FlopCounterMode(display=False) as counter:
         network(images).sum().backward()
@@ -98,7 +110,7 @@ def step_work(batch_size: int = 64, size: int = 96) -> Work:
 
 
 def least_work(part: str, group: str, ours: str) -> Work | None:
-    """Returns the least work of a row of the table, or None where it has none of its own."""
+    """Returns the least work of a row of the table, or None of a row that is no time."""
     if part == "loss":
         if ours == "sketched on the fly":
             reduced = loss_work(8192, [SKETCH_DIM] * 5)
@@ -110,10 +122,11 @@ def least_work(part: str, group: str, ours: str) -> Work | None:
     if part == "scattering":
         return scattering_work(int(group.partition(" ")[0]))
     if part == "handcrafted":
-        images, size = 64 * 3, 96
-        outputs = {"hog": 24 * 12 * 12, "local_std": size**2, "dct": size**2}
-        flops = images * 4 * size**3 if group == "dct" else 0
-        return Work(flops, 4 * images * (size**2 + outputs[group]))
-    if part == "step" and ours.startswith("five"):
+        return pixelwise_work(group, 96, 64)
+    if part == "modes":
+        if group.startswith("loss"):
+            return loss_work(2048, [SKETCH_DIM] * 5)
+        return scattering_work(96) if group == "scattering" else pixelwise_work(group, 96, 32)
+    if part == "step":
         return step_work()
     return None

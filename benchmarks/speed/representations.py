@@ -24,13 +24,14 @@ def photographs(n: int, size: int, device: torch.device) -> Tensor:
     return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners]).to(device)
 
 
-def scattering(size: int, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Times scattering J=2, L=8 beside kymatio's torch backend, batch 32.
+def scattering(size: int, device: torch.device, repeats: int, n: int = 32) -> dict[str, Any]:
+    """Times scattering J=2, L=8 beside kymatio's torch backend.
 
     Args:
         size: Height and width of the images.
         device: Where to run.
         repeats: Timed rounds.
+        n: Number of images.
 
     Returns:
         Under ``times`` the seconds of each round, and under ``error`` the relative error.
@@ -39,7 +40,7 @@ def scattering(size: int, device: torch.device, repeats: int) -> dict[str, Any]:
     from kymatio.scattering2d.backend.torch_backend import backend
     from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
-    images = photographs(32, size, device)
+    images = photographs(n, size, device)
     ours = Scattering(J=2, L=8).to(device)
     theirs = ScatteringTorch2D(J=2, L=8, shape=(size, size), backend=backend).to(device)
     mine, reference = ours(images), theirs(images)

@@ -58,6 +58,7 @@ class Row(NamedTuple):
         ours: What is ours.
         theirs: What it is compared with.
         ratios: One a run: the median over its rounds, ours over theirs.
+        rounds: The spread over the rounds of a run, the median over runs.
         seconds: Ours, the median over runs; bytes for memory.
         limit: Seconds that the machine's own rates allow, or None.
     """
@@ -67,6 +68,7 @@ class Row(NamedTuple):
     ours: str
     theirs: str
     ratios: Sequence[float]
+    rounds: float
     seconds: float
     limit: float | None
 
@@ -87,8 +89,8 @@ class Row(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the smallest and the largest run."""
-        return (max(self.ratios) - min(self.ratios)) / 2
+        """Half of what lies between the smallest and the largest run; of one run, its rounds' spread."""
+        return (max(self.ratios) - min(self.ratios)) / 2 if len(self.ratios) > 1 else self.rounds
 
     @property
     def goal(self) -> float | None:
@@ -133,10 +135,12 @@ def rows(results: Sequence[Figures]) -> list[Row]:
             for ours, theirs in chosen:
                 work = least_work(part, group, ours) if rate else None
                 limit = max(work.flops / rate[0], work.bytes / rate[1]) if work and rate else None
+                compared = [ratio(run[group][ours], run[group][theirs]) for run in runs]
                 found.append(
                     Row(
                         *(part, group, ours, theirs),
-                        ratios=[ratio(run[group][ours], run[group][theirs]).value for run in runs],
+                        ratios=[one.value for one in compared],
+                        rounds=statistics.median(one.spread for one in compared),
                         seconds=statistics.median(
                             statistics.median(run[group][ours]) for run in runs
                         ),
@@ -211,7 +215,7 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
             [
                 f"{row.part}, {row.group}: {row.ours}",
                 row.theirs,
-                f"{row.ratio:.3g}" + (f" ± {row.spread:.1g}" if len(row.ratios) > 1 else ""),
+                f"{row.ratio:.3g}" + (f" ± {row.spread:.1g}" if row.spread else ""),
                 goal,
                 value,
                 f"{row.seconds / row.limit:.1f}" if row.limit else "",

@@ -9,7 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import can_be_seen, check_batch, check_bool, check_finite, check_int
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_batch,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_int,
+)
 from mvmr_loss._objective import (
     LossComponents,
     Measure,
@@ -23,7 +30,7 @@ from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.cross import CenteredDistances
 from mvmr_loss.distillation.bank import AnchorBank
 from mvmr_loss.distillation.regression import TeacherRegression
-from mvmr_loss.distillation.standardization import Rotation, Scale, stored_features
+from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization, stored_features
 from mvmr_loss.distributed import gather
 from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import Representations
@@ -38,9 +45,9 @@ class DistillationLoss(nn.Module):
     For each teacher, and as a mean over the views::
 
         L =   regression_weight (1 - cos(head(z), y') + smooth_l1(head(z), y'))
-            + dependence_weight (1 - dependence(z, y))
+            + dependence_weight (1 - dependence(z, y'))
 
-    with y the teacher's features, y' the same standardised, and a head for each teacher that is
+    with y' the teacher's features, standardised, and a head for each teacher that is
     trained with the loss and left behind. Give it the student's backbone features, and add it to any
     other loss. Regression says where a feature lies, dependence which images are far from which; the
     latter needs no head and sees the embeddings themselves.
@@ -122,6 +129,7 @@ class DistillationLoss(nn.Module):
         if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
             raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
+        self.scale = check_choice("scale", scale, ("isotropic", "coordinate"))
         self.regressions = nn.ModuleDict(
             {
                 name: TeacherRegression(
@@ -136,6 +144,14 @@ class DistillationLoss(nn.Module):
                 )
                 for name, weight in self.regression_weight.items()
                 if weight > 0
+            }
+        )
+        # Of who has no regression; one scale for all coordinates changes no dependence.
+        self.standardizations = nn.ModuleDict(
+            {
+                name: Standardization(width, scale=scale, gather_distributed=gather_distributed)
+                for name, width in self.teacher_dims.items()
+                if scale == "coordinate" and name not in self.regressions
             }
         )
         self.measure = resolve_measure(dependence_measure)
@@ -181,13 +197,18 @@ class DistillationLoss(nn.Module):
         if isinstance(source, RepresentationCache):
             store = source
             source = {name: stored_features(store, name) for name in store.widths}
-        for name, regression in self.regressions.items():
+        own = self._standardizations()
+        for name, standardization in own.items():
             if name not in source:
-                raise ValueError(
-                    f"source must have {', '.join(self.regressions)} but has {', '.join(source)}."
-                )
-            cast("TeacherRegression", regression).standardization.fit(source[name])
+                raise ValueError(f"source must have {', '.join(own)} but has {', '.join(source)}.")
+            standardization.fit(source[name])
         return self
+
+    def _standardizations(self) -> dict[str, Standardization]:
+        """Returns what standardises each teacher's features."""
+        regressions = cast("dict[str, TeacherRegression]", self.regressions)
+        own = {name: regression.standardization for name, regression in regressions.items()}
+        return {**own, **cast("dict[str, Standardization]", self.standardizations)}
 
     def fit_if_full(self, representations: Representations) -> bool:
         """Fits to a cache that has all samples; a trainer may call it whatever cache there is.
@@ -250,7 +271,7 @@ class DistillationLoss(nn.Module):
             terms[f"regression/{name}"] = regression(views, teachers[name])
             weights[f"regression/{name}"] = self.regression_weight[name]
         if any(self.dependence_weight.values()):
-            for name, term in self._dependence_terms(named, teachers).items():
+            for name, term in self._dependence_terms(named, self._standardized(teachers)).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -258,6 +279,18 @@ class DistillationLoss(nn.Module):
             for label, tensor in {**named, **teachers}.items():
                 check_finite(label, tensor)
         return LossComponents(total, terms, weights)
+
+    def _standardized(
+        self, teachers: Mapping[str, Tensor], *, seen: bool = False
+    ) -> dict[str, Tensor]:
+        """Returns the features whose dependence is looked at; regressions have counted theirs."""
+        features = dict(teachers)
+        if self.scale == "coordinate":  # else distances stay as they are
+            for name, standardization in self._standardizations().items():
+                counted = seen or name not in self.standardizations
+                apply = standardization.apply_statistics if counted else standardization
+                features[name] = apply(features[name].flatten(1))
+        return features
 
     @torch.no_grad()
     def update(self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]) -> None:
@@ -304,6 +337,7 @@ class DistillationLoss(nn.Module):
             gather_distributed=self.gather_distributed,
         )
         kept, kept_teachers = self.bank.samples()
+        kept_teachers = self._standardized(kept_teachers, seen=True)
         views = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in batch.views]
         terms = {}
         for name, y in batch.features.items():

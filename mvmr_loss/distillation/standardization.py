@@ -154,9 +154,13 @@ class Standardization(nn.Module):
             ValueError: If it is of another width.
         """
         features = self._checked(features)
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
         if self.training:
             self._count(features.detach())
+        return self.apply_statistics(features)
+
+    def apply_statistics(self, features: Tensor) -> Tensor:
+        """Standardises features (N, E), which may be none, by the statistics as they are."""
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         # What is all equal is nothing but its mean.
         tells = self.variance > _NOTHING * self.variance.mean()
         scale = torch.where(tells, self.variance, torch.inf).rsqrt()
@@ -186,6 +190,7 @@ class Standardization(nn.Module):
 
         Source: Chan, Golub and LeVeque, The American Statistician 37(3), 1983, eq. 2.1.
         """
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         number = torch.full_like(self.count, len(features))
         mean = features.mean(dim=0)
         square = self._over_coordinates((features - mean).square().mean(dim=0))

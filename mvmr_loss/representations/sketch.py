@@ -124,7 +124,7 @@ def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tenso
     unfolded = x.new_zeros(len(x), 2 * dim, dtype=signs.dtype)
     for start, rotation in zip(range(0, width, dim), rotations, strict=False):
         part, sign = x[:, start : start + dim], signs[start : min(start + dim, width)]
-        unfolded[:, rotation : rotation + len(sign)].addcmul_(part.to(sign.dtype), sign)
+        unfolded[:, rotation : rotation + len(sign)].addcmul_(part, sign)
     return unfolded[:, :dim] + unfolded[:, dim:]
 
 

@@ -104,6 +104,7 @@ def test_resnet50_script(benchmark, folders, tmp_path):
     assert len(list(checkpoints)) == 1
 
 
+@pytest.mark.slow  # the other script's twin
 def test_vitb16_script(benchmark, folders, tmp_path):
     pytest.importorskip("timm")
     model = ["--model", "backbone=vit_tiny_patch16_224", *SMALL[2:]]

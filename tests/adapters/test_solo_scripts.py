@@ -172,6 +172,7 @@ def evaluation_arguments(cwd: Path, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # the linear evaluation reads the same checkpoint
 def test_main_knn(
     solo_learn: Path,
     installed: dict[str, str],
@@ -274,6 +275,7 @@ def test_own_configuration_upon_a_shipped_one_and_its_errors(
     ) in done.stderr
 
 
+@pytest.mark.slow  # three programs; what each does is tested above, too
 def test_a_relative_folder_of_few_classes_with_a_cache(
     run_solo: Run, photograph_folder: Path, tmp_path: Path
 ) -> None:

@@ -4,10 +4,28 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import from_wheel
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_processes_that_a_benchmark_starts_see_the_wheel_too(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        from_wheel.subprocess,
+        "run",
+        lambda command, **options: seen.append((command, options)) or SimpleNamespace(returncode=3),
+    )
+    wheel = tmp_path / "mvmr_loss-9-py3-none-any.whl"
+    monkeypatch.setattr(Path, "symlink_to", lambda self, target: None)
+    assert from_wheel.run("benchmarks.speed", ["--again"], wheel) == 3
+    command, options = seen[-1]
+    assert command[1:] == ["-m", "benchmarks.speed", "--again"]
+    assert options["env"]["PYTHONSAFEPATH"] == "1"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_equals_whole_matrices(measure, exponent, block_size):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_gradcheck(measure):
-    x, y = batches(9, torch.float64)
+    x, y = (t.detach()[:, :3].requires_grad_() for t in batches(6, torch.float64))
     assert torch.autograd.gradcheck(measure(block_size=4), (x, y))
     assert torch.autograd.gradgradcheck(measure(block_size=4), (x, y))
 

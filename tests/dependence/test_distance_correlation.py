@@ -1,5 +1,7 @@
 """The distance-based measures against dcor and against the authors' release of MV-MR."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,63 +16,38 @@ from mvmr_loss.dependence import (
     partial_distance_correlation,
 )
 from mvmr_loss.dependence.definitions import double_centered, u_centered
+from tests.oracles import make_dcor
+from tests.oracles.make_dcor import EXPONENTS, FUNCTIONS, PARTIAL_SHAPES, SHAPES, batch, pair
 
-FUNCTIONS = [
-    "distance_covariance",
-    "distance_covariance_sqr",
-    "distance_correlation",
-    "distance_correlation_sqr",
-    "u_distance_covariance_sqr",
-    "u_distance_correlation_sqr",
-]
+STORED = json.loads(make_dcor.PATH.read_text())
 
 
-@pytest.fixture(scope="module")
-def dcor():
-    """The oracle, imported by the one process that uses it.
-
-    Its first import compiles for most of a minute, into a cache beside its source that processes
-    compiling at once can corrupt.
-    """
-    import dcor
-
-    return dcor
-
-
-def batch(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def as_tensors(*arrays):
-    return [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for a in arrays]
+@pytest.mark.slow
+def test_what_is_stored_is_dcors():
+    found = make_dcor.values()
+    assert list(found) == list(STORED)
+    for key, value in found.items():
+        np.testing.assert_allclose(value, STORED[key], rtol=1e-10, atol=1e-14, err_msg=key)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("exponent", [1.0, 0.5, 1.7])
-@pytest.mark.parametrize("shapes", [(4, 3, 2), (20, 5, 7), (33, 1, 1), (150, 300, 40)])
-def test_equals_dcor(dcor, name, exponent, shapes):
-    n, d, e = shapes
-    x = batch(n, d)
-    # 150 rows is more than one block of the Gram matrix.
-    y = 10 + (x.abs() @ batch(d, e, seed=1)) * 1e3 + batch(n, e, seed=2)
-    expected = getattr(dcor, name)(x.numpy(), y.numpy(), exponent=exponent)
-    value = getattr(dependence, name)(x, y, exponent=exponent)
-    assert value.item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_equals_dcor(name, exponent, shapes):
+    value = getattr(dependence, name)(*pair(*shapes), exponent=exponent)
+    expected = STORED[make_dcor.key(name, shapes, exponent)]
+    assert value.item() == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_equals_dcor_on_ties(dcor, name):
-    x = torch.tensor([0.0, 0, 1, 1, 2, 2, 2, 5], dtype=torch.float64)[:, None]
-    y = torch.tensor([1.0, 0, 0, 1, 1, 0, 3, 3], dtype=torch.float64)[:, None]
-    expected = getattr(dcor, name)(x.numpy(), y.numpy())
-    assert getattr(dependence, name)(x, y).item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+def test_equals_dcor_on_ties(name):
+    value = getattr(dependence, name)(*make_dcor.ties())
+    assert value.item() == pytest.approx(STORED[make_dcor.key(name, "ties")], rel=1e-9, abs=0)
 
 
-def test_wider_than_a_slice(dcor):
-    x, y = batch(20, 9000) + 2, batch(20, 5)
-    expected = dcor.distance_correlation(x.numpy(), y.numpy())
-    assert distance_correlation(x, y).item() == pytest.approx(float(expected), rel=1e-9)
+def test_wider_than_a_slice():
+    value = distance_correlation(*make_dcor.wide())
+    assert value.item() == pytest.approx(STORED["wide"], rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -83,27 +60,20 @@ def test_gradient_in_slices_equals_that_of_the_whole(dtype):
     torch.testing.assert_close(sliced, whole.detach())
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (25, 4), (60, 1)])
-def test_partial_equals_dcor(dcor, shape):
-    n, d = shape
-    z = batch(n, 2)
-    x = batch(n, d, seed=1) + z[:, :1]
-    y = x.square() + batch(n, d, seed=2) - z[:, 1:]
-    expected = dcor.partial_distance_correlation(x.numpy(), y.numpy(), z.numpy())
-    value = partial_distance_correlation(x, y, z)
-    assert value.item() == pytest.approx(float(expected), rel=1e-9, abs=0)
+@pytest.mark.parametrize("shape", PARTIAL_SHAPES)
+def test_partial_equals_dcor(shape):
+    value = partial_distance_correlation(*make_dcor.three(*shape))
+    assert value.item() == pytest.approx(STORED[make_dcor.key("partial", shape)], rel=1e-9, abs=0)
 
 
-def test_partial_exponent_by_its_definition(dcor):
+def test_partial_exponent_by_its_definition():
     x, y, z = batch(12, 3), batch(12, 2, seed=1).cumsum(0), batch(12, 2, seed=2).cumsum(0)
-    a, b, c = (dcor.u_centered(torch.cdist(t, t).pow(0.7).numpy()) for t in (x, y, z))
-    expected_a = a - dcor.u_product(a, c) / dcor.u_product(c, c) * c
-    expected_b = b - dcor.u_product(b, c) / dcor.u_product(c, c) * c
-    expected = (expected_a * expected_b).sum() / np.sqrt(
-        (expected_a**2).sum() * (expected_b**2).sum()
-    )
+    a, b, c = (u_centered(torch.cdist(t, t).pow(0.7)) for t in (x, y, z))
+    expected_a = a - (a * c).sum() / c.square().sum() * c
+    expected_b = b - (b * c).sum() / c.square().sum() * c
+    expected = (expected_a * expected_b).sum() / (expected_a.norm() * expected_b.norm())
     value = partial_distance_correlation(x, y, z, exponent=0.7)
-    assert value.item() == pytest.approx(expected, rel=1e-9)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_partial_degenerate():
@@ -204,13 +174,20 @@ def test_covariance_keeps_its_scale(scale):
 
 
 @pytest.mark.parametrize("ours", [double_centered, u_centered])
-def test_centering(dcor, ours):
-    (a,) = as_tensors(dcor.distances.pairwise_distances(batch(9, 4).numpy()))
-    theirs = getattr(dcor, ours.__name__)
-    centered = ours(a)
-    torch.testing.assert_close(centered, torch.from_numpy(theirs(a.numpy().copy())))
+def test_centering(ours):
+    centered = ours(make_dcor.distances())
+    theirs = torch.tensor(STORED[ours.__name__], dtype=torch.float64)
+    torch.testing.assert_close(centered, theirs)
     assert centered.sum(0).abs().max() < 1e-12
     assert torch.autograd.gradcheck(ours, batch(5, 5).requires_grad_())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_plain_definitions_have_the_same_defaults(name):
+    x, y = batch(9, 5), batch(9, 3, seed=1)
+    plain, ours = (getattr(module, name)(x, y) for module in (definitions, dependence))
+    torch.testing.assert_close(plain, ours)
+    torch.testing.assert_close(definitions.pairwise_distances(x), pairwise_distances(x))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -10,6 +10,7 @@ from mvmr_loss.dependence import (
     distance_correlation,
     distance_covariance_sqr,
     matrices,
+    measures,
     pairwise_distances,
     u_distance_correlation_sqr,
 )
@@ -143,3 +144,24 @@ def test_the_floor_of_equal_large_samples(n):
     x = torch.full((n, 3), 1e20, dtype=torch.float64)
     found = pairwise_distances(x, exponent=1.87, eps=4.0)
     torch.testing.assert_close(found, torch.full((n, n), 2**1.87, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_done_in_parts_is_the_whole(dtype, monkeypatch):
+    """Wide batches and many matrices are made in parts, to bound the memory."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 50, generator=generator, dtype=torch.float64)
+    x[6:] = x[:6] + 1e-4 * x[6:]  # close pairs, which float32 computes again
+    y, x = x.square().to(dtype), x.to(dtype).requires_grad_()
+    measure = dependence_measure("distance_correlation")
+    expected = measure.compare([x, y, x], [(0, 1), (1, 2)])
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    monkeypatch.setattr(matrices, "_WIDE_NUMBERS", 40)
+    monkeypatch.setattr(measures, "_STACK_NUMBERS", 1)
+    for _ in range(2):
+        value = measure.compare([x, y, x], [(0, 1), (1, 2)])
+        torch.testing.assert_close(value, expected)
+        found = torch.autograd.grad(value.sum(), x)[0]
+        assert (found - gradient).norm() <= 1e-3 * gradient.norm()
+        # And without the kernel.
+        monkeypatch.setattr(matrices, "_is_for_kernel", lambda x: False)

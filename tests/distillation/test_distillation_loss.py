@@ -178,3 +178,36 @@ def test_input_errors(batch):
         criterion(views, teachers["clip"])
     with pytest.raises(ValueError, match="must be finite"):
         criterion(views, {**teachers, "dino": torch.full((9, 5), torch.inf)})
+
+
+@pytest.mark.parametrize("regression_weight", [1.0, 0.0])
+@pytest.mark.parametrize("fitted", [True, False])
+@pytest.mark.parametrize("anchors", [0, 6])
+def test_dependence_is_on_features_standardised_coordinate_by_coordinate(
+    regression_weight, fitted, anchors
+):
+    torch.manual_seed(0)
+    y = torch.randn(12, 5) * torch.tensor([100.0, 1, 1, 1, 0.1]) + 3
+    z = y[:, 1:4] + 0.1 * torch.randn(12, 3)
+    criterion = DistillationLoss(
+        3,
+        {"y": 5},
+        regression_weight=regression_weight,
+        dependence_weight=1.0,
+        scale="coordinate",
+        anchors=anchors,
+    )
+    if fitted:
+        criterion.fit({"y": y})
+    for _ in range(2):  # of a batch seen twice the statistics are the same
+        terms = criterion.forward_components(z, {"y": y}).terms
+        if anchors:
+            criterion.update(z, {"y": y})
+    standardized = (y - y.mean(0)) / y.std(0, correction=0)
+    if not anchors:
+        expected = 1 - distance_correlation(z, standardized)
+        torch.testing.assert_close(terms["dependence/y"], expected, rtol=1e-4, atol=1e-5)
+    raw = 1 - distance_correlation(z, y)
+    assert terms["dependence/y"] < raw - 0.1
+    if not fitted and not regression_weight:
+        assert criterion.standardizations["y"].count == 24

@@ -61,7 +61,7 @@ def check_torchs_sampler(rank, processes):
     assert torch.isfinite(torch.stack(losses)).all()
 
 
-def stops(reason):
+def stops(reason, folder):
     """What the last process does at its third step."""
 
     def fail():
@@ -70,22 +70,26 @@ def stops(reason):
         if reason == "dies":
             os._exit(7)
         if reason == "hangs":
-            time.sleep(TIMEOUT + MARGIN)
+            # Until the others have ended; no longer, lest the test hangs with it.
+            end = time.monotonic() + TIMEOUT + MARGIN
+            while time.monotonic() < end and not (folder / "ended").exists():
+                time.sleep(0.1)
             os._exit(7)
 
     return fail
 
 
-def check_others_end(rank, processes, reason):
+def check_others_end(rank, processes, reason, folder):
     samples = [20, 8] if reason == "has fewer batches" else None
     start = time.monotonic()
-    steps = training(rank, processes, fails=stops(reason), samples=samples)
+    steps = training(rank, processes, fails=stops(reason, folder), samples=samples)
     if rank == processes - 1:
         list(steps)
         return
     with pytest.raises((RuntimeError, dist.DistBackendError)):
         list(steps)
     assert time.monotonic() - start < TIMEOUT + MARGIN - 5
+    (folder / "ended").touch()
 
 
 def test_uneven_last_batch_is_an_error_in_every_process(tmp_path):
@@ -98,7 +102,8 @@ def test_torchs_sampler_gives_even_batches(tmp_path):
 
 @pytest.mark.parametrize("reason", ["raises", "dies", "hangs", "has fewer batches"])
 def test_one_process_that_stops_does_not_hang_the_rest(tmp_path, reason):
-    codes, messages = outcomes(2, tmp_path, check_others_end, reason, timeout=TIMEOUT, meet=False)
+    check = (check_others_end, reason, tmp_path)
+    codes, messages = outcomes(2, tmp_path, *check, timeout=TIMEOUT, meet=False)
     expected = {"raises": 1, "dies": 7, "hangs": 7, "has fewer batches": 0}[reason]
     assert codes == [0, expected], "\n".join(messages)
     assert len(messages) == (reason == "raises")

@@ -1,11 +1,11 @@
 """Runs the tests against small faults put into the code, one at a time, and counts those unseen.
 
-    python tests/mutation [FILE ...] [--results FOLDER] [--again] [--budget SECONDS]
+    python tests/mutation [FILE ...] [--sample N] [--seed S] [--budget SECONDS] [--again] [--results DIR]
 
 The tree is copied, so that nothing else is disturbed. The tests are imported once; then each mutant is
 tried in a fork, in which the functions are changed where they live, by the tests that run its lines, the
-quickest first, until one fails. What survives that, or cannot be changed so, is imported anew with all
-its tests. Known results are kept; ``--again`` tries survivors again, after tests were added.
+quickest first, until one fails. What cannot be changed so is imported anew with its tests. Known results
+are kept; ``--again`` tries survivors again, after tests were added, and then by importing them as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import platform
+import random
 import select
 import shutil
 import signal
@@ -30,7 +31,7 @@ from typing import Any
 
 import pytest
 from mutants import Mutant, mutants
-from swapping import swap
+from swapping import Functions, living, swap
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -43,7 +44,9 @@ _LOSS = [
     *("tests/test_loss.py", "tests/test_loss_inputs.py", "tests/test_terms.py"),
     "tests/property/test_loss.py",
 ]
-_CACHE = ["tests/cache"]
+# Those that start no programs.
+_CACHE = [f"tests/cache/test_{name}.py" for name in ("files", "store", "damage", "disk")]
+_CACHE += ["tests/cache/test_dataset.py", "tests/cache/test_representations.py"]
 # File -> the tests that are to see its faults.
 TESTS = {
     "mvmr_loss/loss.py": _LOSS,
@@ -54,16 +57,23 @@ TESTS = {
     "mvmr_loss/dependence/distance_correlation.py": _DEPENDENCE,
     "mvmr_loss/dependence/hsic.py": _DEPENDENCE,
     "mvmr_loss/dependence/registry.py": _DEPENDENCE,
-    "mvmr_loss/dependence/definitions.py": _DEPENDENCE,
+    "mvmr_loss/dependence/definitions.py": ["tests/dependence/test_distance_correlation.py"],
+    "mvmr_loss/dependence/cross.py": ["tests/dependence/test_cross.py"],
     "mvmr_loss/representations/sketch.py": ["tests/representations/test_sketch.py"],
     "mvmr_loss/cache/store.py": _CACHE,
     "mvmr_loss/cache/files.py": _CACHE,
     "mvmr_loss/cache/dataset.py": _CACHE,
     "mvmr_loss/cache/rows.py": _CACHE,
-    "mvmr_loss/cache/__main__.py": _CACHE,
+    "mvmr_loss/cache/metadata.py": _CACHE,
+    "mvmr_loss/cache/folder.py": _CACHE,
+    "mvmr_loss/cache/__main__.py": ["tests/cache/test_command.py"],
 }
 _OPTIONS = ("-q", "-m", "not slow", "-k", "not compile and not (blockwise and gradcheck)")
-_OPTIONS += ("--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
+# A failure is all that is asked: to word it takes longer than most tests.
+_OPTIONS += ("--tb=native", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist")
+
+
+_ENDED = "the end of the process or of its time"
 
 
 def in_fork(function: Callable[[], Any], seconds: float) -> Any:
@@ -94,15 +104,17 @@ def in_fork(function: Callable[[], Any], seconds: float) -> Any:
 
 
 class Baseline:
-    """A pytest plugin: notes each test's outcome, time, and the lines of a file that it runs."""
+    """A pytest plugin: notes each test's outcome, time, and the lines of some files that it runs."""
 
-    def __init__(self, file: str) -> None:
-        self.file, self.lines, self.tests = file, set[int](), dict[str, Any]()
+    def __init__(self, files: set[str]) -> None:
+        self.files, self.tests = files, dict[str, Any]()
+        self.lines = set[tuple[str, int]]()
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != self.file:
+        file = frame.f_code.co_filename
+        if file not in self.files:
             return None
-        self.lines.add(frame.f_lineno)
+        self.lines.add((file, frame.f_lineno))
         return self._trace
 
     @pytest.hookimpl(wrapper=True)
@@ -114,7 +126,10 @@ class Baseline:
             return (yield)
         finally:
             sys.settrace(None)
-            self.tests[item.nodeid]["lines"] = sorted(self.lines)
+            lines: dict[str, list[int]] = {}
+            for file, line in sorted(self.lines):
+                lines.setdefault(file, []).append(line)
+            self.tests[item.nodeid]["lines"] = lines
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         test = self.tests[report.nodeid]
@@ -147,14 +162,13 @@ class Killer:
 class Loop:
     """A pytest plugin: in the place of running the tests, tries the mutants that can be swapped in."""
 
-    def __init__(self, tree: Path, record: Record, left: list[Mutant], budget: float) -> None:
-        self.tree, self.record, self.left, self.budget = tree, record, left, budget
+    def __init__(self, tree: Path, work: list[Work], budget: float, *, again: bool) -> None:
+        self.tree, self.work, self.budget, self.again = tree, work, budget, again
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: Any) -> bool:
+        functions = {record.file: living(str(self.tree / record.file)) for record, _ in self.work}
         gc.freeze()
-        file = self.tree / self.record.file
-        source = file.read_text()
         by_name = {item.nodeid: item for item in session.items}
 
         def run(order: list[str], plugin: Any) -> None:
@@ -166,36 +180,50 @@ class Loop:
                     break
 
         def record() -> dict[str, Any]:
-            plugin = Baseline(str(file))
+            plugin = Baseline({str(self.tree / record.file) for record, _ in self.work})
             run(list(by_name), plugin)
             return plugin.tests
 
-        tests = in_fork(record, 3600)
+        tests = in_fork(record, 3 * 3600)
         for name, test in tests.items():
             if not test["passed"]:
                 print(f"  left out, as it does not pass without a fault: {name}", flush=True)
-        tests = {name: test for name, test in tests.items() if test["passed"] and test["lines"]}
-        self.record.tests = tests
-        self.record.write()
+        for record, left in self.work:
+            file = str(self.tree / record.file)
+            record.tests = {
+                name: {**test, "lines": test["lines"][file]}
+                for name, test in tests.items()
+                if test["passed"] and file in test["lines"]
+            }
+            record.write()
+            self._try(record, left, run, functions[record.file])
+        return True
+
+    def _try(
+        self, record: Record, left: list[Mutant], run: Callable[..., None], functions: Functions
+    ) -> None:
+        """Tries the mutants of a file."""
+        file = self.tree / record.file
+        source = file.read_text()
         modules = [m for m in sys.modules.values() if getattr(m, "__file__", None) == str(file)]
 
         def attempt(mutant: Mutant, order: list[str]) -> str | None:
-            if not all(swap(source, mutant.source, module) for module in modules):
+            if not all(swap(source, mutant.source, module, functions) for module in modules):
                 return "?"
             killer = Killer(order)
             run(order, killer)
             return killer.name
 
-        for mutant in self.left:
-            order = seeing(mutant, tests, self.budget)
-            seconds = 30 + 20 * sum(tests[name]["seconds"] for name in order)
+        for mutant in left:
+            order = seeing(mutant, record.tests, self.budget)
+            seconds = 30 + 20 * sum(record.tests[name]["seconds"] for name in order)
             start = time.monotonic()
             killer = in_fork(lambda m=mutant, o=order: attempt(m, o), seconds)
             if killer is None:
-                killer = "the end of the process or of its time"
-            if killer not in ("", "?"):
-                self.record.add(mutant, killer, len(order), time.monotonic() - start)
-        return True
+                killer = _ENDED
+            # By importing it, processes that the tests start see a fault as well.
+            if killer != "?" and (killer or not self.again):
+                record.add(mutant, killer, len(order), time.monotonic() - start)
 
 
 class Record:
@@ -215,6 +243,8 @@ class Record:
             **{"tests": tests, "seconds": round(seconds, 1)},
         }
         self.write()
+        if not killer:
+            print(f"  survives, line {mutant.first}: {mutant.key}", flush=True)
 
     def write(self) -> None:
         """Writes the file."""
@@ -228,6 +258,9 @@ class Record:
         }
         self.path.write_text(json.dumps(content, indent=1) + "\n")
         self.path.with_suffix(".tests").write_text(json.dumps(self.tests))
+
+
+Work = tuple[Record, list[Mutant]]
 
 
 def seeing(mutant: Mutant, tests: dict[str, Any], budget: float) -> list[str]:
@@ -252,11 +285,6 @@ def enter(tree: Path) -> None:
     sys.dont_write_bytecode = True
 
 
-def existing(tree: Path, file: str) -> list[str]:
-    """Returns the tests of a file, its doctests included."""
-    return [test for test in (*TESTS[file], file) if (tree / test).exists()]
-
-
 def anew(tree: Path, record: Record, mutant: Mutant, budget: float) -> None:
     """Tries a mutant by importing it."""
     order = seeing(mutant, record.tests, budget)
@@ -276,10 +304,8 @@ def anew(tree: Path, record: Record, mutant: Mutant, budget: float) -> None:
     finally:
         path.write_text(source)
     if killer is None:
-        killer = "the end of the process or of its time"
+        killer = _ENDED
     record.add(mutant, killer, len(order), time.monotonic() - start)
-    if not killer:
-        print(f"  survives, line {mutant.first}: {mutant.key}", flush=True)
 
 
 def copied_tree() -> Path:
@@ -294,37 +320,61 @@ def copied_tree() -> Path:
     return tree
 
 
-def try_file(tree: Path, file: str, folder: Path, *, again: bool, budget: float) -> None:
-    """Tries all faults of one file, going on from what is known."""
-    record, found = Record(file, folder), list(mutants((tree / file).read_text()))
-    known = record.mutants
-    record.mutants = {m.key: known[m.key] for m in found if m.key in known}
-    left = [m for m in found if m.key not in known or (again and not known[m.key]["killed"])]
-    if again:
-        left = [m for m in left if m.key not in equivalents().get(file, {})]
-    print(f"{file}: {len(found)} mutants, {len(left)} to try", flush=True)
-    if left:
+def drawn(found: list[Mutant], sample: int | None, seed: int) -> list[Mutant]:
+    """Returns so many of a file's mutants, in their order; all of them where there are no more."""
+    if sample is None or sample >= len(found):
+        return found
+    chosen = {m.key for m in random.Random(seed).sample(found, sample)}
+    return [m for m in found if m.key in chosen]
+
+
+def try_files(
+    tree: Path,
+    files: list[str],
+    folder: Path,
+    *,
+    again: bool,
+    budget: float,
+    sample: int | None,
+    seed: int,
+) -> None:
+    """Tries all faults of files that have the same tests, or a sample, going on from what is known."""
+    work: list[Work] = []
+    for file in files:
+        record, found = Record(file, folder), list(mutants((tree / file).read_text()))
+        known = record.mutants
+        record.mutants = {m.key: known[m.key] for m in found if m.key in known}
+        left = [m for m in drawn(found, sample, seed) if m.key not in known]
+        if again:
+            equal = equivalents().get(file, {})
+            left = [m for m in found if m.key in known and not known[m.key]["killed"]]
+            left = [m for m in left if m.key not in equal]
+        print(f"{file}: {len(found)} mutants, {len(left)} to try", flush=True)
+        if left:
+            work.append((record, left))
+    if work:
+        before = {record.file: dict(record.mutants) for record, _ in work}
+        tests = [*TESTS[files[0]], *(record.file for record, _ in work)]  # with their doctests
 
         def session() -> list[str]:
             enter(tree)
-            loop = Loop(tree, record, left, budget)
-            pytest.main([*_OPTIONS, *existing(tree, file)], plugins=[loop])
+            pytest.main([*_OPTIONS, *tests], plugins=[Loop(tree, work, budget, again=again)])
             return sorted(name for name in sys.modules if name.split(".")[0] not in _OWN)
 
-        before = dict(record.mutants)
         for name in in_fork(session, 10**6):
             # What is imported here is not imported in each fork.
             with contextlib.suppress(BaseException):
                 importlib.import_module(name)
-        record = Record(file, folder)
-        record.tests = json.loads(record.path.with_suffix(".tests").read_text())
-        record.path.with_suffix(".tests").unlink()
         gc.freeze()
-        for mutant in left:
-            if record.mutants.get(mutant.key) == before.get(mutant.key):
-                anew(tree, record, mutant, budget)
-        record.path.with_suffix(".tests").unlink(missing_ok=True)
-    print(summary(file, record.mutants), flush=True)
+        for file, left in [(record.file, left) for record, left in work]:
+            record = Record(file, folder)
+            record.tests = json.loads(record.path.with_suffix(".tests").read_text())
+            for mutant in left:
+                if record.mutants.get(mutant.key) == before[file].get(mutant.key):
+                    anew(tree, record, mutant, budget)
+            record.path.with_suffix(".tests").unlink()
+    for file in files:
+        print(summary(file, Record(file, folder).mutants), flush=True)
 
 
 _OWN = ("mvmr_loss", "tests", "benchmarks", "conftest", "__main__", "mutants", "swapping")
@@ -351,6 +401,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--again", action="store_true", help="try survivors anew")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests a mutant")
+    parser.add_argument("--sample", type=int, help="so many mutants a file; all by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
     arguments = parser.parse_args()
     import torch
 
@@ -358,11 +410,14 @@ def main() -> None:
     os.environ["MVMR_PROPERTY_AS_DRAWN"] = "1"
     tree = copied_tree()
     try:
-        for file in arguments.files:
-            try_file(
-                *(tree, file, arguments.results.resolve()),
+        for tests in {str(TESTS[file]): TESTS[file] for file in arguments.files}.values():
+            try_files(
+                *(tree, [f for f in arguments.files if TESTS[f] == tests]),
+                arguments.results.resolve(),
                 again=arguments.again,
                 budget=arguments.budget,
+                sample=arguments.sample,
+                seed=arguments.seed,
             )
     finally:
         shutil.rmtree(tree)

@@ -7,14 +7,26 @@ import gc
 import types
 from typing import Any
 
+Functions = list[types.FunctionType]
 
-def swap(original: str, mutated: str, module: types.ModuleType) -> bool:
+
+def living(file: str) -> Functions:
+    """Returns all functions of a file, but for those that ``gc.freeze`` has put out of sight."""
+    return [
+        found
+        for found in gc.get_objects()
+        if type(found) is types.FunctionType and found.__code__.co_filename == file
+    ]
+
+
+def swap(original: str, mutated: str, module: types.ModuleType, functions: Functions) -> bool:
     """Changes a module's functions and plain assignments to what they are in the mutated source.
 
     Args:
         original: The source that the module was imported from.
         mutated: The source with a fault.
         module: The module.
+        functions: All that are of its file.
 
     Returns:
         Whether everything that differs could be changed: not so what is computed at the import, as
@@ -27,12 +39,11 @@ def swap(original: str, mutated: str, module: types.ModuleType) -> bool:
         return _assign(original, mutated, module)
     changed = {_place(a): b for a, b in codes.items() if _is_function(a) and _all(a) != _all(b)}
     done = set()
-    for function in gc.get_objects():
-        if type(function) is types.FunctionType and function.__code__.co_filename == file:
-            place = _place(function.__code__)
-            if place in changed:
-                function.__code__ = changed[place]
-                done.add(place)
+    for function in functions:
+        place = _place(function.__code__)
+        if place in changed:
+            function.__code__ = changed[place]
+            done.add(place)
     # What lives within another function is made anew with it.
     return bool(done) and all(place in done or "<locals>" in place[0] for place in changed)
 

@@ -68,13 +68,13 @@ def test_a_fault_is_put_into_living_functions(runner, tmp_path):
         module = victim()
         kept = module.scaled
         assert kept(2) == 5
-        assert runner[1].swap(SOURCE, by_text[text], module)
+        assert runner[1].swap(SOURCE, by_text[text], module, runner[1].living(str(path)))
         assert kept(2) == expected
     module = victim()
-    assert runner[1].swap(SOURCE, by_text["3 -> 4"], module)
+    assert runner[1].swap(SOURCE, by_text["3 -> 4"], module, [])
     assert module.scaled(4) == 9
     # A default value is made at the import.
-    assert not runner[1].swap(SOURCE, by_text["2.0 -> 4.0"], victim())
+    assert not runner[1].swap(SOURCE, by_text["2.0 -> 4.0"], victim(), [])
 
 
 def test_every_file_named_is_there(runner):

@@ -28,6 +28,13 @@ MEASURES = {
     "unbiased_hsic": Measure("gaussian", corrected=True, normalized=False),
     "cka": Measure("linear"),
     "debiased_cka": Measure("linear", corrected=True),
+    "gaussian_cka": Measure("gaussian"),
+    "debiased_gaussian_cka": Measure("gaussian", corrected=True),
+}
+# What the package calls those that it has no name of their own for.
+SETTINGS = {
+    "gaussian_cka": {"name": "cka", "kernel": "gaussian"},
+    "debiased_gaussian_cka": {"name": "debiased_cka", "kernel": "gaussian"},
 }
 
 
@@ -45,7 +52,13 @@ class Reference(NamedTuple):
     condition: float
 
 
-def matrix(x: Tensor, kernel: str, exponent: float = 1.0, eps: float = 0.0) -> Tensor:
+def matrix(
+    x: Tensor,
+    kernel: str,
+    exponent: float = 1.0,
+    eps: float = 0.0,
+    bandwidth: float | None = None,
+) -> Tensor:
     """Returns the distances or kernel values of float64 (N, D)."""
     squared = (x[:, None] - x[None]).square().sum(dim=2)
     if kernel == "distance":
@@ -55,6 +68,8 @@ def matrix(x: Tensor, kernel: str, exponent: float = 1.0, eps: float = 0.0) -> T
     if kernel == "linear":
         centered = x - x.mean(dim=0)
         return centered @ centered.T
+    if bandwidth is not None:
+        return torch.exp(-squared / (2 * bandwidth**2))
     pairs = squared.detach()[~torch.eye(len(x), dtype=torch.bool)]
     spread = pairs.sort().values[(len(pairs) - 1) // 2]
     if spread == 0:
@@ -88,3 +103,17 @@ def reference(name: str, x: Tensor, y: Tensor, **options: Any) -> Reference:
         count = n * (n - 3) if measure.corrected else (n - pairs_less_one) ** 2
         value, scale = (c * d).sum() / count, float(norms.detach()) / count
     return Reference(value, scale, max(conditions))
+
+
+def partial_reference(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, float, float]:
+    """Computes the partial distance correlation of float64 batches.
+
+    Returns:
+        The value; what is left of x and y without z, as the
+        product of the shares of their squared norms; and the greatest condition.
+    """
+    name = "u_distance_correlation_sqr"
+    xy, xz, yz = (reference(name, *pair) for pair in ((x, y), (x, z), (y, z)))
+    left = (1 - xz.value.square()) * (1 - yz.value.square())
+    value = (xy.value - xz.value * yz.value) / left.sqrt()
+    return value, float(left.detach()), max(r.condition for r in (xy, xz, yz))

@@ -13,9 +13,10 @@ from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import folded_sign_sketch
 from mvmr_loss.representations.registry import representation_class
 from tests.property.cases import Batch, batches, cases
-from tests.property.references import reference
+from tests.property.references import SETTINGS, reference
 
 NAMES = ("distance_correlation", "u_distance_correlation_sqr", "hsic", "debiased_cka")
+NAMES += ("gaussian_cka",)
 # Few shapes and types: each is compiled once.
 SHAPES = ((4, 1), (7, 5), (12, 16))
 TYPES = (torch.float32, torch.float64)
@@ -23,7 +24,9 @@ TYPES = (torch.float32, torch.float64)
 
 @functools.cache
 def compiled(name, shape, dtype):
-    return torch.compile(dependence_measure(name), fullgraph=True, backend="aot_eager")
+    return torch.compile(
+        dependence_measure(SETTINGS.get(name, name)), fullgraph=True, backend="aot_eager"
+    )
 
 
 @st.composite
@@ -42,7 +45,7 @@ def pairs(draw):
 def test_measures(name, pair, gradient):
     tensors = [b.tensor(requires_grad=gradient) for b in pair]
     function = compiled(name, tensors[0].shape, pair[0].dtype)
-    value, expected = function(*tensors), dependence_measure(name)(*tensors)
+    value, expected = function(*tensors), dependence_measure(SETTINGS.get(name, name))(*tensors)
     assert value.dtype == expected.dtype
     assert torch.isfinite(value)
     if gradient:

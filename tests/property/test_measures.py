@@ -8,12 +8,26 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from mvmr_loss.dependence import dependence_measure, matrices, pairwise_distances
+from mvmr_loss.dependence import dependence_measure as registered
+from mvmr_loss.dependence import (
+    hsic,
+    matrices,
+    pairwise_distances,
+    partial_distance_correlation,
+    u_distance_correlation_sqr,
+)
 from tests.property.cases import DTYPES, Batch, batches, cases, finite_gradients, several
-from tests.property.references import MEASURES, matrix, reference
+from tests.property.references import MEASURES, SETTINGS, matrix, partial_reference, reference
 
 NAMES = st.sampled_from(sorted(MEASURES))
 TWO = several(st.just(2), least=4)
+
+
+THREE = several(st.just(3), least=4)
+
+
+def dependence_measure(name, **options):
+    return registered(SETTINGS.get(name, name), **options)
 
 
 def precision(*drawn: Batch) -> float:
@@ -155,6 +169,57 @@ def test_layout_and_order_do_not_matter(name, pair):
     )
     for ours, theirs in zip(gradients, others, strict=True):
         assert ours.shape[: theirs.ndim] == theirs.shape
+
+
+@cases(
+    40,
+    800,
+    name=st.sampled_from([n for n in sorted(MEASURES) if MEASURES[n].kernel == "gaussian"]),
+    pair=TWO,
+    bandwidth=st.floats(-1.0, 1.0),
+)
+def test_bandwidth(name, pair, bandwidth):
+    """Of the size of one batch, so that the other's kernel may be ones or the identity."""
+    bandwidth = 10.0 ** (pair[0].size + bandwidth)
+    measure = dependence_measure(name, bandwidth=bandwidth)
+    tensors = [b.tensor(requires_grad=True) for b in pair]
+    value = measure(*tensors)
+    assert torch.isfinite(value)
+    finite_gradients(measure, tensors)
+    doubles = [b.numbers().double().requires_grad_() for b in pair]
+    expected = reference(name, *doubles, bandwidth=bandwidth)
+    bound = precision(*pair) * (10 + expected.condition)
+    if bound > 0.1 or any(b.kind in ("clusters", "outlier") for b in pair):
+        return
+    assert (value.double() - expected.value).abs() <= bound * expected.scale + 1e-37
+    if name == "hsic":
+        assert torch.equal(hsic(*tensors, bandwidth=bandwidth), value)
+
+
+@cases(60, 2000, three=THREE)
+def test_partial_distance_correlation(three):
+    tensors = [b.tensor(requires_grad=True) for b in three]
+    value = partial_distance_correlation(*tensors)
+    assert value.dtype in (torch.float32, torch.float64)
+    assert value.abs() <= 1.01
+    finite_gradients(partial_distance_correlation, tensors)
+    expected, left, condition = partial_reference(*[b.numbers().double() for b in three])
+    bound = precision(*three) * (10 + condition) / max(left, 1e-12)
+    if any(b.kind in ("clusters", "outlier") for b in three):
+        bound = max(bound, 1e-2 / max(left, 1e-12))
+    if bound > 0.1 or not math.isfinite(condition):
+        return
+    assert (value.double() - expected).abs() <= bound
+
+
+@cases(30, 400, pair=TWO)
+def test_partial_distance_correlation_given_nothing_and_all(pair):
+    x, y = (b.tensor() for b in pair)
+    nothing = torch.zeros(len(x), 1, dtype=torch.float64)
+    value = partial_distance_correlation(x, y, nothing)
+    expected = u_distance_correlation_sqr(x, y)
+    torch.testing.assert_close(value, expected, check_dtype=False, rtol=1e-4, atol=1e-4)
+    assert partial_distance_correlation(x, y, x) == 0
 
 
 @cases(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.common.data import image_tensor
 from benchmarks.common.photographs import Photographs
@@ -52,6 +53,7 @@ def test_is_the_definition(width, dim, seed):
 def test_narrow_input_is_kept(width):
     x = torch.randn(3, width)
     assert torch.equal(folded_sign_sketch(x, 8), x)
+    assert folded_sign_sketch(x.half(), 8).dtype == torch.float32
 
 
 def test_numbers_are_fixed():
@@ -219,12 +221,21 @@ def test_exception_arguments(arguments, error, match):
 
 def test_exception_input():
     sketch = FoldedSignSketch(8)
-    with pytest.raises(TypeError, match="floating-point"):
+    with pytest.raises(TypeError, match="^x must have a floating-point"):
         sketch(torch.ones(2, 16, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"shape \(N, D\) or \(N, ...\) but has shape \(16,\)"):
         sketch(torch.ones(16))
     with pytest.raises(TypeError, match="representation must be"):
         Sketched(torch.nn.Flatten(), 8)
+
+
+def test_the_shape_is_known_without_values():
+    with FakeTensorMode():
+        assert folded_sign_sketch(torch.empty(3, 20), 8).shape == (3, 8)
+
+
+def test_the_seed_is_0_by_default():
+    assert Sketched(Pixels(), 8).seed == FoldedSignSketch(8).seed == 0
 
 
 def test_a_sketched_representation_asks_for_images_as_large():

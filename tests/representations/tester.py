@@ -26,6 +26,11 @@ from mvmr_loss.representations.sketch import Sketched
 
 EAGER = partial(torch.compile, fullgraph=True, backend="aot_eager")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# Compilation takes seconds.
+SKETCHED_SLOWLY = pytest.mark.parametrize(
+    "sketched",
+    [pytest.param(False, id="plain"), pytest.param(True, id="sketched", marks=pytest.mark.slow)],
+)
 SKETCHED = pytest.mark.parametrize("sketched", [False, True], ids=["plain", "sketched"])
 
 
@@ -158,7 +163,7 @@ class RepresentationTester:
         with torch.no_grad():
             assert module(images).grad_fn is None
 
-    @SKETCHED
+    @SKETCHED_SLOWLY
     @pytest.mark.parametrize("differentiable", [False, True])
     def test_compile(self, differentiable, sketched):
         images = self.images().requires_grad_(differentiable)
@@ -233,8 +238,14 @@ class RepresentationTester:
             if differentiable:
                 assert torch.autograd.grad(features.sum(), images)[0].shape == images.shape
 
-    @SKETCHED
-    @pytest.mark.parametrize("mode", FIRST_CALLS)
+    @pytest.mark.parametrize(
+        ("mode", "sketched"),
+        [
+            pytest.param(m, s, marks=pytest.mark.slow if s and m == "compiled" else ())
+            for m in FIRST_CALLS
+            for s in (False, True)
+        ],
+    )
     def test_first_call(self, mode, sketched):
         """What is kept from a call in any mode serves a gradient; other modes, too, left no trace."""
         # A size of its own: nothing is kept for it yet.
@@ -261,7 +272,7 @@ class RepresentationTester:
             fresh = self.make(sketched)(images.detach())
             torch.testing.assert_close(fresh, module(images).detach(), **CLOSE)
 
-    @SKETCHED
+    @SKETCHED_SLOWLY
     def test_state(self, sketched):
         """A module that was called is copied, pickled, saved, averaged and moved as a new one."""
         images, module = self.images(), self.make(sketched)
