@@ -49,6 +49,8 @@ CACHING = [
 ]
 ELSEWHERE = {
     "python -m benchmarks.import_time --runs 9": "tests/docs/test_commands.py::test_import_time",
+    # Hours: its parts are tried.
+    "python tests/mutation": "tests/mutation/test_mutation.py::test_every_file_named_is_there",
     "python tests/cpu/sanitized.py": "tests/cpu/test_sanitized.py::test_no_fault_is_found",
     # In an environment of its own: it clashes with solo-learn.
     "pip install '.[stable-pretraining]'": "noxfile.py::.[stable-pretraining]",
