@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
 ]
 autodoc_member_order = "bysource"
 autodoc_default_options = {"exclude-members": "extra_repr"}
-autodoc_mock_imports = ["solo"]
+autodoc_mock_imports = ["solo", "torchdistill"]
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 myst_enable_extensions = ["dollarmath"]

@@ -11,6 +11,11 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import Tensor
 
+NOTHING_TRAINED = (
+    "mvmr-loss: results: none, no epoch was left to train; a run that auto_resume has found is begun "
+    "anew by auto_resume.enabled=False"
+)
+
 
 class ResultPrinter(Callback):
     """Prints the accuracies after each epoch, and all that was logged when training ends."""
@@ -23,7 +28,8 @@ class ResultPrinter(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            print(*result_lines(trainer.callback_metrics), sep="\n", flush=True)
+            lines = result_lines(trainer.callback_metrics) or [NOTHING_TRAINED]
+            print(*lines, sep="\n", flush=True)
 
 
 def result_lines(metrics: Mapping[str, Any], what: str = "results") -> list[str]:

@@ -49,12 +49,13 @@ def progress(
         return
     start = time.monotonic()
     due = start
+    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
         if now >= due or done == total:
             print(
-                f"{description}: {done} of {total} {unit}s, {now - start:.0f} s",
+                f"{description}: {done} of {total} {units}, {now - start:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )

@@ -206,6 +206,25 @@ def _placed(backbone: torch.nn.Module, settings: Settings) -> torch.nn.Module:
     return backbone.to("cuda" if gpu else "cpu")
 
 
+def with_presets(words: Sequence[str]) -> list[str]:
+    """Returns a command line with a preset's file in the place of its name.
+
+    Examples:
+        >>> with_presets(["run", "--preset", "quick"])[1].rpartition("/")[2]
+        'quick.yaml'
+    """
+    joined = list(words)
+    while "--preset" in joined[:-1]:
+        place = joined.index("--preset")
+        joined[place : place + 2] = [f"--preset={joined[place + 1]}"]
+    return [
+        f"--config={PRESETS / word.partition('=')[2]}.yaml"
+        if word.startswith("--preset=")
+        else word
+        for word in joined
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command.
 
@@ -216,16 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: If the input is not usable; the message says why.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # A preset is a file of settings by its name alone.
-    words = [
-        f"--config={PRESETS}/{w.split('=')[1]}.yaml" if w.startswith("--preset=") else w
-        for w in given
-    ]
-    while "--preset" in words:
-        place = words.index("--preset")
-        words[place : place + 2] = [f"--config={PRESETS / words[place + 1]}.yaml"]
     with plain_errors():
-        parsed = parser().parse_args(words)
+        parsed = parser().parse_args(with_presets(given))
         chosen = parsed[parsed.subcommand]
         if parsed.subcommand == "run":
             run(chosen, given[1:])

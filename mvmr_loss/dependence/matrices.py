@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mvmr_loss._checks import can_be_seen
 from mvmr_loss._cpu import can_run
@@ -175,7 +174,9 @@ def _gradient(grad: Tensor, x: Tensor, unit: Tensor, rows: slice) -> Tensor:
 
 
 def _is_for_kernel(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and can_run(x)
+    # What a dispatch mode follows, as one that counts operations does, is made of torch's own.
+    seen = torch.compiler.is_compiling() or can_be_seen(x)
+    return x.dtype == torch.float32 and seen and can_run(x)
 
 
 def _in_units(x: Tensor, unit: Tensor) -> Tensor:
@@ -186,13 +187,13 @@ def _in_units(x: Tensor, unit: Tensor) -> Tensor:
 
 def _kernel_distances(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
     """Returns what the kernel makes of float32 batches; None where it would lose digits."""
-    if can_be_seen(batches[0]):
+    if not torch.compiler.is_compiling():
         found = [_float32_distances(x) for x in batches]
         exact = [squared for squared in found if squared is not None]
         if len(exact) < len(found):
             return None
         return torch.stack(exact), exact[0].new_ones(len(exact), dtype=torch.float64)
-    # Where values cannot be looked at, the op decides, for each batch by itself.
+    # A compiler cannot look at values: the op decides, for each batch by itself.
     squared, units = zip(*[_distances_on_cpu(x) for x in batches], strict=True)
     return torch.stack(squared), torch.stack(units)
 
@@ -251,13 +252,3 @@ def _product_on_cpu(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
 @_product_on_cpu.register_fake
 def _(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
     return x.new_empty(x.shape)
-
-
-@register_flop_formula(torch.ops.mvmr_loss.squared_distances)  # type: ignore[untyped-decorator, unused-ignore]
-def _distance_flops(x_shape: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * x_shape[0] ** 2 * x_shape[1]
-
-
-@register_flop_formula(torch.ops.mvmr_loss.product_about_mean)  # type: ignore[untyped-decorator, unused-ignore]
-def _product_flops(_weight: Sequence[int], x_shape: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * x_shape[0] ** 2 * x_shape[1]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common.photographs import Photographs
+from tests.adapters import guides
 
 CLASSES = 5
 OPTIONS = ["--batch-size-per-device", str(CLASSES), "--num-workers", "1", "--accelerator", "cpu"]
@@ -16,6 +18,9 @@ OPTIONS += ["--precision", "32-true", "--num-classes", str(CLASSES), "--knn-k", 
 # The scripts fix the images to 224 pixels: what makes them quick on a CPU is a small network.
 SMALL = ["--model", "backbone=shufflenet_v2_x0_5"]
 SMALL += ["--model", "hidden_dim=64", "--model", "output_dim=64"]
+# The guide's commands, in their order.
+TWO_METHODS, VITB16, RESNET50, TEACHER = range(4)
+DOWNLOAD = '"weights": "default"'
 ONLY_KNN = ["--skip-linear-eval", "--skip-finetune-eval"]
 
 
@@ -68,30 +73,56 @@ def table(done):
     return {(evaluation, metric): float(value) for evaluation, metric, value in rows}
 
 
-def test_resnet50_script(benchmark, folders, tmp_path):
-    script = benchmark / "resnet50" / "main.py"
-    done = launch(
-        *[*SMALL, "--transform", "num_augmented_views=2", script, "--methods", "mvmr"],
-        *["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN, "--log-dir", tmp_path],
-        cwd=tmp_path,
+def as_in_the_guide(index, benchmark, cwd, *script_options, model=SMALL):
+    """Runs one of the guide's commands, with more options for the model and for the script."""
+    command = guides.commands("lightly", "python -m mvmr_loss.adapters.lightly")[index]
+    command = command.replace("python ", f"{sys.executable} ", 1).replace(
+        DOWNLOAD, '"weights": null'
     )
+    command = command.replace("benchmarks/", f"{shlex.join(model)} benchmarks/", 1)
+    if not (cwd / "benchmarks").exists():
+        (cwd / "benchmarks").symlink_to(benchmark.parent)  # the reader's folder is the checkout
+    return subprocess.run(
+        ["bash", "-c", f'{command} "$@"', "bash", *map(str, script_options)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_resnet50_script(benchmark, folders, tmp_path):
+    options = ["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN]
+    done = as_in_the_guide(RESNET50, benchmark, tmp_path, *options)
     results = table(done)
     assert results["knn", "val_knn_top5"] == 1.0  # of five classes
     assert set(results) == {("knn", "val_knn_top1"), ("knn", "val_knn_top5")}
     # The online classifier was evaluated, too, and the script found its accuracy.
     assert "max val_online_cls_top5: 1.0" in done.stdout
-    assert len(list(tmp_path.glob("mvmr/*/pretrain/version_0/checkpoints/*.ckpt"))) == 1
+    checkpoints = tmp_path.glob("benchmark_logs/mvmr/*/pretrain/version_0/checkpoints/*.ckpt")
+    assert len(list(checkpoints)) == 1
 
 
 @pytest.mark.slow  # the other script's twin
 def test_vitb16_script(benchmark, folders, tmp_path):
     pytest.importorskip("timm")
-    script = benchmark / "vitb16" / "main.py"
-    done = launch(
-        *["--model", "backbone=vit_tiny_patch16_224", *SMALL[2:], script, "--methods", "mvmr"],
-        *["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN, "--log-dir", tmp_path],
-        cwd=tmp_path,
-    )
+    model = ["--model", "backbone=vit_tiny_patch16_224", *SMALL[2:]]
+    options = ["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN]
+    done = as_in_the_guide(VITB16, benchmark, tmp_path, *options, model=model)
+    assert table(done)["knn", "val_knn_top5"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_kept_then_alone(benchmark, folders, tmp_path):
+    """The second training reads what the first has stored, and regresses onto it."""
+    pytest.importorskip("timm")
+    options = ["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN]
+    table(as_in_the_guide(TEACHER, benchmark, tmp_path, *options))
+    assert (tmp_path / "runs" / "teacher").is_dir()
+    (distillation,) = guides.commands("lightly", "    --model 'distillation")
+    model = [*SMALL, "--model", "fill_cache=false", *shlex.split(distillation)]
+    done = as_in_the_guide(TEACHER, benchmark, tmp_path, *options, model=model)
     assert table(done)["knn", "val_knn_top5"] == 1.0
 
 
@@ -111,13 +142,10 @@ def test_all_evaluations(benchmark, folders, tmp_path):
 @pytest.mark.slow
 def test_beside_a_method_of_lightly(benchmark, folders, tmp_path):
     """VICReg, with its ResNet-50 and a warm-up of ten epochs, then MV-MR, in one run."""
-    done = launch(
-        *[*SMALL, benchmark / "resnet50" / "main.py", "--methods", "vicreg", "mvmr"],
-        *["--epochs", "10", *folders, *with_batch_size(3), *ONLY_KNN, "--log-dir", tmp_path],
-        cwd=tmp_path,
-    )
+    options = ["--epochs", "10", *folders, *with_batch_size(3), *ONLY_KNN]
+    done = as_in_the_guide(TWO_METHODS, benchmark, tmp_path, *options)
     table(done)
-    assert re.findall(r"Results for (\w+):", done.stdout) == ["vicreg", "mvmr"]
+    assert re.findall(r"Results for (\w+):", done.stdout) == ["mvmr", "vicreg"]
 
 
 @pytest.mark.slow

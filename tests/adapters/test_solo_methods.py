@@ -849,6 +849,15 @@ def test_results_are_printed(
     assert f"train_acc1 {logged['train_acc1']:.4g}" in line
 
 
+def test_a_training_without_an_epoch_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning.pytorch import Trainer
+
+    from mvmr_loss.adapters.solo.results import ResultPrinter
+
+    ResultPrinter().on_fit_end(Trainer(accelerator="cpu", logger=False), None)
+    assert "results: none, no epoch was left to train" in capsys.readouterr().out
+
+
 def test_checkpoints_hold_no_objects(images: Tensor, tmp_path: Path) -> None:
     """Of both kinds, with options that are nested: plain to read, and loaded with the configuration."""
     measure = {"dependence_measure": {"name": "hsic", "kernel": "linear"}}

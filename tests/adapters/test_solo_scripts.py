@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters import guides
 from tests.adapters.conftest import ON_CPU, save_photographs
 
 ROOT = Path(__file__).parents[2]
@@ -69,16 +70,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run_as_in_the_guide(
-    script: str, *overrides: str, solo_learn: Path, cwd: Path, env: dict[str, str]
+    beginning: str, *overrides: str, solo_learn: Path, cwd: Path, env: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the first command for a script in the guide, by a shell, with more arguments."""
-    guide = (ROOT / "adapters" / "solo" / "README.md").read_text().splitlines()
-    command = next(line.strip() for line in guide if line.startswith(f"    python {script} "))
-    command = command.replace(f"python {script}", f"{sys.executable} {solo_learn / script}", 1)
+    """Runs the guide's first command that begins so, by a shell, with more arguments."""
+    command = guides.commands("solo", f"python {beginning}")[0]
+    command = command.replace("python ", f"{sys.executable} ", 1)
+    command = command.replace(" main_", f" {solo_learn}/main_", 1)
     return subprocess.run(
         ["bash", "-c", f'{command} "$@"', "bash", *overrides],
         cwd=cwd,
-        env={**os.environ, **env},
+        env={**os.environ, "WANDB_MODE": "disabled", **env},
         capture_output=True,
         text=True,
         timeout=300,
@@ -173,17 +174,19 @@ def evaluation_arguments(cwd: Path, folder: Path) -> list[str]:
 
 @pytest.mark.slow  # the linear evaluation reads the same checkpoint
 def test_main_knn(
-    run_solo: Run,
+    solo_learn: Path,
+    installed: dict[str, str],
     pretrained: tuple[Path, subprocess.CompletedProcess[str]],
     photograph_folder: Path,
     tmp_path: Path,
 ) -> None:
-    done = run_solo(
-        "main_knn.py",
+    done = run_as_in_the_guide(
+        "-m mvmr_loss.adapters.solo main_knn.py",
         *evaluation_arguments(pretrained[0], photograph_folder),
-        *("--k", "5", "--temperature", "0.1", "--feature_type", "backbone", "projector"),
-        *("--distance_function", "euclidean", "cosine"),
+        "--k=5",
+        solo_learn=solo_learn,
         cwd=tmp_path,
+        env=installed,
     )
     assert done.returncode == 0, done.stderr
     results = [line for line in done.stdout.splitlines() if line.startswith("Result: acc@1=")]
@@ -195,13 +198,18 @@ def test_main_knn(
 
 @pytest.mark.slow  # UMAP compiles itself
 def test_main_umap(
-    run_solo: Run,
+    solo_learn: Path,
+    installed: dict[str, str],
     pretrained: tuple[Path, subprocess.CompletedProcess[str]],
     photograph_folder: Path,
     tmp_path: Path,
 ) -> None:
-    done = run_solo(
-        "main_umap.py", *evaluation_arguments(pretrained[0], photograph_folder), cwd=tmp_path
+    done = run_as_in_the_guide(
+        "-m mvmr_loss.adapters.solo main_umap.py",
+        *evaluation_arguments(pretrained[0], photograph_folder),
+        solo_learn=solo_learn,
+        cwd=tmp_path,
+        env=installed,
     )
     assert done.returncode == 0, done.stderr
     for name in ("im100_train_umap.pdf", "im100_val_umap.pdf"):
@@ -412,27 +420,29 @@ def test_auto_resume_after_a_kill(
     events = EventAccumulator(str(second))
     events.Reload()
     assert 0 < len(events.Scalars("train_mvmr_loss_epoch")) < 3
+    done = run_solo("main_pretrain.py", *arguments, cwd=tmp_path)
+    assert "mvmr-loss: results: none, no epoch was left to train" in done.stdout
 
 
 @pytest.mark.slow
 def test_another_method_with_the_regularizer(
-    run_solo: Run, photograph_folder: Path, tmp_path: Path
+    solo_learn: Path, installed: dict[str, str], photograph_folder: Path, tmp_path: Path
 ) -> None:
     """solo-learn's own VICReg configuration, plus a few words on the command line."""
-    done = run_solo(
-        "main_pretrain.py",
-        *("--config-path", "scripts/pretrain/cifar", "--config-name", "vicreg"),
+    done = run_as_in_the_guide(
+        "main_pretrain.py --config-path scripts/pretrain/cifar --config-name vicreg",
         *ON_CPU,
-        *data(photograph_folder, val=False),
-        *("data.dataset=custom", "+augmentations=symmetric_32_with_non_augmented"),
-        *("method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=32"),
-        *("optimizer.batch_size=44", "optimizer.name=adam", "optimizer.lr=1e-3"),
-        *("~optimizer.kwargs", "wandb.enabled=False", "max_epochs=1", "+log_every_n_steps=1"),
-        "+mvmr_regularizer.representations=[pixels,hog]",
-        "+mvmr_regularizer.weights={pixels: 1.0, hog: 2.0}",
+        *data(photograph_folder),
+        *("data.dataset=custom", "method_kwargs.proj_hidden_dim=64"),
+        *("method_kwargs.proj_output_dim=32", "optimizer.batch_size=44", "optimizer.name=adam"),
+        *("optimizer.lr=1e-3", "~optimizer.kwargs", "max_epochs=1", "+log_every_n_steps=1"),
+        "mvmr_regularizer.weights={pixels: 1.0, hog: 2.0}",
+        solo_learn=solo_learn,
         cwd=tmp_path,
+        env=installed,
     )
     assert done.returncode == 0, done.stderr
+    assert "mvmr-loss: results: val_acc1 " in done.stdout
     logged = scalars(tmp_path)
     assert logged["train_vicreg_loss_step"]
     assert 0 < logged["train_pixels_loss_step"][0] < 1 < logged["train_vicreg_loss_step"][0]

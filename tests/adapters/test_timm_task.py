@@ -139,6 +139,16 @@ def test_a_teacher_of_timms_own_class_and_bfloat16():
     assert torch.isfinite(result["loss"])
 
 
+def test_a_teacher_of_a_folder(tmp_path):
+    """As the guide names one for ``--kd-model-name``."""
+    saved = timm.create_model("test_vit", num_classes=3)
+    timm.models.save_for_hf(saved, tmp_path)
+    built = DependenceDistillationTask(
+        student(), f"local-dir:{tmp_path}", nn.CrossEntropyLoss(), verbose=False
+    )
+    torch.testing.assert_close(built.teacher.model.head.weight, saved.head.weight)
+
+
 def test_errors():
     with pytest.raises(TypeError, match="loss must be a .*Regularizer or a mapping.*is a str"):
         task(loss="debiased_cka")

@@ -33,6 +33,11 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "3" in terminal.getvalue()
 
 
+def test_batches_in_the_plural(capsys):
+    assert list(progress("ab", "features", unit="batch")) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("features: 2 of 2 batches, ")
+
+
 def test_none_tells_nothing(capsys):
     assert list(progress("ab", None)) == ["a", "b"]
     assert capsys.readouterr().err == ""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
+import shlex
 
 import pytest
 import yaml
 
-from benchmarks.stl10.__main__ import main, parser, settings_of
+from benchmarks.stl10.__main__ import main, parser, settings_of, with_presets
 from benchmarks.stl10.settings import PRESETS, REPRESENTATIONS, Settings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -129,3 +131,16 @@ def test_distillation_is_mvmrs():
     assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_commands_of_the_pages_are_understood(page, monkeypatch):
+    """From the checkout's folder, where their reader is; what they do is tested elsewhere."""
+    text = (PRESETS.parent / page).read_text()
+    lines = re.findall(r"^    (?:\.\.\.|python -m benchmarks\.stl10) (.*)$", text, re.M)
+    lines += re.findall(r"^\| `((?:run|compare|export|features|transfer) .*?)` \|", text, re.M)
+    assert len(lines) >= 2
+    monkeypatch.chdir(PRESETS.parents[2])
+    for line in lines:
+        words = shlex.split(line.replace("METHOD", "byol"), comments=True)
+        parser().parse_args(with_presets([word for word in words if word != "..."]))
