@@ -162,10 +162,11 @@ def dependence(
             products, squares, rounding = everything.split([len(pairs), *[len(squares)] * 2])
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in batches], torch.float32)
     if estimator.normalized:
-        # A norm of rounding is none: its inverse is 0, with a zero gradient. So is one whose inverse's
-        # gradient would be infinite, as that of a kernel far narrower than all distances.
-        least = torch.finfo(squares.dtype).tiny ** (2 / 3)
-        inverse = torch.where(squares <= rounding.clamp(min=least), torch.inf, squares).rsqrt()
+        if isinstance(estimator.matrix, Gaussian):
+            # Far narrower than all distances, it sees no two samples, and the gradient would overflow.
+            rounding = rounding.clamp(min=torch.finfo(squares.dtype).tiny ** (2 / 3))
+        # A norm of rounding is none: its inverse is 0, with a zero gradient.
+        inverse = torch.where(squares <= rounding, torch.inf, squares).rsqrt()
     else:
         count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
         products, inverse = products / count, units
