@@ -151,7 +151,7 @@ def plan(size: Size, device: str, data: Path | None) -> Iterator[Planned]:
     for run in longest[: size.rows]:
         yield Planned(
             "quality",
-            "quality/results/main",
+            "quality/results",
             run._replace(settings={**run.settings, **size.quality}),
             lambda run: train(run.settings, run.seed or 0, data, device),
         )

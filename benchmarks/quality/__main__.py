@@ -38,13 +38,13 @@ def main() -> None:
             for run in plan(
                 arguments.plan, arguments.data.name if arguments.data else "photographs"
             )
-            if (not arguments.rows or run.name.startswith(tuple(arguments.rows)))
+            if (not arguments.rows or run.name.split("/")[1].startswith(tuple(arguments.rows)))
             and (not arguments.seeds or run.seed in arguments.seeds)
             and (not arguments.epochs or run.settings["epochs"] in arguments.epochs)
         ]
         run_all(
             chosen,
-            arguments.results / arguments.plan,
+            arguments.results,
             lambda run: train(run.settings, run.seed, arguments.data, arguments.device),
             limit=arguments.limit,
         )

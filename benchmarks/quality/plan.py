@@ -118,7 +118,7 @@ def plan(name: str, data: str = "photographs") -> Iterator[Run]:
             for row, differs in TABLES[name].items():
                 settings = {**COMMON, "data": data, "split": split, **differs, "epochs": epochs}
                 yield Run(
-                    f"{file_name(row)}-epochs{epochs}-seed{seed}",
+                    f"{name}/{file_name(row)}-epochs{epochs}-seed{seed}",
                     settings,
                     seed,
                 )

@@ -26,7 +26,7 @@ def rows_of(
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in TABLES[name]:
-        prefix = f"{file_name(row)}-epochs{epochs}-seed"
+        prefix = f"{name}/{file_name(row)}-epochs{epochs}-seed"
         own = [record for record in records if record["name"].startswith(prefix)]
         if own:
             found[row] = sorted(own, key=lambda record: record["seed"])
