@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightly.loss import (
@@ -26,6 +26,27 @@ from mvmr_loss import (
 
 WIDTH = 512
 Encode = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]
+
+
+class Batch(NamedTuple):
+    """What a method may look at.
+
+    Attributes:
+        features: The encoder's, of each view.
+        representations: Of the images, by name.
+        views: The images.
+        encode: From an encoder and views to features.
+    """
+
+    features: list[Tensor]
+    representations: Mapping[str, Tensor]
+    views: list[Tensor]
+    encode: Encode
+
+
+def width_of(encoder: nn.Module) -> int:
+    """Returns the number of an encoder's features."""
+    return int(encoder.output_dim)  # type: ignore[arg-type]
 
 
 def second_head(width: int) -> nn.Sequential:
@@ -59,23 +80,17 @@ class Regressed(nn.Module):
         self.method = method
         self.projector = method.projector
         self.regression = DistillationLoss(
-            encoder.output_dim,  # type: ignore[arg-type]
+            width_of(encoder),
             {name: y.shape[1] for name, y in representations.items()},
             regression_weight=regression,
             dependence_weight=dependence,
             scale="coordinate",
         ).fit(representations)
 
-    def forward(
-        self,
-        features: list[Tensor],
-        representations: Mapping[str, Tensor],
-        views: list[Tensor],
-        encode: Encode,
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss, and its terms by name."""
-        terms = dict(self.method(features, representations, views, encode))
-        regressed = self.regression.forward_components(features, representations)
+        terms = dict(self.method(batch))
+        regressed = self.regression.forward_components(batch.features, batch.representations)
         return {**terms, **regressed.terms, "loss": terms["loss"] + regressed.total}
 
 
@@ -99,24 +114,20 @@ class MVMR(nn.Module):
         self, encoder: nn.Module, *, preset: str, head: str = "same", **options: Any
     ) -> None:
         super().__init__()
-        width: int = encoder.output_dim  # type: ignore[assignment]
+        width = width_of(encoder)
         self.projector = MVMRProjectionHead(width, WIDTH, WIDTH)
         self.second = second_head(width) if head == "second" else None
         self.criterion = MVMRLoss.from_preset(preset, **options)
 
-    def forward(
-        self,
-        features: list[Tensor],
-        representations: Mapping[str, Tensor],
-        views: list[Tensor],
-        encode: Encode,
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss, and its terms by name."""
-        z, *augmented = embed(self.projector, features)
+        z, *augmented = embed(self.projector, batch.features)
         second = None
-        if self.second is not None and representations:
-            second = embed(self.second, features)
-        return self.criterion.forward_components(z, augmented, representations, second).as_dict()
+        if self.second is not None and batch.representations:
+            second = embed(self.second, batch.features)
+        return self.criterion.forward_components(
+            z, augmented, batch.representations, second
+        ).as_dict()
 
 
 class Peer(nn.Module):
@@ -133,29 +144,23 @@ class Peer(nn.Module):
         self, encoder: nn.Module, loss: nn.Module, *, regularizer: float = 0.0, head: str = "second"
     ) -> None:
         super().__init__()
-        width: int = encoder.output_dim  # type: ignore[assignment]
+        width = width_of(encoder)
         self.projector = MVMRProjectionHead(width, WIDTH, WIDTH)
         self.loss = loss
         self.regularizer = MultiRepresentationRegularizer(regularizer) if regularizer else None
         self.second = second_head(width) if regularizer and head == "second" else None
 
-    def forward(
-        self,
-        features: list[Tensor],
-        representations: Mapping[str, Tensor],
-        views: list[Tensor],
-        encode: Encode,
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss, and its terms by name."""
-        embeddings = embed(self.projector, features)
-        own = self.compare(embeddings, views, encode)
+        embeddings = embed(self.projector, batch.features)
+        own = self.compare(embeddings, batch)
         if self.regularizer is None:
             return {"loss": own}
-        met = embeddings if self.second is None else embed(self.second, features)
-        terms = self.regularizer.forward_components(met, representations)
+        met = embeddings if self.second is None else embed(self.second, batch.features)
+        terms = self.regularizer.forward_components(met, batch.representations)
         return {**terms.as_dict(), "own": own, "loss": own + terms.total}
 
-    def compare(self, embeddings: list[Tensor], views: list[Tensor], encode: Encode) -> Tensor:
+    def compare(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
         """Computes the peer's own loss."""
         first, *others = embeddings
         return torch.stack([self.loss(first, other) for other in others]).mean()
@@ -164,7 +169,7 @@ class Peer(nn.Module):
 class LeJEPA(Peer):
     """LeJEPA, which takes all views at once: the first is global, the others local."""
 
-    def compare(self, embeddings: list[Tensor], views: list[Tensor], encode: Encode) -> Tensor:
+    def compare(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
         """Computes the loss."""
         first, *others = embeddings
         loss: Tensor = self.loss(local_proj=torch.stack(others), global_proj=first[None])
@@ -182,13 +187,13 @@ class BYOL(Peer):
         self.target = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(self.projector)])
         self.target.requires_grad_(False)
 
-    def compare(self, embeddings: list[Tensor], views: list[Tensor], encode: Encode) -> Tensor:
+    def compare(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
         """Computes the loss after a step of the moving average."""
         update_momentum(self.online[0], self.target[0], self.momentum)
         update_momentum(self.projector, self.target[1], self.momentum)
-        full = [view for view in views if view.shape == views[0].shape]
+        full = [view for view in batch.views if view.shape == batch.views[0].shape]
         with torch.no_grad():
-            targets = embed(self.target[1], encode(self.target[0], full))
+            targets = embed(self.target[1], batch.encode(self.target[0], full))
         predictions = embed(self.predictor, embeddings)
         losses = [
             self.loss(prediction, target)
@@ -211,13 +216,12 @@ def build(
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
         options: ``preset``, ``head`` and those of the loss; for the others the loss's own, and
-            ``regularizer`` and ``head``; for all ``regression`` and
-            ``dependence``, see :class:`Regressed`.
+            ``regularizer`` and ``head``; for all ``regression`` and ``dependence``, see
+            :class:`Regressed`.
         representations: All training images', for the regression.
 
     Returns:
-        A module from features of views, representations, views and how they are encoded to the loss
-        and its terms by name.
+        A module from a :class:`Batch` to the loss and its terms by name.
 
     Raises:
         ValueError: If there is no such method.

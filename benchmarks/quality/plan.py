@@ -12,16 +12,11 @@ KNOWN = ["scattering", "hog"]
 IDENTITY: dict[str, Any] = {"method": "mvmr", "options": {"preset": "identity"}}
 ALONE: dict[str, Any] = {**IDENTITY, "representations": []}
 SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "second"}}
-# The encoder's features meet the representations, each coordinate standardised: they are regressed
-# onto them, and depend on them.
-FEATURES: dict[str, float] = {"regression": 1.0, "dependence": 0.3}
-_IDENTITY_ALONE: dict[str, Any] = {"preset": "identity", "representation_weights": 0.0}
-RECOMMENDED: dict[str, Any] = {
-    "method": "mvmr",
-    "representations": KNOWN,
-    "options": {**_IDENTITY_ALONE, **FEATURES},
-}
-REGRESSED: dict[str, Any] = {**RECOMMENDED, "options": {**_IDENTITY_ALONE, "regression": 1.0}}
+# The encoder's features are regressed onto the representations, each coordinate standardised; what is
+# recommended has them depend on these, too.
+_REGRESSED = {"preset": "identity", "representation_weights": 0.0, "regression": 1.0}
+REGRESSED: dict[str, Any] = {"method": "mvmr", "representations": KNOWN, "options": _REGRESSED}
+RECOMMENDED: dict[str, Any] = {**REGRESSED, "options": {**_REGRESSED, "dependence": 0.3}}
 
 # Row -> what differs from the common settings.
 MAIN: dict[str, dict[str, Any]] = {

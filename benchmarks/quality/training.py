@@ -16,7 +16,7 @@ from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.harness import progress
-from benchmarks.quality.methods import build
+from benchmarks.quality.methods import Batch, build
 from mvmr_loss import Normalization, Representations
 
 SIZE, BATCH_SIZE, SKETCH_DIM = 32, 256, 1024
@@ -164,7 +164,7 @@ def train(
             met = {name: values[index] for name, values in features.items()}
             if "augmented_pixels" in settings["representations"]:
                 met |= live(normalized(images))
-            terms = method(encode(encoder, views), met, views, encode)
+            terms = method(Batch(encode(encoder, views), met, views, encode))
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()

@@ -8,7 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_batch, check_choice, check_finite, check_int
+from mvmr_loss._checks import (
+    check_batch,
+    check_choice,
+    check_finite,
+    check_int,
+    low_precision_to_float32,
+)
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.distributed import world_size
 
@@ -127,11 +133,10 @@ class Standardization(nn.Module):
         shift = total / count
         covariance = products / count - torch.outer(shift, shift)
         each = covariance.diagonal()
-        variance = each.mean()
-        if not variance > 1e-12 * (origin + shift).square().mean():
+        if not each.mean() > 1e-12 * (origin + shift).square().mean():
             raise ValueError("features must differ between samples but are all equal.")
         self.mean.copy_(origin + shift)
-        self.variance.copy_(variance if self.variance.ndim == 0 else each)
+        self.variance.copy_(self._over_coordinates(each))
         self.count.fill_(count)
         self.fitted.fill_(True)
         if self.rotation_matrix is not None:
@@ -153,14 +158,14 @@ class Standardization(nn.Module):
             TypeError: If ``features`` is no floating-point tensor.
             ValueError: If it is of another width.
         """
-        features = self._checked(features)
+        features = low_precision_to_float32(self._checked(features))
         if self.training:
             self._count(features.detach())
         return self.apply_statistics(features)
 
     def apply_statistics(self, features: Tensor) -> Tensor:
         """Standardises features (N, E), which may be none, by the statistics as they are."""
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = low_precision_to_float32(features)
         # What is all equal is nothing but its mean.
         tells = self.variance > _NOTHING * self.variance.mean()
         scale = torch.where(tells, self.variance, torch.inf).rsqrt()
@@ -190,7 +195,6 @@ class Standardization(nn.Module):
 
         Source: Chan, Golub and LeVeque, The American Statistician 37(3), 1983, eq. 2.1.
         """
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
         number = torch.full_like(self.count, len(features))
         mean = features.mean(dim=0)
         square = self._over_coordinates((features - mean).square().mean(dim=0))
