@@ -1,4 +1,4 @@
-"""Settings of the loss by name: the paper's, and the one that learned best at equal budget."""
+"""Settings of the loss by name: the paper's, and that of the identity term."""
 
 from __future__ import annotations
 
