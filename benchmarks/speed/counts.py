@@ -89,10 +89,15 @@ def counts(_: Run | None = None) -> dict[str, dict[str, int]]:
     for name, width in {"no representations": 0, "five sketches": 1024}.items():
         z, v = (torch.empty(256, 2048, device="meta", requires_grad=True) for _ in range(2))
         ys = {str(i): torch.empty(256, width, device="meta") for i in range(5 if width else 0)}
-        call = partial(MVMRLoss(), z, v, ys)
-        for backward in (False, True):
-            words = "forward and backward" if backward else "forward"
-            found[f"loss, {name}, {words}"] = count(call, backward=backward)
+        calls = {"": MVMRLoss()}
+        if width:
+            measure = {"name": "distance_correlation", "block_size": 64}
+            calls[" in blocks of 64"] = MVMRLoss(dependence_measure=measure)
+        for mode, loss in calls.items():
+            for backward in (False, True):
+                words = "forward and backward" if backward else "forward"
+                call = partial(loss, z, v, ys)
+                found[f"loss{mode}, {name}, {words}"] = count(call, backward=backward)
     for name in NAMES:
         module = Representations([name]).to("meta")
         images = torch.empty(64, 3, 96, 96, device="meta")

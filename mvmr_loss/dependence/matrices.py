@@ -7,8 +7,8 @@ once centred, minus half of it. The precision is decided here, and only here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ from mvmr_loss.distributed import ALL_ROWS, Rows
 _WIDE = {"mps": torch.float32}
 # So many numbers of a batch are raised to float64 at once.
 _WIDE_NUMBERS = 2**24
+# The same where memory is short: 8 MiB.
+_FEW_NUMBERS = 2**20
 # A squared distance below this fraction of its two squared norms has lost too many of float32's
 # digits, and is computed again.
 _CLOSE = 2.0**-13
+# Of smaller squared norms the gradients of a normalised measure, of their power -3, leave float32.
+_SMALL = 2.0**-32
 # One below so many roundings of its two squared norms is rounding: the points coincide.
 _ROUNDINGS = 16
 
@@ -55,6 +59,89 @@ def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple
     return squared, units
 
 
+class Points(NamedTuple):
+    """A batch of which blocks of rows of squared distances are made, a few columns at a time.
+
+    Attributes:
+        batch: Tensor of shape (N, D).
+        mean: Its mean, of shape (D,), in the wide type and in units.
+        norms: The squared norms of its rows about the mean, of shape (N,), in units.
+        unit: A power of two, in which no norm is above 1.
+        scale: Its inverse; 0 where the batch counts as constant.
+    """
+
+    batch: Tensor
+    mean: Tensor
+    norms: Tensor
+    unit: Tensor
+    scale: Tensor
+
+    def squared_distances(self, rows: Rows) -> Tensor:
+        """Returns rows of the squared distances, of shape (rows, N), as :func:`squared_distances`."""
+        part = slice(rows.start, rows.stop)
+        total = self.norms[part, None] + self.norms
+        squared = total
+        for x in self._about_mean():
+            squared = torch.addmm(squared, x[part], x.T, alpha=-2)
+        nothing = squared <= _ROUNDINGS * torch.finfo(total.dtype).eps * total
+        nothing.diagonal(rows.start).fill_(True)
+        return squared.masked_fill_(nothing, 0.0)
+
+    def pull(self, grad: Tensor, rows: Rows) -> Tensor:
+        """Returns the gradient of rows of a batch from that of its squared distances, on both sides."""
+        # A matrix is symmetric, and so is its gradient: a distance is in the rows of two samples.
+        grad = 4 / self.unit * grad
+        sums = grad.sum(dim=1, keepdim=True)
+        columns = [
+            torch.addmm(sums * x[rows.start : rows.stop], grad, x, alpha=-1)
+            for x in self._about_mean()
+        ]
+        return torch.cat(columns, dim=1).to(self.batch.dtype)
+
+    def _about_mean(self) -> Iterator[Tensor]:
+        for columns in _few_columns(self.batch):
+            wide = self.batch[:, columns].to(self.mean.dtype, copy=True)
+            yield wide.mul_(self.scale).sub_(self.mean[columns])
+
+
+def points_of(batches: Sequence[Tensor]) -> list[Points]:
+    """Returns float32 or float64 batches as points."""
+    wide = _WIDE.get(batches[0].device.type, torch.float64)
+    tiny = torch.finfo(functools.reduce(torch.promote_types, [x.dtype for x in batches])).tiny
+    found = []
+    for batch in batches:
+        # Twice, so that neither the mean nor a square leaves the range.
+        largest = _power_of_two(torch.linalg.vector_norm(batch.detach(), torch.inf).to(wide))
+        means, norms = [], []
+        for columns in _few_columns(batch):
+            x = batch[:, columns].to(wide, copy=True).div_(largest)
+            means.append(x.mean(dim=0))
+            x = x.sub_(means[-1])
+            norms.append(torch.einsum("nd, nd -> n", x, x))
+        norm = torch.stack(norms).sum(dim=0)
+        longest = _power_of_two(4 * norm.detach().max().sqrt())
+        # Gradients are of the order of 1 / unit: the margin keeps them within the range.
+        constant = largest * longest < 2 * 65536 * tiny
+        unit = torch.where(constant, 1.0, largest * longest)
+        within = torch.where(constant, 0.0, 1 / longest)
+        scale = torch.where(constant, 0.0, 1 / unit)
+        mean = torch.cat(means) * within
+        found.append(Points(batch, mean, norm * within.square(), unit, scale))
+    return found
+
+
+def _few_columns(x: Tensor) -> Iterator[slice]:
+    count = max(1, _FEW_NUMBERS // len(x))
+    for start in range(0, x.shape[1], count):
+        yield slice(start, start + count)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """Returns the power of two that is at most a number but more than its half; 1 for 0."""
+    x = torch.where(x == 0, 1.0, x)
+    return x / (2 * torch.frexp(x).mantissa)
+
+
 class _SquaredDistances(torch.autograd.Function):
     """The gradient is one matrix product a batch, and is itself made of differentiable operations."""
 
@@ -75,8 +162,8 @@ class _SquaredDistances(torch.autograd.Function):
             if x.dtype == wide:  # whose squares could leave the range of the type
                 largest = torch.linalg.vector_norm(x, torch.inf)
                 largest = torch.where(largest == 0, 1.0, largest)
-                # A number over its mantissa is the power of two above it.
-                scale = largest / torch.frexp(largest).mantissa
+                # A number over twice its mantissa is the power of two at or below it.
+                scale = largest / (2 * torch.frexp(largest).mantissa)
                 x = x / scale
             gram = norm = None
             for part in (
@@ -204,6 +291,8 @@ def _float32_distances(x: Tensor) -> Tensor | None:
     if gram is None:
         return None
     norms = gram.diagonal()
+    if norms.max() < _SMALL:
+        return None
     total = norms[:, None] + norms
     squared = torch.sub(total, gram, alpha=2)
     close = squared <= _CLOSE * total
@@ -252,3 +341,15 @@ def _product_on_cpu(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
 @_product_on_cpu.register_fake
 def _(weight: Tensor, x: Tensor, unit: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def without_diagonal(matrices: Tensor, start: int) -> Tensor:
+    """Returns rows of a stack, the first of them row ``start``, with zeros on the diagonal."""
+    return matrices.masked_fill(diagonal(matrices, start), 0.0)
+
+
+def diagonal(matrices: Tensor, start: int) -> Tensor:
+    """Returns a mask of shape (rows, N) of the diagonal."""
+    height, n = matrices.shape[-2:]
+    column = torch.arange(n, device=matrices.device)
+    return column[start : start + height, None] == column

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_int
-from mvmr_loss.dependence.matrices import squared_distances
+from mvmr_loss.dependence.blocks import Blocks, products_in_blocks
+from mvmr_loss.dependence.matrices import diagonal, squared_distances, without_diagonal
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
 # More numbers in a stack of matrices, and they are made one batch at a time.
@@ -47,6 +47,13 @@ class Distance(NamedTuple):
         safe = torch.where(nothing, 1.0, squared)
         powers = safe.sqrt() if self.exponent == 1 else safe.pow(self.exponent / 2)
         return torch.where(nothing, floor, powers)
+
+    def slopes(self, squared: Tensor, raw: Tensor, units: Tensor) -> Tensor:
+        """Returns the derivatives of the matrices by the squared distances, 0 at the floor."""
+        least = (math.sqrt(self.eps) / units[:, None, None]).square().to(squared.dtype)
+        nothing = squared <= least
+        slopes = self.exponent / 2 * raw / torch.where(nothing, 1.0, squared)
+        return torch.where(nothing, 0.0, slopes)
 
 
 class Gaussian(NamedTuple):
@@ -113,7 +120,7 @@ class Estimator(NamedTuple):
         divisor, count = (n - 2, (n - 1) * (n - 2)) if self.corrected else (n, n * n)
         means = all_sums / divisor - (all_sums.sum(dim=1, keepdim=True) / count)
         centered = raw - (sums / divisor)[:, :, None] - means[:, None]
-        return _without_diagonal(centered, start) if self.corrected else centered
+        return without_diagonal(centered, start) if self.corrected else centered
 
 
 def dependence(
@@ -138,7 +145,9 @@ def dependence(
     n = len(batches[0])
     matrices: list[Tensor] = []
     if block_size is not None:
-        products, squares, rounding, units = _in_blocks(estimator, batches, pairs, rows, block_size)
+        blocks = Blocks(estimator, pairs, rows, block_size)
+        products, squares, rounding, units = products_in_blocks(blocks, batches)
+        rounding = (_ROUNDINGS * torch.finfo(rounding.dtype).eps) ** 2 * rounding
     else:
         height = n if rows.stop is None else rows.stop - rows.start
         together = len(batches) * height * n <= _STACK_NUMBERS
@@ -147,7 +156,7 @@ def dependence(
             squared, units = squared_distances(group, rows)
             raw = estimator.matrix.matrices(squared, units, rows)
             if estimator.corrected:
-                raw = _without_diagonal(raw, rows.start)
+                raw = without_diagonal(raw, rows.start)
             sums = raw.sum(dim=2)
             all_sums = sums if rows.stop is None else rows.concatenate(sums)
             centered = estimator.center(raw, sums, all_sums, rows.start)
@@ -188,64 +197,13 @@ def in_range(values: Tensor, factors: Tensor, limit: float) -> Tensor:
     return torch.where(beyond, values.detach().sign() * limit, products)
 
 
-def _without_diagonal(matrices: Tensor, start: int) -> Tensor:
-    """Returns rows of a stack, the first of them row ``start``, with zeros on the diagonal."""
-    return matrices.masked_fill(_diagonal(matrices, start), 0.0)
-
-
-def _diagonal(matrices: Tensor, start: int) -> Tensor:
-    """Returns a mask of shape (rows, N) of the diagonal."""
-    height, n = matrices.shape[-2:]
-    column = torch.arange(n, device=matrices.device)
-    return column[start : start + height, None] == column
-
-
-def _in_blocks(
-    estimator: Estimator, batches: Sequence[Tensor], pairs: Pairs, rows: Rows, block_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns products of pairs, squared norms, those of rounding, and units, from blocks of rows.
-
-    The first pass over the blocks sums their rows, the second compares them; the gradient computes
-    every block again.
-    """
-
-    def matrices(start: int, stop: int, xs: Sequence[Tensor]) -> Tensor:
-        squared, units = squared_distances(xs, Rows(start, stop))
-        raw = estimator.matrix.matrices(squared, units, Rows(start, stop))
-        return _without_diagonal(raw, start) if estimator.corrected else raw
-
-    def sum_rows(start: int, stop: int, *xs: Tensor) -> tuple[Tensor, Tensor]:
-        raw = matrices(start, stop, xs)
-        return raw.sum(dim=2), raw.detach().square().sum(dim=(1, 2))
-
-    def compare(start: int, stop: int, sums: Tensor, *xs: Tensor) -> Tensor:
-        raw = matrices(start, stop, xs)
-        centered = estimator.center(raw, sums[:, start:stop], sums, start)
-        products = [(centered[i] * centered[j]).sum(dtype=torch.float64) for i, j in pairs]
-        return torch.cat(
-            [torch.stack(products), centered.square().sum((1, 2), dtype=torch.float64)]
-        )
-
-    end = len(batches[0]) if rows.stop is None else rows.stop
-    blocks = [(i, min(i + block_size, end)) for i in range(rows.start, end, block_size)]
-    found = [checkpoint(sum_rows, *block, *batches, use_reentrant=False) for block in blocks]
-    sums = rows.concatenate(torch.cat([own for own, _ in found], dim=1))
-    level = (_ROUNDINGS * torch.finfo(sums.dtype).eps) ** 2
-    rounding = level * rows.sum(torch.stack([squares for _, squares in found]).sum(dim=0))
-    parts = [checkpoint(compare, *block, sums, *batches, use_reentrant=False) for block in blocks]
-    totals = rows.sum(torch.stack(parts).sum(dim=0)).to(sums.dtype)
-    _, units = squared_distances(batches, Rows(0, 1))
-    products, squares = totals.split([len(pairs), len(batches)])
-    return products, squares, rounding, units
-
-
 def _median(squared: Tensor, rows: Rows) -> Tensor:
     """Returns the lower median of the squared distances between different samples, of shape (K,).
 
     Where it is 0, the mean takes its place, and 1 where that is 0 too.
     """
     n = squared.shape[2]
-    others = ~_diagonal(squared, rows.start)
+    others = ~diagonal(squared, rows.start)
     if rows.stop is None:
         # Without the diagonal: drop the first entry of every run of n + 1.
         pairs = squared.flatten(1)[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :-1]

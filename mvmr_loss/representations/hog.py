@@ -151,7 +151,10 @@ def _histogram(
         # At a zero gradient the slopes of magnitude and angle are undefined: shall be 0.
         flat = (dx == 0) & (dy == 0)
         dx = dx.masked_fill(flat, 1.0)
-        magnitude = torch.hypot(dx, dy).masked_fill(flat, 0.0)
+        length = torch.hypot(dx, dy)
+        magnitude = length.masked_fill(flat, 0.0)
+        # An angle has no unit; the slope of atan2 divides by the square of what may be tiny.
+        dx, dy = dx / length.detach(), dy / length.detach()
     else:
         magnitude = torch.hypot(dx, dy)
     position = torch.atan2(dy, dx) * (orientations / math.pi)

@@ -4,9 +4,10 @@ import functools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mvmr_loss import MVMRLoss
-from mvmr_loss.dependence import dependence_measure
+from mvmr_loss.dependence import dependence_measure, matrices
 
 MEASURES = [
     functools.partial(dependence_measure, name)
@@ -89,6 +90,72 @@ def test_never_holds_a_square_matrix():
     with Watch():
         dependence_measure("distance_correlation", block_size=16)(x, y).backward()
     assert 300 * 16 <= largest < 300 * 300 // 4
+
+
+def test_a_block_costs_no_more_than_its_share():
+    """However small the blocks are: all distances twice, and once more for the gradient."""
+
+    def products(block_size):
+        n, d = 64, 32
+        x, y = (torch.randn(n, d, requires_grad=True) for _ in range(2))
+        with FlopCounterMode(display=False) as counter:
+            dependence_measure("distance_correlation", block_size=block_size)(x, y).backward()
+        return counter.get_total_flops() / (2 * n * n * d)
+
+    norms = 3 / 64  # of which there are as many as rows
+    for block_size in (4, 16, 64):
+        # Of two batches: three times the matrix, and the product that is its gradient.
+        assert 2 * (2 + 1 + 1) <= products(block_size) <= 2 * (2 + 1 + 1 + norms)
+
+
+def test_keeps_the_batches_and_row_sums_for_the_gradient():
+    x, y = batches(40)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = dependence_measure("distance_correlation", block_size=8)(x, y)
+    numbers = 2 * 40 + 40  # sums, and the last steps on scalars
+    assert x.numel() + y.numel() + 2 * 40 <= sum(kept.values()) <= x.numel() + y.numel() + numbers
+    value.backward()
+
+
+def test_functional_transforms():
+    x, y = batches(20)
+    measure = dependence_measure("u_distance_correlation_sqr", block_size=7)
+    (expected,) = torch.autograd.grad(measure(x, y), x)
+    torch.testing.assert_close(torch.func.grad(measure)(x.detach(), y.detach()), expected)
+
+
+def test_compiles_as_one_graph():
+    x, y = batches(20)
+    measure = dependence_measure("distance_correlation", block_size=7)
+    compiled = torch.compile(measure, fullgraph=True, backend="aot_eager")
+    value, expected = compiled(x, y), measure(x, y)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected, (x, y))
+    )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e150])
+def test_offsets_and_many_columns(monkeypatch, offset, scale):
+    """A few columns at a time, in float64 whose squares leave its range."""
+    monkeypatch.setattr(matrices, "_FEW_NUMBERS", 50)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 33, generator=generator, dtype=torch.float64)
+    y = x[:, :2].abs() + 0.1
+    expected = dependence_measure("distance_correlation")(x, y)
+    x = (scale * (x + offset)).requires_grad_()
+    value = dependence_measure("distance_correlation", block_size=6)(x, y)
+    torch.testing.assert_close(value, expected, rtol=1e-8, atol=0)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert (gradient != 0).any()
+    assert torch.isfinite(gradient).all()
 
 
 class TestException:

@@ -9,6 +9,7 @@ from mvmr_loss.dependence import (
     dependence_measure,
     distance_correlation,
     distance_covariance_sqr,
+    list_dependence_measures,
     matrices,
     measures,
     pairwise_distances,
@@ -122,6 +123,21 @@ def test_small_numbers_in_half_precision_are_no_constant(dtype, scale):
         )
     assert pairwise_distances(x).dtype == torch.float32
     torch.testing.assert_close(pairwise_distances(x), pairwise_distances(x.float()))
+
+
+@pytest.mark.parametrize("name", list_dependence_measures())
+@pytest.mark.parametrize("size", [-18, -12, -7, -4, 4, 12])
+def test_gradients_of_a_batch_of_any_spread(name, size):
+    """A normalised measure does not feel the spread, whose powers leave float32; about 0.1 or 0."""
+    offset = 0.1 if -8 < size < 0 else 0.0
+    x = (batch(4, 3) * 10.0**size + offset).float()
+    y = batch(4, 2, seed=1).float()
+    leaf, expected = (t.requires_grad_() for t in (x.clone(), x.double()))
+    value, wide = dependence_measure(name)(leaf, y), dependence_measure(name)(expected, y)
+    torch.testing.assert_close(value, wide, rtol=1e-3, atol=1e-38, check_dtype=False)
+    (found,), (slope,) = torch.autograd.grad(value, leaf), torch.autograd.grad(wide, expected)
+    slope = slope.clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)
+    assert (found - slope).norm() <= 1e-3 * slope.norm() + 1e-30
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

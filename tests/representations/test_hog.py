@@ -247,3 +247,19 @@ def test_gradcheck(options):
     module = HOG(5, 4, **options, differentiable=True)
     assert torch.autograd.gradcheck(module, images, eps=1e-7, atol=1e-5)
     assert not HOG(5, 4, **options)(images).requires_grad
+
+
+@pytest.mark.parametrize("gradient", ["sobel", "central"])
+@pytest.mark.parametrize("interpolation", ["linear", "none"])
+@pytest.mark.parametrize("size", [1e-30, 1e-19, 1e15])
+def test_slope_does_not_feel_the_size_of_the_images(gradient, interpolation, size):
+    """Magnitudes are of the images' size, angles of none: what is between may be of its square."""
+    images = torch.rand(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    module = HOG(5, 1, gradient=gradient, interpolation=interpolation, differentiable=True)
+
+    def slope(x):
+        x.requires_grad_()
+        weight = torch.arange(float(module(x).numel())).reshape(module(x).shape)
+        return torch.autograd.grad((weight * module(x)).sum(), x)[0]
+
+    torch.testing.assert_close(slope(images * size), slope(images.clone()), rtol=1e-3, atol=1e-2)

@@ -1,0 +1,143 @@
+"""Products of centred distance matrices of which a few rows exist at a time.
+
+The first pass over the blocks sums the rows, the second compares them, and the gradient makes every
+block again. No more than a few columns of a batch are in the wide type at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mvmr_loss.dependence.matrices import Points, points_of, without_diagonal
+from mvmr_loss.distributed import Rows
+
+
+class Blocks(NamedTuple):
+    """What is computed, and how many rows at once.
+
+    Attributes:
+        estimator: A distance covariance or correlation.
+        pairs: Which batches to compare.
+        rows: Which rows of the matrices are this process's.
+        size: How many of them exist at once.
+    """
+
+    estimator: Any
+    pairs: Sequence[tuple[int, int]]
+    rows: Rows
+    size: int
+
+    def end(self, points: Sequence[Points]) -> int:
+        """Returns the row after this process's last one."""
+        return len(points[0].norms) if self.rows.stop is None else self.rows.stop
+
+    def parts(self, points: Sequence[Points]) -> Iterator[Rows]:
+        """Yields the rows of each block."""
+        end = self.end(points)
+        for start in range(self.rows.start, end, self.size):
+            yield Rows(start, min(start + self.size, end))
+
+    def raw(self, x: Points, part: Rows) -> tuple[Tensor, Tensor]:
+        """Returns rows of the squared distances, and of the matrix, both of shape (1, rows, N)."""
+        squared = x.squared_distances(part)[None]
+        raw = self.estimator.matrix.matrices(squared, x.unit[None], part)
+        return squared, without_diagonal(raw, part.start) if self.estimator.corrected else raw
+
+    def row_sums(self, points: Sequence[Points]) -> tuple[Tensor, Tensor]:
+        """Returns the sums of all rows of the matrices, (K, N), and of this process's squares, (K,)."""
+        first = self.rows.start
+        # Written in place: what outlived a block would lie between the holes that blocks leave.
+        sums = points[0].norms.new_zeros(len(points), self.end(points) - first)
+        squares = sums.new_zeros(len(points))
+        for k, x in enumerate(points):
+            for part in self.parts(points):
+                raw = self.raw(x, part)[1][0]
+                sums[k].narrow(0, part.start - first, len(raw)).copy_(raw.sum(dim=1))
+                squares[k] += raw.detach().square().sum()
+        return self.rows.concatenate(sums), squares
+
+    def center(self, raw: Tensor, sums: Tensor, part: Rows) -> Tensor:
+        """Returns rows of the centred matrix, of shape (rows, N)."""
+        own = sums[None, part.start : part.stop]
+        centered: Tensor = self.estimator.center(raw, own, sums[None], part.start)[0]
+        return centered
+
+
+def products_in_blocks(
+    blocks: Blocks, batches: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes the products of centred matrices.
+
+    Args:
+        blocks: Of what, and how.
+        batches: Tensors of shape (N, D_k).
+
+    Returns:
+        In the wide type, over the rows of all processes: the products of the pairs; the squared norms;
+        those before centring, to judge rounding by; and the units of the batches. The first two are
+        differentiable any number of times, but a gradient that can be differentiated keeps all blocks.
+    """
+    raised = [x.float() if x.element_size() < 4 else x for x in batches]
+    own, before, units, _ = _ProductsInBlocks.apply(blocks, *raised)
+    everything = blocks.rows.sum(torch.cat([own, before]))
+    products, squares, before = everything.split([len(blocks.pairs), *[len(batches)] * 2])
+    return products, squares, before, units
+
+
+class _ProductsInBlocks(torch.autograd.Function):
+    """The products of the pairs and the squared norms, in one tensor, over this process's rows."""
+
+    @staticmethod
+    def forward(blocks: Blocks, *batches: Tensor) -> tuple[Tensor, ...]:
+        points = points_of(batches)
+        sums, before = blocks.row_sums(points)
+        total = sums.new_zeros(len(blocks.pairs) + len(batches))
+        for part in blocks.parts(points):
+            centered = [
+                blocks.center(blocks.raw(x, part)[1], row, part)
+                for x, row in zip(points, sums, strict=True)
+            ]
+            products = [(centered[i] * centered[j]).sum() for i, j in blocks.pairs]
+            total += torch.stack(products + [c.square().sum() for c in centered])
+        units = torch.stack([x.unit for x in points])
+        return total, before, units, sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.blocks, *batches = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*batches, output[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        blocks: Blocks = ctx.blocks
+        *batches, sums = ctx.saved_tensors
+        points = points_of(batches)
+        if torch.is_grad_enabled():  # for a further derivative
+            sums, _before = blocks.row_sums(points)
+        grad_products, grad_squares = grad.split([len(blocks.pairs), len(batches)])
+        wanted = [k for k in range(len(batches)) if ctx.needs_input_grad[1 + k]]
+        gradients: list[Any] = [
+            torch.zeros_like(x) if k in wanted else None for k, x in enumerate(batches)
+        ]
+        for part in blocks.parts(points):
+            centered, slopes = [], {}
+            for k, (x, row) in enumerate(zip(points, sums, strict=True)):
+                squared, raw = blocks.raw(x, part)
+                centered.append(blocks.center(raw, row, part))
+                if k in wanted:
+                    slopes[k] = blocks.estimator.matrix.slopes(squared, raw, x.unit[None])[0]
+            for k in wanted:
+                # Centring is a projection: the gradient of a product is the other one, centred.
+                weight = 2 * grad_squares[k] * centered[k]
+                for g, (i, j) in zip(grad_products, blocks.pairs, strict=True):
+                    for own, other in ((i, j), (j, i)):
+                        if own == k:
+                            weight = weight + g * centered[other]
+                pull = points[k].pull(weight * slopes[k], part)
+                gradients[k][part.start : part.stop] = pull
+        return None, *gradients
