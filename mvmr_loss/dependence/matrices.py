@@ -64,17 +64,20 @@ class Points(NamedTuple):
 
     Attributes:
         batch: Tensor of shape (N, D).
-        mean: Its mean, of shape (D,), in the wide type and in units.
-        norms: The squared norms of its rows about the mean, of shape (N,), in units.
-        unit: A power of two, in which no norm is above 1.
-        scale: Its inverse; 0 where the batch counts as constant.
+        largest: The power of two at or below its largest number.
+        mean: Its mean in units of that, of shape (D,), in the wide type.
+        within: By what its rows about the mean are then multiplied, so that no norm is above 1; 0 where
+            the batch counts as constant.
+        norms: Their squared norms, of shape (N,).
+        unit: What the root of a squared distance is to be multiplied by.
     """
 
     batch: Tensor
+    largest: Tensor
     mean: Tensor
+    within: Tensor
     norms: Tensor
     unit: Tensor
-    scale: Tensor
 
     def squared_distances(self, rows: Rows) -> Tensor:
         """Returns rows of the squared distances, of shape (rows, N), as :func:`squared_distances`."""
@@ -101,7 +104,8 @@ class Points(NamedTuple):
     def _about_mean(self) -> Iterator[Tensor]:
         for columns in _few_columns(self.batch):
             wide = self.batch[:, columns].to(self.mean.dtype, copy=True)
-            yield wide.mul_(self.scale).sub_(self.mean[columns])
+            # Twice, so that neither the mean nor a square leaves the range.
+            yield wide.div_(self.largest).sub_(self.mean[columns]).mul_(self.within)
 
 
 def points_of(batches: Sequence[Tensor]) -> list[Points]:
@@ -110,7 +114,6 @@ def points_of(batches: Sequence[Tensor]) -> list[Points]:
     tiny = torch.finfo(functools.reduce(torch.promote_types, [x.dtype for x in batches])).tiny
     found = []
     for batch in batches:
-        # Twice, so that neither the mean nor a square leaves the range.
         largest = _power_of_two(torch.linalg.vector_norm(batch.detach(), torch.inf).to(wide))
         means, norms = [], []
         for columns in _few_columns(batch):
@@ -124,9 +127,8 @@ def points_of(batches: Sequence[Tensor]) -> list[Points]:
         constant = largest * longest < 2 * 65536 * tiny
         unit = torch.where(constant, 1.0, largest * longest)
         within = torch.where(constant, 0.0, 1 / longest)
-        scale = torch.where(constant, 0.0, 1 / unit)
-        mean = torch.cat(means) * within
-        found.append(Points(batch, mean, norm * within.square(), unit, scale))
+        norms_within = norm * within.square()
+        found.append(Points(batch, largest, torch.cat(means), within, norms_within, unit))
     return found
 
 

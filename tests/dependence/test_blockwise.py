@@ -158,6 +158,14 @@ def test_offsets_and_many_columns(monkeypatch, offset, scale):
     assert torch.isfinite(gradient).all()
 
 
+def test_largest_numbers_of_the_type():
+    y, _ = batches(10, torch.float64)
+    x = y.detach().clamp(-1, 1)
+    measure = dependence_measure("distance_correlation", block_size=3)
+    for function in (measure, dependence_measure("distance_correlation")):
+        torch.testing.assert_close(function(x * 1.7e308, y), function(x, y))
+
+
 class TestException:
     def test_block_size(self):
         with pytest.raises(ValueError, match="block_size must be at least 1 but is 0"):
