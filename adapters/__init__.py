@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# The five that the authors' release trains with.
-PAPER_REPRESENTATIONS = ("pixels", "augmented_pixels", "scattering", "hog", "local_std")
+from mvmr_loss import preset_settings
+from mvmr_loss.representations.registry import labelled
 
 # Where a host trains in several processes, the loss is that of the whole batch unless told
 # otherwise: with it, a batch means the same on one device and on eight.
@@ -34,3 +34,37 @@ def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_c
             f"{os.fspath(path)!r}; set fill_cache to True to have it made and filled in the first "
             "epoch, or leave cache out."
         )
+
+
+def with_preset(
+    name: str, representations: Any, sketch_dim: int | None, distillation: Any
+) -> tuple[Any, int | None, Any]:
+    """Fills in from a preset what a host was not told.
+
+    Args:
+        name: The preset's name.
+        representations: What :class:`~mvmr_loss.Representations` is built from; None: the preset's.
+        sketch_dim: Width of their sketches; None: the preset's, if they are distilled.
+        distillation: Options of :class:`~mvmr_loss.DistillationLoss` in the place of the preset's.
+
+    Returns:
+        The three, filled in.
+
+    Raises:
+        TypeError: If ``representations`` are of another form.
+        ValueError: If there is no preset of that name.
+
+    Examples:
+        >>> with_preset("features", ["hog"], None, None)[2]["teacher_dims"]
+        {'hog': 1024}
+    """
+    preset = preset_settings(name)
+    if representations is None:
+        representations = list(preset.representations)
+    if preset.distillation is None or not isinstance(distillation, Mapping | None):
+        return representations, sketch_dim, distillation
+    given = distillation or {}
+    if "teacher_dims" not in given:
+        sketch_dim = preset.sketch_dim if sketch_dim is None else sketch_dim
+        given = {"teacher_dims": dict.fromkeys(labelled(representations), sketch_dim), **given}
+    return representations, sketch_dim, {**preset.distillation, **given}

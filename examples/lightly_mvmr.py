@@ -60,6 +60,7 @@ def main():
         num_classes=5,
         knn_k=20,
         backbone="resnet18",
+        preset="features",
         hidden_dim=512,
         output_dim=512,
         lr=2e-3,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from torchvision.transforms import v2 as T
 
-from mvmr_loss import MVMRLoss, MVMRProjectionHead, Representations
+from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead, Representations
 
 NORMALIZE = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -50,15 +50,17 @@ def main():
 
     backbone = resnet18()
     backbone.fc = torch.nn.Identity()
-    # (1) The loss, a projection head, and the fixed features that embeddings shall depend on.
-    criterion = MVMRLoss()
+    # (1) Fixed features of the images; a loss on the embeddings, and one on the features.
+    representations = Representations(["scattering", "hog"], sketch_dim=1024)
+    criterion = MVMRLoss.from_preset("features")
+    on_features = DistillationLoss.from_preset("features", 512, representations.sizes(3, 64, 64))
     head = MVMRProjectionHead(512, hidden_dim=512, output_dim=512)
-    representations = Representations(["pixels", "scattering", "hog", "local_std"])
+    trained = torch.nn.ModuleList([backbone, head, on_features])
 
     augment = T.Compose(
         [T.RandomResizedCrop(64, (0.2, 1.0)), T.RandomHorizontalFlip(), T.ColorJitter(0.2, 0.2)]
     )
-    optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=1e-3)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=1e-3)
     before = nearest_neighbour_accuracy(backbone, images, labels)
     step = 0
     while step < settings.steps:
@@ -66,9 +68,10 @@ def main():
             # (2) Two views of each image, through the same network: as it is, and augmented.
             view = NORMALIZE(batch)
             view_augmented = NORMALIZE(torch.stack([augment(image) for image in batch]))
-            z, z_augmented = head(backbone(view)), head(backbone(view_augmented))
+            h, h_augmented = backbone(view), backbone(view_augmented)
             # (3) The representations are those of the view that is not augmented.
-            loss = criterion(z, z_augmented, representations(view))
+            loss = criterion(head(h), head(h_augmented))
+            loss = loss + on_features([h, h_augmented], representations(view))
 
             optimizer.zero_grad()
             loss.backward()

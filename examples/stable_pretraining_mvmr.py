@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import RandomCrop
 
 from mvmr_loss import (
+    DistillationLoss,
     MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
@@ -58,6 +59,7 @@ def main():
     loader = photographs(8 * settings.batch_size, settings.batch_size, views)
     loader_val = photographs(4 * settings.batch_size, settings.batch_size, plain)
 
+    representations = Representations(["scattering", "hog"], sketch_dim=1024)
     if settings.vicreg:
         method = {
             "forward": regularized(vicreg),
@@ -65,12 +67,17 @@ def main():
             "loss": MultiRepresentationRegularizer(),
         }
     else:
-        method = {"forward": mvmr, "loss": MVMRLoss()}
+        dims = representations.sizes(3, 64, 64)
+        method = {
+            "forward": mvmr,
+            "loss": MVMRLoss.from_preset("features"),
+            "distillation": DistillationLoss.from_preset("features", 512, dims),
+        }
     module = spt.Module(
         **method,
         backbone=spt.backbone.from_timm("resnet18", pretrained=False, num_classes=0),
         projector=MVMRProjectionHead(512, hidden_dim=512, output_dim=512),
-        representations=Representations(["pixels", "scattering", "hog", "local_std"]),
+        representations=representations,
         optim={"optimizer": {"type": "Adam", "lr": 1e-3}, "scheduler": "ConstantLR"},
     )
     accuracy = {"top1": MulticlassAccuracy(5)}

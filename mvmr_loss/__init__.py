@@ -9,7 +9,7 @@ from mvmr_loss.heads import MVMRProjectionHead
 from mvmr_loss.large_batch import backward_in_chunks
 from mvmr_loss.loss import MVMRLoss
 from mvmr_loss.normalization import Normalization
-from mvmr_loss.presets import list_presets, preset_options
+from mvmr_loss.presets import Preset, list_presets, preset_settings
 from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import (
     Representations,
@@ -26,6 +26,7 @@ __all__ = [
     "MVMRProjectionHead",
     "MultiRepresentationRegularizer",
     "Normalization",
+    "Preset",
     "Representations",
     "Teacher",
     "TeacherPreprocessing",
@@ -36,7 +37,7 @@ __all__ = [
     "list_dependence_measures",
     "list_presets",
     "list_representations",
-    "preset_options",
+    "preset_settings",
     "register_dependence_measure",
     "register_representation",
 ]

@@ -26,7 +26,7 @@ from mvmr_loss._objective import (
 from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.measures import in_range
 from mvmr_loss.distributed import ALL_ROWS, Rows
-from mvmr_loss.presets import IDENTITY_MEASURE, preset_options
+from mvmr_loss.presets import IDENTITY_MEASURE, preset_settings
 
 # The embeddings that meet the representations: the augmented views', as published, or all.
 RepresentationViews = Literal["augmented", "both"]
@@ -302,7 +302,7 @@ class MVMRLoss(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, **options: Any) -> MVMRLoss:
-        """Returns the loss of a preset, see :func:`mvmr_loss.preset_options`.
+        """Returns the loss of a preset, see :func:`mvmr_loss.preset_settings`.
 
         Args:
             preset: Its name, one of :func:`mvmr_loss.list_presets`.
@@ -312,7 +312,7 @@ class MVMRLoss(nn.Module):
             >>> MVMRLoss.from_preset("identity", representation_weights=0.1).identity_weight
             1.0
         """
-        return cls(**{**preset_options(preset), **options})
+        return cls(**{**preset_settings(preset).loss, **options})
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

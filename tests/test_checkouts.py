@@ -18,7 +18,7 @@ sys.path.insert(1, sys.argv[1])
 site.addsitedir(sys.argv[1])
 import mvmr_loss, mvmr_loss.adapters, mvmr_loss.adapters.solo.configs
 from mvmr_loss.adapters.solo.__main__ import _let_hydra_find_the_plugin
-from mvmr_loss.adapters import PAPER_REPRESENTATIONS
+from mvmr_loss.adapters import GATHER_DISTRIBUTED
 _let_hydra_find_the_plugin()
 import hydra_plugins.mvmr_loss_solo as plugin
 for module in (mvmr_loss, mvmr_loss.adapters, mvmr_loss.adapters.solo.configs, plugin):

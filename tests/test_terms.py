@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mvmr_loss import MVMRLoss, list_presets, preset_options
+from mvmr_loss import MVMRLoss, list_presets, preset_settings
 from mvmr_loss.dependence.definitions import (
     u_centered,
     u_distance_correlation_sqr,
@@ -203,5 +203,5 @@ class TestPresets:
             MVMRLoss.from_preset("papers")
 
     def test_options_are_a_copy(self):
-        preset_options("identity")["identity_weight"] = 7
-        assert preset_options("identity")["identity_weight"] == 1.0
+        preset_settings("identity").loss["identity_weight"] = 7
+        assert preset_settings("identity").loss["identity_weight"] == 1.0

@@ -21,8 +21,8 @@ from mvmr_loss.normalization import NormalizationLike
 
 from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
-    PAPER_REPRESENTATIONS,
     check_cache,
+    with_preset,
 )
 from .backbone import build_backbone
 from .hyperparameters import without_objects
@@ -62,7 +62,9 @@ class MVMR(LightningModule):
         hidden_dim: Width of the projection head's hidden layers.
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or a module of one's
-            own from images to such a mapping; empty means no representation terms.
+            own from images to such a mapping; empty means no representation terms, None the
+            preset's.
+        sketch_dim: What :class:`~mvmr_loss.Representations` takes; None: exact, or the preset's.
         normalization: How the images are normalised, told to the representations; what
             :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data
             that normalises otherwise is refused.
@@ -70,13 +72,15 @@ class MVMR(LightningModule):
             are read by the images' file names; the data set must be a ``LightlyDataset``. None: they
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
-        preset: Settings of the loss by name, one of :func:`mvmr_loss.list_presets`.
+        preset: Settings by name, one of :func:`mvmr_loss.list_presets`; ``"features"`` is what learned
+            best here.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
             ``gather_distributed`` is True unless given.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
             features: ``teacher_dims`` names those of the representations that are its teachers, and
             their widths; the other representations are the loss's. Its heads are trained with the
-            method and are no part of the backbone. None: every teacher is a representation of the loss.
+            method and are no part of the backbone. None: the preset's; in the others than ``"features"``
+            every teacher is a representation of the loss.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of all but biases, normalisation layers and the classifier.
         warmup_epochs: Length of the warm-up in epochs.
@@ -105,7 +109,8 @@ class MVMR(LightningModule):
         feature_dim: int | None = None,
         hidden_dim: int = 8192,
         output_dim: int = 8192,
-        representations: Sequence[Any] | Mapping[str, Any] | nn.Module = PAPER_REPRESENTATIONS,
+        representations: Sequence[Any] | Mapping[str, Any] | nn.Module | None = None,
+        sketch_dim: int | None = None,
         normalization: NormalizationLike = "imagenet",
         cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         fill_cache: bool = False,
@@ -139,18 +144,29 @@ class MVMR(LightningModule):
                 "distillation must be a mapping of options of mvmr_loss.DistillationLoss, such as "
                 f"{{'teacher_dims': {{'teacher': 512}}}}, but is a {type(distillation).__name__}."
             )
+        if isinstance(representations, nn.Module):
+            given = {"cache": cache, "sketch_dim": sketch_dim}
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} must be None where representations are a module, which may have one "
+                        f"itself, but is {value!r}."
+                    )
+        else:
+            representations, sketch_dim, distillation = with_preset(
+                preset, representations, sketch_dim, distillation
+            )
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
-        if cache is not None and (isinstance(representations, nn.Module) or not representations):
-            raise ValueError(
-                "cache must be None where representations are a module, which may have one itself, or "
-                f"none, but is {cache!r}."
-            )
+        if cache is not None and not representations:
+            raise ValueError(f"cache must be None without representations but is {cache!r}.")
         self.representations = (
             representations
             if isinstance(representations, nn.Module)
-            else Representations(representations, normalization=normalization, cache=cache)
+            else Representations(
+                representations, normalization=normalization, sketch_dim=sketch_dim, cache=cache
+            )
             if representations
             else None
         )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchvision import transforms
 
 from mvmr_loss import LossComponents, Normalization, Representations
+from mvmr_loss.presets import PAPER_REPRESENTATIONS
 
-from .. import PAPER_REPRESENTATIONS, check_cache  # noqa: TID252 - of the same checkout
+from .. import check_cache  # noqa: TID252 - of the same checkout
 from .options import EXTRACTION_OPTIONS, SoloConfigError, select
 
 

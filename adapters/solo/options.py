@@ -15,12 +15,12 @@ from mvmr_loss import (
     MVMRProjectionHead,
     Normalization,
     Representations,
-    preset_options,
+    preset_settings,
 )
 from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss.representations.registry import representation_class
 
-from .. import GATHER_DISTRIBUTED, PAPER_REPRESENTATIONS  # noqa: TID252 - of the same checkout
+from .. import GATHER_DISTRIBUTED, with_preset  # noqa: TID252 - of the same checkout
 
 # The node of the configuration that adds the representation terms to another method.
 REGULARIZER = "mvmr_regularizer"
@@ -53,8 +53,8 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "preset": "paper",
     **dict.fromkeys(LOSS_OPTIONS),  # None is the preset's
     "gather_distributed": GATHER_DISTRIBUTED,
-    "distillation": None,  # every teacher is a representation of the loss
-    "representations": list(PAPER_REPRESENTATIONS),
+    "distillation": None,  # the preset's
+    "representations": None,  # the preset's
     **EXTRACTION_OPTIONS,
     "fill_cache": False,
 }
@@ -119,8 +119,11 @@ def check_method_options(given: object) -> dict[str, Any]:
     options = with_defaults(given, METHOD_DEFAULTS, node)
     for name in ("proj_hidden_dim", "proj_output_dim", "proj_num_layers"):
         _checked(node, check_int, f"{node}.{name}", options[name], minimum=1)
-    preset = _checked(node, preset_options, options["preset"])
-    for name, value in {**LOSS_OPTIONS, **preset}.items():
+    preset = _checked(node, preset_settings, options["preset"])
+    names = ("representations", "sketch_dim", "distillation")
+    filled = _checked(node, with_preset, options["preset"], *[options[name] for name in names])
+    options |= dict(zip(names, filled, strict=True))
+    for name, value in {**LOSS_OPTIONS, **preset.loss}.items():
         if options[name] is None:
             options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))

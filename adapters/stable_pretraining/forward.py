@@ -24,7 +24,9 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
 
     - ``backbone`` and ``projector``: from images (N, C, H, W) to features and on to embeddings (N, D);
     - ``loss``: a :class:`~mvmr_loss.MVMRLoss`, with ``gather_distributed=True`` for several processes;
-    - ``representations``: a :class:`~mvmr_loss.Representations`; left out or None: no such terms.
+    - ``representations``: a :class:`~mvmr_loss.Representations`; left out or None: no such terms;
+    - ``distillation``: a :class:`~mvmr_loss.DistillationLoss`, which is added on the features; left out
+      or None: every representation is the loss's.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -63,9 +65,16 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
                 f"{len(views)}; use MultiViewTransform([plain, augmented])."
             )
         z, *z_augmented = [self.projector(f) for f in features]
-        terms = loss.forward_components(z, z_augmented, representations_of(self, views[0]))
-        out["loss"] = terms.total
-        _log(self, terms.as_dict(f"{stage}/"), views[0])
+        represented = representations_of(self, views[0]) or {}
+        distillation, distilled = getattr(self, "distillation", None), {}
+        if distillation is not None:
+            teachers, represented = distillation.split(represented)
+            distilled = distillation.forward_components(features, teachers).as_dict(f"{stage}/")
+            distillation.update(features, teachers)
+        terms = loss.forward_components(z, z_augmented, represented)
+        named = {**distilled, **terms.as_dict(f"{stage}/")}
+        out["loss"] = terms.total + distilled.get(f"{stage}/loss", 0.0)
+        _log(self, {**named, f"{stage}/loss": out["loss"]}, views[0])
     return out
 
 

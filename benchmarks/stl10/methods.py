@@ -38,7 +38,8 @@ OPTIMIZERS: dict[str, Any] = {
     "lars": partial(LARS, momentum=0.9),
 }
 
-NO_VIEW_TERMS = dict.fromkeys(("invariance_weight", "variance_weight", "dependence_weight"), 0.0)
+VIEW_TERMS = ("invariance_weight", "variance_weight", "dependence_weight", "identity_weight")
+NO_VIEW_TERMS = dict.fromkeys(VIEW_TERMS, 0.0)
 
 
 def build_backbone(settings: Settings) -> tuple[nn.Module, int]:
@@ -120,6 +121,7 @@ class Pretraining(MVMR):
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
         backbone, width = build_backbone(settings)
         self.optimizer_class = OPTIMIZERS[settings.optimizer]
+        weight = settings.representation_weight
         super().__init__(
             settings.batch_size // settings.devices,
             num_classes,
@@ -133,8 +135,9 @@ class Pretraining(MVMR):
             normalization=NORMALIZATIONS[settings.normalization],
             cache=settings.cache,
             fill_cache=settings.cache is not None,
+            preset=settings.objective,
             loss={
-                "representation_weights": settings.representation_weight,
+                **({} if weight is None else {"representation_weights": weight}),
                 "dependence_measure": settings.dependence_measure,
                 **({} if settings.view_terms else NO_VIEW_TERMS),
             },
@@ -170,7 +173,7 @@ class TwoViews(Pretraining):
         super().__init__(settings, num_classes, knn_k)
         self.build(self.width, settings.projector_hidden_dim, settings.projector_output_dim)
         self.regularizer = MultiRepresentationRegularizer(
-            settings.representation_weight,
+            1.0 if settings.representation_weight is None else settings.representation_weight,
             dependence_measure=settings.dependence_measure,
             gather_distributed=True,
         )

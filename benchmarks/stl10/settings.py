@@ -11,12 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
-from mvmr_loss import Normalization
+from mvmr_loss import Normalization, preset_settings
 
 PRESETS = Path(__file__).with_name("presets")
 NORMALIZATIONS = {"imagenet": Normalization.imagenet(), "cifar": Normalization.cifar10()}
-# The five that the authors' release trains with.
-REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -50,11 +48,14 @@ class Settings:
 
     Args:
         method: The method: MV-MR is mvmr_loss's for lightly, the others have lightly's losses and heads.
+        objective: mvmr's preset: paper, identity, or features, which learned best in short trainings.
         representations: Representations for any method: names, or mappings such as
-            '{name: hog, orientations: 9}'. None: the paper's five for mvmr, none for the others.
+            '{name: hog, orientations: 9}'. None: the objective's for mvmr, none for the others.
         representation_weight: Weight of each representation's term; negative rewards independence.
+            None: the objective's for mvmr, 1 for the others.
         distillation: Options of mvmr_loss.DistillationLoss for mvmr, such as
-            {teacher_dims: {teacher: 384}}, which names the teachers among the representations.
+            {teacher_dims: {teacher: 384}}, which names the teachers among the representations. None:
+            the objective's.
         view_terms: Whether mvmr has its terms between the views; a distillation needs none.
         cache: Folder in which representations of the non-augmented images, a
             teacher's among them, are kept once computed. None: they are computed in each step.
@@ -105,8 +106,9 @@ class Settings:
     """
 
     method: Literal["mvmr", "vicreg", "barlowtwins", "simclr", "byol"] = "mvmr"
+    objective: Literal["paper", "identity", "features"] = "paper"
     representations: list[Any] | None = None
-    representation_weight: float = 1.0
+    representation_weight: float | None = None
     distillation: dict[str, Any] | None = None
     view_terms: bool = True
     cache: str | None = None
@@ -191,14 +193,16 @@ class Settings:
     def representation_names(self) -> list[Any]:
         """The representations, with the method's default filled in."""
         if self.representations is None:
-            return list(REPRESENTATIONS) if self.method == "mvmr" else []
+            preset = preset_settings(self.objective)
+            return list(preset.representations) if self.method == "mvmr" else []
         return self.representations
 
     @property
     def label(self) -> str:
         """A name for tables: the method, and its representations where they are not the default."""
         if self.method == "mvmr":
-            return "mvmr" if self.representation_names else "mvmr, no representations"
+            name = "mvmr" if self.objective == "paper" else f"mvmr, {self.objective}"
+            return name if self.representation_names else f"{name}, no representations"
         return f"{self.method} + representations" if self.representation_names else self.method
 
     def as_dict(self) -> dict[str, Any]:

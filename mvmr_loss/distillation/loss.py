@@ -32,6 +32,7 @@ from mvmr_loss.distillation.bank import AnchorBank
 from mvmr_loss.distillation.regression import TeacherRegression
 from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization, stored_features
 from mvmr_loss.distributed import gather
+from mvmr_loss.presets import preset_settings
 from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import Representations
 
@@ -172,6 +173,33 @@ class DistillationLoss(nn.Module):
             dependence_measure=self.measure,
             gather_distributed=gather_distributed,
         )
+
+    @classmethod
+    def from_preset(
+        cls, preset: str, embedding_dim: int, teacher_dims: Mapping[str, int], **options: Any
+    ) -> DistillationLoss:
+        """Returns what a preset has on the backbone's features, see :func:`mvmr_loss.preset_settings`.
+
+        Args:
+            preset: Its name.
+            embedding_dim: Width of the backbone's features.
+            teacher_dims: Name of each representation -> its width.
+            **options: Options that take the place of the preset's.
+
+        Raises:
+            ValueError: If the preset has nothing there.
+
+        Examples:
+            >>> dims = {"scattering": 1024, "hog": 1024}
+            >>> DistillationLoss.from_preset("features", 512, dims).scale
+            'coordinate'
+        """
+        settings = preset_settings(preset).distillation
+        if settings is None:
+            raise ValueError(
+                f"preset must be one with terms on the features, such as 'features', but is {preset!r}."
+            )
+        return cls(embedding_dim, teacher_dims, **{**settings, **options})
 
     def fit(
         self, source: Representations | RepresentationCache | Mapping[str, Any]

@@ -317,10 +317,11 @@ def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
 
 
 def test_exception_kept_representations(tmp_path):
-    for representations in ([], Representations(["hog"])):
-        with pytest.raises(
-            ValueError, match="cache must be None where representations are a module"
-        ):
+    for representations, words in (
+        ([], "without representations"),
+        (Representations(["hog"]), "where representations are a module"),
+    ):
+        with pytest.raises(ValueError, match=f"cache must be None {words}"):
             method(representations=representations, cache=str(tmp_path))
     with pytest.raises(TypeError, match="needs a LightlyDataset.*but the data set is a list"):
         trainer().fit(method(cache=str(tmp_path)), loader())
@@ -336,6 +337,24 @@ def test_a_preset_of_the_loss():
     assert criterion.gather_distributed
     with pytest.raises(ValueError, match="preset must be one of paper"):
         method(preset="best")
+
+
+def test_the_preset_with_terms_on_the_features():
+    model = method(preset="features", representations=None)
+    assert list(model.representations.by_name) == ["scattering", "hog"]
+    assert model.distillation.teacher_dims == {"scattering": 1024, "hog": 1024}
+    assert model.distillation.dependence_weight == {"scattering": 0.3, "hog": 0.3}
+    assert (model.distillation.scale, model.criterion.representation_weights) == ("coordinate", 0)
+    own = {"edges": {"name": "hog", "pixels_per_cell": 4}}
+    model = method(preset="features", representations=own, sketch_dim=16, lr=1e-2)
+    assert model.distillation.teacher_dims == {"edges": 16}
+    head = model.distillation.regressions["edges"]
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    trainer(max_epochs=2).fit(model, loader())
+    assert any(not torch.equal(before[k], v) for k, v in head.state_dict().items())
+    assert {"train_regression/edges", "train_dependence/edges"} <= set(model.trainer.logged_metrics)
+    with pytest.raises(ValueError, match="sketch_dim must be None where representations are"):
+        method(preset="features", representations=torch.nn.Identity(), sketch_dim=16)
 
 
 def test_gathers_unless_told_otherwise():

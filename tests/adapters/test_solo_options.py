@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, preset_options
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, preset_settings
 from mvmr_loss.adapters import GATHER_DISTRIBUTED
 from mvmr_loss.adapters.solo.building import build_representations
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
@@ -67,11 +67,25 @@ def test_every_option_of_the_loss_is_named(defaults: dict[str, Any], function: A
 
 def test_a_preset_is_what_is_not_said() -> None:
     options = check_method_options({"preset": "identity", "representation_weights": 0.1})
-    wanted = {**preset_options("identity"), "representation_weights": 0.1}
+    wanted = {**preset_settings("identity").loss, "representation_weights": 0.1}
     assert {name: options[name] for name in wanted} == wanted
     assert options["variance_margin"] == 1.0
     with pytest.raises(SoloConfigError, match="method_kwargs: preset must be one of paper, "):
         check_method_options({"preset": "best"})
+
+
+def test_the_preset_with_terms_on_the_features() -> None:
+    options = check_method_options({"preset": "features"})
+    assert options["representations"] == ["scattering", "hog"]
+    assert options["sketch_dim"] == 1024
+    distilled = {"dependence_weight": 0.3, "scale": "coordinate", "gather_distributed": True}
+    teachers = {"scattering": 1024, "hog": 1024}
+    assert options["distillation"] == {"teacher_dims": teachers, **distilled}
+    given = {"preset": "features", "representations": {"edges": {"name": "hog"}}, "sketch_dim": 64}
+    options = check_method_options({**given, "distillation": {"dependence_weight": 0.1}})
+    assert options["distillation"]["teacher_dims"] == {"edges": 64}
+    assert options["distillation"]["dependence_weight"] == 0.1
+    assert options["distillation"]["scale"] == "coordinate"
 
 
 def test_all_hosts_gather_unless_told_otherwise() -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from benchmarks.stl10.__main__ import main, parser, settings_of, with_presets
-from benchmarks.stl10.settings import PRESETS, REPRESENTATIONS, Settings
+from benchmarks.stl10.settings import PRESETS, Settings
+from mvmr_loss.presets import PAPER_REPRESENTATIONS
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 # The STL10 column of the authors' release, see docs/method.md.
@@ -20,12 +21,14 @@ RELEASE = {
     **{"weight_decay": 1e-6, "warmup_epochs": 10, "precision": "16-mixed", "blur": True},
     **{"color_jitter": [0.8, 0.8, 0.8, 0.2], "color_jitter_probability": 0.8},
     **{"grayscale_probability": 0.2, "probe_optimizer": "adam", "probe_epochs": 100},
-    **{"probe_learning_rate": 1e-3, "method": "mvmr", "representation_names": REPRESENTATIONS},
+    **{"probe_learning_rate": 1e-3, "method": "mvmr", "objective": "paper"},
+    **{"representation_names": list(PAPER_REPRESENTATIONS)},
 }
 # Values for which just any other one will not do.
 OTHERS = {
     "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
+    "objective": "features",
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
     "cache": "some/folder",
     "stem": "imagenet",
