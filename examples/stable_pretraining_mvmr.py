@@ -18,13 +18,7 @@ from stable_pretraining.forward import vicreg
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import RandomCrop
 
-from mvmr_loss import (
-    DistillationLoss,
-    MultiRepresentationRegularizer,
-    MVMRLoss,
-    MVMRProjectionHead,
-    Representations,
-)
+import mvmr_loss
 from mvmr_loss.adapters.stable_pretraining import mvmr, regularized
 
 STATISTICS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -59,24 +53,23 @@ def main():
     loader = photographs(8 * settings.batch_size, settings.batch_size, views)
     loader_val = photographs(4 * settings.batch_size, settings.batch_size, plain)
 
-    representations = Representations(["scattering", "hog"], sketch_dim=1024)
+    representations = mvmr_loss.Representations(["scattering", "hog"], sketch_dim=1024)
     if settings.vicreg:
         method = {
             "forward": regularized(vicreg),
             "vicreg_loss": spt.losses.VICRegLoss(),
-            "loss": MultiRepresentationRegularizer(),
+            "loss": mvmr_loss.MultiRepresentationRegularizer(),
         }
     else:
-        dims = representations.sizes(3, 64, 64)
-        method = {
-            "forward": mvmr,
-            "loss": MVMRLoss.from_preset("features"),
-            "distillation": DistillationLoss.from_preset("features", 512, dims),
-        }
+        on_features = mvmr_loss.DistillationLoss.from_preset(
+            "features", 512, representations.sizes(3, 64, 64)
+        )
+        method = {"forward": mvmr, "loss": mvmr_loss.MVMRLoss.from_preset("features")}
+        method["distillation"] = on_features
     module = spt.Module(
         **method,
         backbone=spt.backbone.from_timm("resnet18", pretrained=False, num_classes=0),
-        projector=MVMRProjectionHead(512, hidden_dim=512, output_dim=512),
+        projector=mvmr_loss.MVMRProjectionHead(512, hidden_dim=512, output_dim=512),
         representations=representations,
         optim={"optimizer": {"type": "Adam", "lr": 1e-3}, "scheduler": "ConstantLR"},
     )

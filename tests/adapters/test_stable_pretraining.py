@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations, Teacher
+from mvmr_loss import (
+    DistillationLoss,
+    MultiRepresentationRegularizer,
+    MVMRLoss,
+    Representations,
+    Teacher,
+)
 from mvmr_loss.adapters.stable_pretraining import distill, mvmr, regularized
 
 N = 6
@@ -191,6 +197,29 @@ ERRORS = {
         *(GOOD, VIEWS, ValueError, r"embeddings of shape \(6, D\).* have shape \(6, 2, 5\)"),
     ),
 }
+
+
+def test_mvmr_with_terms_on_the_features():
+    representations = Representations(["pixels", "local_std"])
+    dims = {"local_std": 768}
+    on_features = DistillationLoss.from_preset("features", 8, dims)
+    expected = DistillationLoss.from_preset("features", 8, dims)
+    expected.load_state_dict(on_features.state_dict())
+    criterion = MVMRLoss.from_preset("identity")
+    self = module(loss=criterion, representations=representations, distillation=on_features)
+    out = mvmr(self, VIEWS, "fit")
+    h = [self.backbone(v["image"]) for v in VIEWS["views"]]
+    values = representations(VIEWS["views"][0]["image"])
+    z = [self.projector(x) for x in h]
+    wanted = criterion(z[0], z[1:], {"pixels": values["pixels"]})
+    wanted = wanted + expected(h, {"local_std": values["local_std"]})
+    torch.testing.assert_close(out["loss"], wanted)
+    assert self.logged["fit/loss"] == out["loss"]
+    assert {"fit/regression/local_std", "fit/dependence/local_std", "fit/identity"} <= set(
+        self.logged
+    )
+    out["loss"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in on_features.parameters())
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -29,6 +29,7 @@ OTHERS = {
     "distillation": {"teacher_dims": {"teacher": 384}},
     "method": "byol",
     "objective": "features",
+    "representation_weight": 0.5,
     "representations": ["hog", {"name": "local_std", "window_size": 5}],
     "cache": "some/folder",
     "stem": "imagenet",

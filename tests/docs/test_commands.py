@@ -70,7 +70,7 @@ ELSEWHERE = {
 # Of the hosts' guides: how a command begins -> the test that reads it there and runs it.
 HOST_TESTS = "tests/adapters/test_"
 OF_GUIDES = {
-    "python -m mvmr_loss.adapters.lightly benchmarks": (
+    "python -m mvmr_loss.adapters.lightly --model preset": (
         "lightly_script.py::test_beside_a_method_of_lightly"
     ),
     "python -m mvmr_loss.adapters.lightly --model lr": "lightly_script.py::test_vitb16_script",
