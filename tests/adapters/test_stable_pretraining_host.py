@@ -153,7 +153,7 @@ def test_the_configuration_runs(tmp_path, photograph_folder):
         *("module.projector.hidden_dim=64", "module.projector.output_dim=64"),
     ]
     output = guides.run(" ".join([start, *options]), tmp_path)
-    for figure in ("fit/representations/scattering", "eval/probe_top1", "eval/knn_top1", "rankme"):
+    for figure in ("fit/regression/scattering", "eval/probe_top1", "eval/knn_top1", "rankme"):
         assert figure in output
 
 
