@@ -13,6 +13,8 @@ from torch import Tensor
 from benchmarks.harness import save_figure, table, write_between
 
 EMBEDDED_IMAGES = 1000
+# As Lightning's throughput monitor logs it.
+SPEED = "train/device/samples_per_sec"
 EVALUATIONS = {
     "knn": "weighted kNN",
     "linear": "linear",
@@ -128,7 +130,8 @@ def write_comparison(page: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
         )
     text = table(["run", *titles, "top-5, ten crops", "images/s"], cells)
     settings = [run["settings"] for run in runs.values()]
-    differ = [k for k in settings[0] if len({str(s.get(k)) for s in settings}) > 1]
+    names = dict.fromkeys(k for s in settings for k in s)
+    differ = [k for k in names if len({str(s.get(k)) for s in settings}) > 1]
     note = f"differ in: {', '.join(differ)}" if differ else "have the same settings"
     picture = page.with_name("comparison.png")
     _comparison(picture, titles, rows)
@@ -157,7 +160,7 @@ def _curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
             panels["accuracy"].append(name)
         elif name.startswith("lr-"):
             panels["learning rate"].append(name)
-        elif name == "device/samples_per_sec":
+        elif name == SPEED:
             panels["images/s"].append(name)
         elif name.startswith("train_") and "_cls_" not in name:
             panels["loss"].append(name)

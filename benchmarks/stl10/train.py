@@ -25,7 +25,7 @@ from benchmarks.harness import Run, atomic_path, record, write_json
 from benchmarks.stl10.data import Data, Transformed, load_data, plain, pretraining_set
 from benchmarks.stl10.evaluate import evaluate, loader
 from benchmarks.stl10.methods import Pretraining, build_method
-from benchmarks.stl10.report import metrics, write_report
+from benchmarks.stl10.report import SPEED, metrics, write_report
 from benchmarks.stl10.settings import Settings, read_file
 from mvmr_loss.teachers.checkpoints import load_tensors
 
@@ -147,9 +147,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     device = trainer.strategy.root_device
     backbone = method.backbone.to(device).eval()
     found, features, labels = evaluate(backbone, data, settings)
-    rates = [
-        row["device/samples_per_sec"] for row in metrics(folder) if "device/samples_per_sec" in row
-    ]
+    rates = [row[SPEED] for row in metrics(folder) if SPEED in row]
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     side = settings.image_size
     with FlopCounterMode(display=False) as flops, torch.no_grad():

@@ -96,6 +96,7 @@ def test_every_method_runs(runs, name):
     for evaluation in ("knn", "linear", "linear_ten_crop"):
         assert 0 <= accuracy[evaluation]["top1"] <= accuracy[evaluation]["top5"] <= 100
     assert result["figures"]["pretraining"]["images"] == 120
+    assert result["figures"]["pretraining"]["images_per_second"] > 0
     assert result["figures"]["backbone"]["flops_per_image"] > 1e6
     assert str(runs[name].parent) not in json.dumps(result)
     if name == "mvmr":
