@@ -15,6 +15,7 @@ SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "s
 # The encoder's features are regressed onto the representations, each coordinate standardised; what is
 # recommended has them depend on these, too.
 _REGRESSED = {"preset": "identity", "representation_weights": 0.0, "regression": 1.0}
+_ON_FEATURES = {"regression": 1.0, "dependence": 0.3}
 REGRESSED: dict[str, Any] = {"method": "mvmr", "representations": KNOWN, "options": _REGRESSED}
 RECOMMENDED: dict[str, Any] = {**REGRESSED, "options": {**_REGRESSED, "dependence": 0.3}}
 
@@ -42,9 +43,9 @@ MAIN: dict[str, dict[str, Any]] = {
 }
 
 
-def _identity(measure: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    options = {"preset": "identity", "identity_measure": measure}
-    return {**ALONE, "options": options, "views": "crops", **settings}
+def _changed(**options: Any) -> dict[str, Any]:
+    """Returns what is recommended, with small crops, with other options."""
+    return {**RECOMMENDED, "views": "crops", "options": {**RECOMMENDED["options"], **options}}
 
 
 def _gaussian(bandwidth: float) -> dict[str, Any]:
@@ -52,33 +53,44 @@ def _gaussian(bandwidth: float) -> dict[str, Any]:
 
 
 ABLATION: dict[str, dict[str, Any]] = {
-    "representations left out": {**ALONE, "views": "crops"},
-    "bandwidth 0.35": _identity(_gaussian(0.35)),
-    "bandwidth 0.7": _identity(_gaussian(0.7)),
-    "distance correlation, corrected": _identity({"name": "u_distance_correlation_sqr"}),
-    "distance correlation": _identity({"name": "distance_correlation"}),
-    "with covariance 0.04": {
-        **ALONE,
-        "views": "crops",
-        "options": {"preset": "identity", "covariance_weight": 0.04},
+    "recommended": _changed(),
+    "without dependence": _changed(dependence=0.0),
+    "without regression": _changed(regression=0.0),
+    "without either": {**ALONE, "views": "crops"},
+    "without the identity term": _changed(identity_weight=0.0),
+    "scattering alone": {**_changed(), "representations": ["scattering"]},
+    "HOG alone": {**_changed(), "representations": ["hog"]},
+    "pixels and local_std as well": {
+        **_changed(),
+        "representations": [*KNOWN, "pixels", "local_std"],
     },
-    "same head": {**IDENTITY, "representations": KNOWN, "views": "crops"},
-    "second head, weight 1": {
-        **IDENTITY,
-        "representations": KNOWN,
-        "views": "crops",
-        "options": {"preset": "identity", "head": "second", "representation_weights": 1.0},
+    "dependence 1": _changed(dependence=1.0),
+    "regression 0.3": _changed(regression=0.3),
+    "bandwidth 0.35": _changed(identity_measure=_gaussian(0.35)),
+    "bandwidth 0.7": _changed(identity_measure=_gaussian(0.7)),
+    "identity by distance correlation": _changed(
+        identity_measure={"name": "u_distance_correlation_sqr"}
+    ),
+    "with covariance 0.04": _changed(covariance_weight=0.04),
+    "the paper's terms between views": {
+        **_changed(),
+        "options": {"preset": "paper", "representation_weights": 0.0, **_ON_FEATURES},
     },
+    "two full crops": RECOMMENDED,
+    # As it was recommended before features met the representations.
+    "representations on a second head": {**IDENTITY, **SECOND, "views": "crops"},
 }
 
-ON_TOP: dict[str, dict[str, Any]] = {
-    f"{name}-regularized": {
-        "method": name,
+# Each method with nothing added, and with the terms on the features that are recommended.
+ON_TOP: dict[str, dict[str, Any]] = {}
+for _name in ("vicreg", "simclr", "barlow_twins", "byol"):
+    _own = {"temperature": 0.2} if _name == "simclr" else {}
+    ON_TOP[_name] = {"method": _name, "options": _own}
+    ON_TOP[f"{_name} and features"] = {
+        "method": _name,
         "representations": KNOWN,
-        "options": {"regularizer": weight, **({"temperature": 0.2} if name == "simclr" else {})},
+        "options": {**_own, **_ON_FEATURES},
     }
-    for name, weight in {"vicreg": 5.0, "simclr": 0.3, "barlow_twins": 5.0, "byol": 0.3}.items()
-}
 
 TABLES = {"main": MAIN, "ablation": ABLATION, "on_top": ON_TOP}
 PLANS = tuple(TABLES)

@@ -11,7 +11,8 @@ from benchmarks.harness import load, save_figure, spread, table, write_between
 from benchmarks.quality.plan import TABLES, file_name
 
 HERE = Path(__file__).parent
-BASELINE = "vicreg"
+# Table -> the row that the others are compared with; a row "NAME and ..." with row NAME.
+BASELINES = {"main": "vicreg", "ablation": "recommended"}
 
 
 def rows_of(
@@ -33,8 +34,13 @@ def rows_of(
     return found
 
 
-def accuracy_table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Returns accuracies, ranks and time of each row; differences are paired by seed."""
+def accuracy_table(rows: dict[str, list[dict[str, Any]]], baseline: str | None) -> str:
+    """Returns accuracies, ranks and time of each row; differences are paired by seed.
+
+    Args:
+        rows: As of :func:`rows_of`.
+        baseline: The row that the others are compared with; None: "NAME and ..." with NAME.
+    """
     linear = {
         row: {record["seed"]: record["figures"]["linear"] for record in own}
         for row, own in rows.items()
@@ -42,20 +48,22 @@ def accuracy_table(rows: dict[str, list[dict[str, Any]]]) -> str:
     lines = []
     for row, own in rows.items():
         figures = [record["figures"] for record in own]
-        both = sorted(set(linear[row]) & set(linear.get(BASELINE, {})))
-        paired = [linear[row][seed] - linear[BASELINE][seed] for seed in both]
+        other = baseline or row.partition(" and ")[0]
+        both = sorted(set(linear[row]) & set(linear.get(other, {})))
+        paired = [linear[row][seed] - linear[other][seed] for seed in both]
         lines.append(
             [
                 row,
                 spread([figure["linear"] for figure in figures]),
                 spread([figure["knn"] for figure in figures]),
-                "" if row == BASELINE else spread(paired, sign="+"),
+                "" if row == other else spread(paired, sign="+"),
                 f"{statistics.mean(figure['rank_of_features'] for figure in figures):.0f}",
                 f"{statistics.mean(figure['cpu_seconds_per_epoch'] for figure in figures):.0f}",
                 ", ".join(str(record["seed"]) for record in own),
             ]
         )
-    header = ["row", "linear", "kNN", f"linear less {BASELINE}'s", "rank", "CPU s / epoch", "seeds"]
+    less = f"linear less {baseline or 'the method'}'s"
+    header = ["row", "linear", "kNN", less, "rank", "CPU s / epoch", "seeds"]
     return table(header, lines)
 
 
@@ -101,7 +109,7 @@ def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> N
             plot_curves(rows, picture)
             parts += [
                 f"{epochs} epochs:",
-                accuracy_table(rows),
+                accuracy_table(rows, BASELINES.get(name)),
                 f"![Linear accuracy over training]({picture.name})",
             ]
         write_between(page, name, "\n\n".join(parts) or "Not run yet.")
