@@ -1,7 +1,8 @@
 """Products of centred distance matrices of which a few rows exist at a time.
 
-The first pass over the blocks sums the rows, the second compares them, and the gradient makes every
-block again. No more than a few columns of a batch are in the wide type at once.
+The gradient makes every block again. In float64 a first pass over the blocks sums the rows and a second
+one compares them centred; products in float32 are compared as they are in one pass, and centred by their
+sums. A few columns of a batch are copied at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from mvmr_loss.dependence.matrices import Points, points_of, without_diagonal
 from mvmr_loss.distributed import Rows
+
+_ROUNDINGS = 16
 
 
 class Blocks(NamedTuple):
@@ -33,7 +36,7 @@ class Blocks(NamedTuple):
 
     def end(self, points: Sequence[Points]) -> int:
         """Returns the row after this process's last one."""
-        return len(points[0].norms) if self.rows.stop is None else self.rows.stop
+        return len(points[0].batch) if self.rows.stop is None else self.rows.stop
 
     def parts(self, points: Sequence[Points]) -> Iterator[Rows]:
         """Yields the rows of each block."""
@@ -48,17 +51,54 @@ class Blocks(NamedTuple):
         return squared, without_diagonal(raw, part.start) if self.estimator.corrected else raw
 
     def row_sums(self, points: Sequence[Points]) -> tuple[Tensor, Tensor]:
-        """Returns the sums of all rows of the matrices, (K, N), and of this process's squares, (K,)."""
+        """Returns the sums of all rows, (K, N), and squared norms of this process's roundings, (K,)."""
         first = self.rows.start
         # Written in place: what outlived a block would lie between the holes that blocks leave.
-        sums = points[0].norms.new_zeros(len(points), self.end(points) - first)
+        sums = points[0].unit.new_zeros(len(points), self.end(points) - first)
         squares = sums.new_zeros(len(points))
         for k, x in enumerate(points):
             for part in self.parts(points):
                 raw = self.raw(x, part)[1][0]
                 sums[k].narrow(0, part.start - first, len(raw)).copy_(raw.sum(dim=1))
-                squares[k] += raw.detach().square().sum()
+                squares[k] += (_ROUNDINGS * x.rounding) ** 2 * raw.detach().square().sum()
         return self.rows.concatenate(sums), squares
+
+    def products(self, points: Sequence[Points]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns products of the pairs and squared norms, those of roundings, and all row sums."""
+        sums, rounding = self.row_sums(points)
+        total = sums.new_zeros(len(self.pairs) + len(points))
+        for part in self.parts(points):
+            centered = [
+                self.center(self.raw(x, part)[1], row, part)
+                for x, row in zip(points, sums, strict=True)
+            ]
+            total += self._multiply(centered)
+        return total, rounding, sums
+
+    def products_in_one_pass(self, points: Sequence[Points]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for distances that are no more precise than float32: centred after the products."""
+        first, n = self.rows.start, len(points[0].batch)
+        own = points[0].unit.new_zeros(len(points), self.end(points) - first)
+        total = own.new_zeros(len(self.pairs) + len(points))
+        for part in self.parts(points):
+            raw = [self.raw(x, part)[1][0] for x in points]
+            total += self._multiply(raw)
+            for sums, x in zip(own, raw, strict=True):
+                sums.narrow(0, part.start - first, len(x)).copy_(x.sum(dim=1))
+        levels = [(_ROUNDINGS * x.rounding) ** 2 for x in points]
+        rounding = total[len(self.pairs) :] * total.new_tensor(levels)
+        every = self.rows.concatenate(own)
+        corrected = self.estimator.corrected
+        divisor, count = (n - 2, (n - 1) * (n - 2)) if corrected else (n, n * n)
+        share = own.shape[1] / n
+        both = [*self.pairs, *((k, k) for k in range(len(points)))]
+        total -= 2 / divisor * torch.stack([own[i] @ own[j] for i, j in both])
+        total += share / count * torch.stack([every[i].sum() * every[j].sum() for i, j in both])
+        return total, rounding, every
+
+    def _multiply(self, matrices: Sequence[Tensor]) -> Tensor:
+        products = [(matrices[i] * matrices[j]).sum() for i, j in self.pairs]
+        return torch.stack(products + [x.square().sum() for x in matrices])
 
     def center(self, raw: Tensor, sums: Tensor, part: Rows) -> Tensor:
         """Returns rows of the centred matrix, of shape (rows, N)."""
@@ -78,14 +118,14 @@ def products_in_blocks(
 
     Returns:
         In the wide type, over the rows of all processes: the products of the pairs; the squared norms;
-        those before centring, to judge rounding by; and the units of the batches. The first two are
+        those of their roundings; and the units of the batches. The first two are
         differentiable any number of times, but a gradient that can be differentiated keeps all blocks.
     """
     raised = [x.float() if x.element_size() < 4 else x for x in batches]
-    own, before, units, _ = _ProductsInBlocks.apply(blocks, *raised)
-    everything = blocks.rows.sum(torch.cat([own, before]))
-    products, squares, before = everything.split([len(blocks.pairs), *[len(batches)] * 2])
-    return products, squares, before, units
+    own, rounding, units, _ = _ProductsInBlocks.apply(blocks, *raised)
+    everything = blocks.rows.sum(torch.cat([own, rounding]))
+    products, squares, rounding = everything.split([len(blocks.pairs), *[len(batches)] * 2])
+    return products, squares, rounding, units
 
 
 class _ProductsInBlocks(torch.autograd.Function):
@@ -94,31 +134,25 @@ class _ProductsInBlocks(torch.autograd.Function):
     @staticmethod
     def forward(blocks: Blocks, *batches: Tensor) -> tuple[Tensor, ...]:
         points = points_of(batches)
-        sums, before = blocks.row_sums(points)
-        total = sums.new_zeros(len(blocks.pairs) + len(batches))
-        for part in blocks.parts(points):
-            centered = [
-                blocks.center(blocks.raw(x, part)[1], row, part)
-                for x, row in zip(points, sums, strict=True)
-            ]
-            products = [(centered[i] * centered[j]).sum() for i, j in blocks.pairs]
-            total += torch.stack(products + [c.square().sum() for c in centered])
+        single = all(x.rounding >= torch.finfo(torch.float32).eps for x in points)
+        products = blocks.products_in_one_pass if single else blocks.products
+        total, rounding, sums = products(points)
         units = torch.stack([x.unit for x in points])
-        return total, before, units, sums
+        return total, rounding, units, sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.blocks, *batches = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*batches, output[3])
+        ctx.save_for_backward(*batches, *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         blocks: Blocks = ctx.blocks
-        *batches, sums = ctx.saved_tensors
-        points = points_of(batches)
+        *batches, units, sums = ctx.saved_tensors
+        points = points_of(batches, units)
         if torch.is_grad_enabled():  # for a further derivative
-            sums, _before = blocks.row_sums(points)
+            sums, _rounding = blocks.row_sums(points)
         grad_products, grad_squares = grad.split([len(blocks.pairs), len(batches)])
         wanted = [k for k in range(len(batches)) if ctx.needs_input_grad[1 + k]]
         gradients: list[Any] = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from mvmr_loss.distributed import ALL_ROWS, Rows
 _WIDE = {"mps": torch.float32}
 # So many numbers of a batch are raised to float64 at once.
 _WIDE_NUMBERS = 2**24
-# The same where memory is short: 8 MiB.
-_FEW_NUMBERS = 2**20
+# The same where memory is short: 2 or 4 MiB.
+_FEW_NUMBERS = 2**19
+_FEW_COLUMNS = 128
 # A squared distance below this fraction of its two squared norms has lost too many of float32's
 # digits, and is computed again.
 _CLOSE = 2.0**-13
@@ -59,30 +60,46 @@ def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple
     return squared, units
 
 
-class Points(NamedTuple):
+class Points:
     """A batch of which blocks of rows of squared distances are made, a few columns at a time.
 
+    Args:
+        batch: Tensor of shape (N, D), float32 or float64.
+        tiny: The least normal number of the type in which gradients are wanted.
+        unit: As below; None: one in which no norm is above 1.
+
     Attributes:
-        batch: Tensor of shape (N, D).
-        largest: The power of two at or below its largest number.
-        mean: Its mean in units of that, of shape (D,), in the wide type.
-        within: By what its rows about the mean are then multiplied, so that no norm is above 1; 0 where
-            the batch counts as constant.
-        norms: Their squared norms, of shape (N,).
-        unit: What the root of a squared distance is to be multiplied by.
+        unit: What the root of a squared distance is to be multiplied by, a power of two.
+        rounding: The relative precision of the distances.
     """
 
-    batch: Tensor
-    largest: Tensor
-    mean: Tensor
-    within: Tensor
-    norms: Tensor
-    unit: Tensor
+    def __init__(self, batch: Tensor, tiny: float, unit: Tensor | None = None) -> None:
+        wide = _WIDE.get(batch.device.type, torch.float64)
+        self.batch = batch
+        self.rounding = torch.finfo(wide).eps
+        # In units of the largest number, then of the largest norm: neither the mean nor a square shall
+        # leave the range.
+        self._largest = _power_of_two(torch.linalg.vector_norm(batch.detach(), torch.inf).to(wide))
+        means, norms = [], []
+        for columns in _few_columns(batch):
+            x = batch[:, columns].to(wide, copy=True).div_(self._largest)
+            means.append(x.mean(dim=0))
+            x = x.sub_(means[-1])
+            norms.append(torch.einsum("nd, nd -> n", x, x))
+        self._mean = torch.cat(means)
+        norm = torch.stack(norms).sum(dim=0)
+        longest = _power_of_two(4 * norm.detach().max().sqrt())
+        # Gradients are of the order of 1 / unit: the margin keeps them within the range.
+        constant = self._largest * longest < 2 * 65536 * tiny
+        self.unit = torch.where(constant, 1.0, self._largest * longest) if unit is None else unit
+        within = 1 / longest if unit is None else self._largest / unit
+        self._within = torch.where(constant, 0.0, within)
+        self._norms = norm * self._within.square()
 
     def squared_distances(self, rows: Rows) -> Tensor:
         """Returns rows of the squared distances, of shape (rows, N), as :func:`squared_distances`."""
         part = slice(rows.start, rows.stop)
-        total = self.norms[part, None] + self.norms
+        total = self._norms[part, None] + self._norms
         squared = total
         for x in self._about_mean():
             squared = torch.addmm(squared, x[part], x.T, alpha=-2)
@@ -96,44 +113,83 @@ class Points(NamedTuple):
         grad = 4 / self.unit * grad
         sums = grad.sum(dim=1, keepdim=True)
         columns = [
-            torch.addmm(sums * x[rows.start : rows.stop], grad, x, alpha=-1)
+            torch.addmm(sums.to(x.dtype) * x[rows.start : rows.stop], grad.to(x.dtype), x, alpha=-1)
             for x in self._about_mean()
         ]
         return torch.cat(columns, dim=1).to(self.batch.dtype)
 
     def _about_mean(self) -> Iterator[Tensor]:
         for columns in _few_columns(self.batch):
-            wide = self.batch[:, columns].to(self.mean.dtype, copy=True)
-            # Twice, so that neither the mean nor a square leaves the range.
-            yield wide.div_(self.largest).sub_(self.mean[columns]).mul_(self.within)
+            wide = self.batch[:, columns].to(self._mean.dtype, copy=True)
+            yield wide.div_(self._largest).sub_(self._mean[columns]).mul_(self._within)
 
 
-def points_of(batches: Sequence[Tensor]) -> list[Points]:
-    """Returns float32 or float64 batches as points."""
-    wide = _WIDE.get(batches[0].device.type, torch.float64)
-    tiny = torch.finfo(functools.reduce(torch.promote_types, [x.dtype for x in batches])).tiny
-    found = []
-    for batch in batches:
-        largest = _power_of_two(torch.linalg.vector_norm(batch.detach(), torch.inf).to(wide))
-        means, norms = [], []
+class _Float32Points(Points):
+    """The same with products in float32, of blocks in which that loses no digits."""
+
+    def __init__(self, batch: Tensor, tiny: float) -> None:
+        self.batch, self.rounding, self._tiny = batch, torch.finfo(torch.float32).eps, tiny
+        self.unit = batch.new_ones((), dtype=torch.float64)
+        self._close: set[Rows] = set()
+        means = []
+        self._norms = torch.zeros(len(batch), dtype=torch.float64)
         for columns in _few_columns(batch):
-            x = batch[:, columns].to(wide, copy=True).div_(largest)
+            x = batch[:, columns]
             means.append(x.mean(dim=0))
-            x = x.sub_(means[-1])
-            norms.append(torch.einsum("nd, nd -> n", x, x))
-        norm = torch.stack(norms).sum(dim=0)
-        longest = _power_of_two(4 * norm.detach().max().sqrt())
-        # Gradients are of the order of 1 / unit: the margin keeps them within the range.
-        constant = largest * longest < 2 * 65536 * tiny
-        unit = torch.where(constant, 1.0, largest * longest)
-        within = torch.where(constant, 0.0, 1 / longest)
-        norms_within = norm * within.square()
-        found.append(Points(batch, largest, torch.cat(means), within, norms_within, unit))
-    return found
+            self._norms += torch.linalg.vector_norm(x - means[-1], dim=1).square()
+        self._mean = torch.cat(means)
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether squares and gradients stay within float32's range; False for what is not finite."""
+        return bool(_SMALL < self._norms.max() < 1 / _SMALL)
+
+    @functools.cached_property
+    def _in_float64(self) -> Points:
+        return Points(self.batch, self._tiny, self.unit)
+
+    def squared_distances(self, rows: Rows) -> Tensor:
+        part = slice(rows.start, rows.stop)
+        total = self._norms[part, None] + self._norms
+        squared = total.clone()
+        for x in self._about_mean():
+            squared.sub_(x[part] @ x.T, alpha=2)
+        close = squared <= _CLOSE * total
+        if close.count_nonzero() > len(squared):  # more than the diagonal
+            self._close.add(rows)
+            return self._in_float64.squared_distances(rows)
+        return squared.masked_fill_(close, 0.0)
+
+    def pull(self, grad: Tensor, rows: Rows) -> Tensor:
+        if rows in self._close:
+            return self._in_float64.pull(grad, rows)
+        return super().pull(grad, rows)
+
+    def _about_mean(self) -> Iterator[Tensor]:
+        for columns in _few_columns(self.batch):
+            yield self.batch[:, columns] - self._mean[columns]
+
+
+def points_of(batches: Sequence[Tensor], units: Tensor | None = None) -> list[Points]:
+    """Returns float32 or float64 batches as points, in given units or in their own."""
+    tiny = torch.finfo(functools.reduce(torch.promote_types, [x.dtype for x in batches])).tiny
+    each = [None] * len(batches) if units is None else units.unbind()
+    return [_points(x, tiny, unit) for x, unit in zip(batches, each, strict=True)]
+
+
+def _points(batch: Tensor, tiny: float, unit: Tensor | None) -> Points:
+    # A further derivative is made of the plain computation.
+    seen = can_be_seen(batch) and not torch.is_grad_enabled()
+    if batch.dtype == torch.float32 and seen and (unit is None or unit == 1):
+        points = _Float32Points(batch, tiny)
+        if points.is_sane:
+            return points
+    return Points(batch, tiny, unit)
 
 
 def _few_columns(x: Tensor) -> Iterator[slice]:
-    count = max(1, _FEW_NUMBERS // len(x))
+    # Not so few that adding the products takes longer than making them.
+    count = max(_FEW_COLUMNS, _FEW_NUMBERS // len(x))
     for start in range(0, x.shape[1], count):
         yield slice(start, start + count)
 

@@ -147,7 +147,6 @@ def dependence(
     if block_size is not None:
         blocks = Blocks(estimator, pairs, rows, block_size)
         products, squares, rounding, units = products_in_blocks(blocks, batches)
-        rounding = (_ROUNDINGS * torch.finfo(rounding.dtype).eps) ** 2 * rounding
     else:
         height = n if rows.stop is None else rows.stop - rows.start
         together = len(batches) * height * n <= _STACK_NUMBERS

@@ -123,11 +123,37 @@ def test_keeps_the_batches_and_row_sums_for_the_gradient():
     value.backward()
 
 
-def test_functional_transforms():
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_functional_transforms_and_further_derivatives(scale):
+    """Products in float32 one way, in float64 the other: in the same units."""
     x, y = batches(20)
-    measure = dependence_measure("u_distance_correlation_sqr", block_size=7)
-    (expected,) = torch.autograd.grad(measure(x, y), x)
-    torch.testing.assert_close(torch.func.grad(measure)(x.detach(), y.detach()), expected)
+    x = (scale * x).detach().requires_grad_()
+    for name in ("u_distance_correlation_sqr", "distance_covariance"):
+        measure = dependence_measure(name, block_size=7)
+        (expected,) = torch.autograd.grad(measure(x, y), x)
+        found = torch.func.grad(measure)(x.detach(), y.detach())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 / scale)
+        (found,) = torch.autograd.grad(measure(x, y), x, create_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 / scale)
+        (twice,) = torch.autograd.grad(found.square().sum(), x)
+        whole = dependence_measure(name)
+        (other,) = torch.autograd.grad(whole(x, y), x, create_graph=True)
+        (other,) = torch.autograd.grad(other.square().sum(), x)
+        assert (twice - other).norm() <= 1e-3 * other.norm()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3])
+def test_close_points_in_some_blocks(size):
+    """Float32 would lose the digits of these; other blocks have none such."""
+    x, y = (t.detach() for t in batches(40))
+    x[7] = x[3] + size * y[0, 0]
+    x[30] = x[31]
+    x, double = x.requires_grad_(), x.detach().double().requires_grad_()
+    value = dependence_measure("distance_correlation", block_size=5)(x, y)
+    expected = dependence_measure("distance_correlation")(double, y.double())
+    torch.testing.assert_close(value, expected.float(), rtol=1e-6, atol=0)
+    (found,), (slope,) = torch.autograd.grad(value, x), torch.autograd.grad(expected, double)
+    assert (found - slope).norm() <= 1e-5 * slope.norm()
 
 
 def test_compiles_as_one_graph():
@@ -146,6 +172,7 @@ def test_compiles_as_one_graph():
 def test_offsets_and_many_columns(monkeypatch, offset, scale):
     """A few columns at a time, in float64 whose squares leave its range."""
     monkeypatch.setattr(matrices, "_FEW_NUMBERS", 50)
+    monkeypatch.setattr(matrices, "_FEW_COLUMNS", 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, 33, generator=generator, dtype=torch.float64)
     y = x[:, :2].abs() + 0.1
