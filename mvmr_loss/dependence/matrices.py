@@ -22,8 +22,8 @@ from mvmr_loss.distributed import ALL_ROWS, Rows
 _WIDE = {"mps": torch.float32}
 # So many numbers of a batch are raised to float64 at once.
 _WIDE_NUMBERS = 2**24
-# The same where memory is short: 2 or 4 MiB.
-_FEW_NUMBERS = 2**19
+# The same where memory is short: 4 or 8 MiB.
+_FEW_NUMBERS = 2**20
 _FEW_COLUMNS = 128
 # A squared distance below this fraction of its two squared norms has lost too many of float32's
 # digits, and is computed again.
@@ -153,7 +153,7 @@ class _Float32Points(Points):
         total = self._norms[part, None] + self._norms
         squared = total.clone()
         for x in self._about_mean():
-            squared.sub_(x[part] @ x.T, alpha=2)
+            squared.sub_((x @ x[part].T).T, alpha=2)
         close = squared <= _CLOSE * total
         if close.count_nonzero() > len(squared):  # more than the diagonal
             self._close.add(rows)
