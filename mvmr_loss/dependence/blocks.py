@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mvmr_loss.dependence.matrices import Points, points_of, without_diagonal
+from mvmr_loss.dependence.matrices import without_diagonal
+from mvmr_loss.dependence.points import Float32Points, Points, points_of
 from mvmr_loss.distributed import Rows
-
-_ROUNDINGS = 16
 
 
 class Blocks(NamedTuple):
@@ -60,7 +59,7 @@ class Blocks(NamedTuple):
             for part in self.parts(points):
                 raw = self.raw(x, part)[1][0]
                 sums[k].narrow(0, part.start - first, len(raw)).copy_(raw.sum(dim=1))
-                squares[k] += (_ROUNDINGS * x.rounding) ** 2 * raw.detach().square().sum()
+                squares[k] += x.level * raw.detach().square().sum()
         return self.rows.concatenate(sums), squares
 
     def products(self, points: Sequence[Points]) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,10 +84,9 @@ class Blocks(NamedTuple):
             total += self._multiply(raw)
             for sums, x in zip(own, raw, strict=True):
                 sums.narrow(0, part.start - first, len(x)).copy_(x.sum(dim=1))
-        levels = [(_ROUNDINGS * x.rounding) ** 2 for x in points]
-        rounding = total[len(self.pairs) :] * total.new_tensor(levels)
+        rounding = total[len(self.pairs) :] * total.new_tensor([x.level for x in points])
         every = self.rows.concatenate(own)
-        corrected = self.estimator.corrected
+        corrected = self.estimator.corrected  # the sums as in its center()
         divisor, count = (n - 2, (n - 1) * (n - 2)) if corrected else (n, n * n)
         share = own.shape[1] / n
         both = [*self.pairs, *((k, k) for k in range(len(points)))]
@@ -134,7 +132,7 @@ class _ProductsInBlocks(torch.autograd.Function):
     @staticmethod
     def forward(blocks: Blocks, *batches: Tensor) -> tuple[Tensor, ...]:
         points = points_of(batches)
-        single = all(x.rounding >= torch.finfo(torch.float32).eps for x in points)
+        single = all(isinstance(x, Float32Points) for x in points)
         products = blocks.products_in_one_pass if single else blocks.products
         total, rounding, sums = products(points)
         units = torch.stack([x.unit for x in points])

@@ -14,10 +14,8 @@ from mvmr_loss._checks import (
     check_number,
     without_autocast,
 )
-from mvmr_loss.dependence.matrices import _WIDE
+from mvmr_loss.dependence.matrices import ROUNDINGS, WIDE
 from mvmr_loss.dependence.measures import DependenceMeasure
-
-_ROUNDINGS = 16
 
 
 def cross_distance_correlation(
@@ -200,7 +198,7 @@ class CenteredDistances(NamedTuple):
         raw = _distances(x, anchors, exponent)
         centered = _u_centered(raw) if corrected else _double_centered(raw)
         squares = centered.square().sum(dim=(-2, -1))
-        level = (_ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
+        level = (ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
         # A norm of rounding is none: its inverse is 0, with a zero gradient.
         rounding = level * raw.detach().square().sum(dim=(-2, -1))
         return cls(centered, torch.where(squares <= rounding, torch.inf, squares).rsqrt())
@@ -224,7 +222,7 @@ def _distances(x: Tensor, anchors: Tensor, exponent: float) -> Tensor:
 
     Coinciding points have a distance of 0, with a zero gradient.
     """
-    wide = _WIDE.get(x.device.type, torch.float64)
+    wide = WIDE.get(x.device.type, torch.float64)
     x, anchors = x.to(wide), anchors.to(wide)
     # The correlation has no unit; squares of this one stay within the type's range.
     unit = torch.maximum(x.detach().abs().amax(), anchors.detach().abs().amax())
@@ -235,7 +233,7 @@ def _distances(x: Tensor, anchors: Tensor, exponent: float) -> Tensor:
     norms = x.square().sum(dim=-1)[..., :, None] + anchors.square().sum(dim=-1)[..., None, :]
     with without_autocast(x):
         squared = norms - 2 * (x @ anchors.mT)
-    nothing = squared <= _ROUNDINGS * torch.finfo(wide).eps * norms.detach()
+    nothing = squared <= ROUNDINGS * torch.finfo(wide).eps * norms.detach()
     return torch.where(nothing, 0.0, torch.where(nothing, 1.0, squared).pow(exponent / 2))
 
 

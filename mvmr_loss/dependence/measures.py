@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_int
 from mvmr_loss.dependence.blocks import Blocks, products_in_blocks
-from mvmr_loss.dependence.matrices import diagonal, squared_distances, without_diagonal
+from mvmr_loss.dependence.matrices import (
+    ROUNDINGS,
+    diagonal,
+    squared_distances,
+    without_diagonal,
+)
 from mvmr_loss.distributed import ALL_ROWS, Rows
 
 # More numbers in a stack of matrices, and they are made one batch at a time.
 _STACK_NUMBERS = 2**25
-_ROUNDINGS = 16
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -159,7 +163,7 @@ def dependence(
             sums = raw.sum(dim=2)
             all_sums = sums if rows.stop is None else rows.concatenate(sums)
             centered = estimator.center(raw, sums, all_sums, rows.start)
-            level = (_ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
+            level = (ROUNDINGS * torch.finfo(raw.dtype).eps) ** 2
             rounding = level * raw.detach().square().sum(dim=(1, 2))
             found.append((centered.square().sum(dim=(1, 2)), rounding, units))
             matrices.extend(centered)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvmr_loss import MVMRLoss
-from mvmr_loss.dependence import dependence_measure, matrices
+from mvmr_loss.dependence import dependence_measure, points
 
 MEASURES = [
     functools.partial(dependence_measure, name)
@@ -171,8 +171,8 @@ def test_compiles_as_one_graph():
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e150])
 def test_offsets_and_many_columns(monkeypatch, offset, scale):
     """A few columns at a time, in float64 whose squares leave its range."""
-    monkeypatch.setattr(matrices, "_FEW_NUMBERS", 50)
-    monkeypatch.setattr(matrices, "_FEW_COLUMNS", 1)
+    monkeypatch.setattr(points, "_FEW_NUMBERS", 50)
+    monkeypatch.setattr(points, "_FEW_COLUMNS", 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, 33, generator=generator, dtype=torch.float64)
     y = x[:, :2].abs() + 0.1
