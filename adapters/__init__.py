@@ -6,10 +6,12 @@ Here is what all hosts share: defaults, and one meaning of the options ``cache``
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mvmr_loss import preset_settings
+from torch import Tensor, nn
+
+from mvmr_loss import DistillationLoss, LossComponents, preset_settings
 from mvmr_loss.representations.registry import labelled
 
 # Where a host trains in several processes, the loss is that of the whole batch unless told
@@ -52,7 +54,8 @@ def with_preset(
 
     Raises:
         TypeError: If ``representations`` are of another form.
-        ValueError: If there is no preset of that name.
+        ValueError: If there is no preset of that name; or it distils representations that are a
+            module of one's own, whose widths are not known.
 
     Examples:
         >>> with_preset("features", ["hog"], None, None)[2]["teacher_dims"]
@@ -65,6 +68,34 @@ def with_preset(
         return representations, sketch_dim, distillation
     given = distillation or {}
     if "teacher_dims" not in given:
+        if isinstance(representations, nn.Module):
+            raise ValueError(
+                "distillation must say its teacher_dims where representations are a module and the "
+                f"preset is {name!r}, but is {distillation!r}."
+            )
         sketch_dim = preset.sketch_dim if sketch_dim is None else sketch_dim
         given = {"teacher_dims": dict.fromkeys(labelled(representations), sketch_dim), **given}
     return representations, sketch_dim, {**preset.distillation, **given}
+
+
+def distil(
+    distillation: DistillationLoss | None,
+    features: Sequence[Tensor],
+    represented: Mapping[str, Tensor],
+) -> tuple[LossComponents | None, Mapping[str, Tensor]]:
+    """Computes what a training step adds on the backbone's features.
+
+    Args:
+        distillation: The loss, or None.
+        features: Of each view, shape (N, D).
+        represented: Name -> representation of the images, shape (N, E).
+
+    Returns:
+        Its terms, or None; the representations that are not its teachers.
+    """
+    if distillation is None:
+        return None, represented
+    teachers, others = distillation.split(represented)
+    components = distillation.forward_components(features, teachers)
+    distillation.update(features, teachers)
+    return components, others

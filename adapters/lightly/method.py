@@ -22,6 +22,7 @@ from mvmr_loss.normalization import NormalizationLike
 from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     check_cache,
+    distil,
     with_preset,
 )
 from .backbone import build_backbone
@@ -152,10 +153,9 @@ class MVMR(LightningModule):
                         f"{name} must be None where representations are a module, which may have one "
                         f"itself, but is {value!r}."
                     )
-        else:
-            representations, sketch_dim, distillation = with_preset(
-                preset, representations, sketch_dim, distillation
-            )
+        representations, sketch_dim, distillation = with_preset(
+            preset, representations, sketch_dim, distillation
+        )
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -252,18 +252,17 @@ class MVMR(LightningModule):
         views, targets = check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
         z, *z_augmented = self.projection_head(features).chunk(len(views))
-        represented, distilled = self._represent(batch) or {}, {}
-        if self.distillation is not None:
-            by_view = features.chunk(len(views))
-            teachers, represented = self.distillation.split(represented)
-            distilled = self.distillation.forward_components(by_view, teachers).as_dict("train_")
-            self.distillation.update(by_view, teachers)
+        distilled, represented = distil(
+            self.distillation, features.chunk(len(views)), self._represent(batch) or {}
+        )
         terms = self.criterion.forward_components(z, z_augmented, represented)
-        named = {**distilled, **terms.as_dict("train_")}
-        named["train_loss"] = loss = terms.total + distilled.get("train_loss", 0.0)
+        named, loss = terms.as_dict("train_"), terms.total
+        if distilled is not None:
+            named, loss = distilled.as_dict("train_") | named, loss + distilled.total
+        del named["train_loss"]
         self.log(
             "train_loss",
-            named.pop("train_loss"),
+            loss,
             prog_bar=True,
             sync_dist=True,
             batch_size=len(targets),

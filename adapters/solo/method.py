@@ -11,6 +11,7 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
 
+from .. import distil  # noqa: TID252 - of the same checkout
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
 from .options import LOSS_OPTIONS, check_method_options, select
@@ -117,10 +118,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             {} if self.representations is None else self.representations(images, indices)
         )
         logged, total = {}, out["loss"]
-        if self.distillation is not None:
-            teachers, representations = self.distillation.split(representations)
-            distilled = self.distillation.forward_components(out["feats"], teachers)
-            self.distillation.update(out["feats"], teachers)
+        distilled, representations = distil(self.distillation, out["feats"], representations)
+        if distilled is not None:
             logged, total = logged_terms(distilled), total + distilled.total
         terms = self.criterion.forward_components(z, z_augmented, representations)
         logged |= {"train_mvmr_loss": terms.total, **logged_terms(terms)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
 
+from .. import distil  # noqa: TID252 - of the same checkout
 from .batches import representations_of, split_views, stack_labels
 
 Forward = Callable[[Any, dict[str, Any], str], dict[str, Any]]
@@ -65,16 +66,15 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
                 f"{len(views)}; use MultiViewTransform([plain, augmented])."
             )
         z, *z_augmented = [self.projector(f) for f in features]
-        represented = representations_of(self, views[0]) or {}
-        distillation, distilled = getattr(self, "distillation", None), {}
-        if distillation is not None:
-            teachers, represented = distillation.split(represented)
-            distilled = distillation.forward_components(features, teachers).as_dict(f"{stage}/")
-            distillation.update(features, teachers)
+        distilled, represented = distil(
+            getattr(self, "distillation", None), features, representations_of(self, views[0]) or {}
+        )
         terms = loss.forward_components(z, z_augmented, represented)
-        named = {**distilled, **terms.as_dict(f"{stage}/")}
-        out["loss"] = terms.total + distilled.get(f"{stage}/loss", 0.0)
-        _log(self, {**named, f"{stage}/loss": out["loss"]}, views[0])
+        named, out["loss"] = terms.as_dict(f"{stage}/"), terms.total
+        if distilled is not None:
+            out["loss"] = out["loss"] + distilled.total
+            named = distilled.as_dict(f"{stage}/") | named | {f"{stage}/loss": out["loss"]}
+        _log(self, named, views[0])
     return out
 
 

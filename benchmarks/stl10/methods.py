@@ -165,11 +165,12 @@ class TwoViews(Pretraining):
     }
 
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
-        if settings.distillation is not None:
-            raise ValueError(
-                f"distillation must be left out for {settings.method}, for it is mvmr's, but is "
-                f"{settings.distillation!r}."
-            )
+        for name in ("distillation", "objective"):
+            given = getattr(settings, name)
+            if given != getattr(Settings, name, None):
+                raise ValueError(
+                    f"{name} must be left out for {settings.method}, for it is mvmr's, but is {given!r}."
+                )
         super().__init__(settings, num_classes, knn_k)
         self.build(self.width, settings.projector_hidden_dim, settings.projector_output_dim)
         self.regularizer = MultiRepresentationRegularizer(

@@ -355,6 +355,13 @@ def test_the_preset_with_terms_on_the_features():
     assert {"train_regression/edges", "train_dependence/edges"} <= set(model.trainer.logged_metrics)
     with pytest.raises(ValueError, match="sketch_dim must be None where representations are"):
         method(preset="features", representations=torch.nn.Identity(), sketch_dim=16)
+    own = Representations(["hog"])
+    with pytest.raises(ValueError, match="distillation must say its teacher_dims where"):
+        method(preset="features", representations=own)
+    model = method(
+        preset="features", representations=own, distillation={"teacher_dims": {"hog": 9}}
+    )
+    assert (model.distillation.teacher_dims, model.distillation.scale) == ({"hog": 9}, "coordinate")
 
 
 def test_gathers_unless_told_otherwise():

@@ -135,6 +135,8 @@ def test_distillation_is_mvmrs():
     assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
+    with pytest.raises(ValueError, match="objective must be left out for vicreg"):
+        TwoViews(Settings(method="vicreg", objective="features", **small), 5)
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
