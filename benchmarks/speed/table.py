@@ -222,7 +222,9 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
             ]
         )
     first = results[0]
-    machine, code = first["machine"], first["code"]
+    machine = first["machine"]
+    # Parts that were measured again later are of another one.
+    commits = dict.fromkeys(r["code"]["commit"] for r in results)
     name = (
         machine["gpus"][0]
         if device == "cuda"
@@ -232,7 +234,7 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
     lines = [
         f"{name}; torch {first['versions']['torch']}, mvmr-loss {first['versions']['mvmr_loss']} from "
         f"{' and '.join(sorted({f'a {kind}' for kind, _ in packages}))} "
-        f"(commit {code['commit']}), C++ kernels: {'yes' if first['settings']['kernels'] else 'no'}; "
+        f"(commit {' and '.join(commits)}), C++ kernels: {'yes' if first['settings']['kernels'] else 'no'}; "
         f"{first['date']}.",
         "",
         *sorted({r["note"] for r in results if "note" in r}),
