@@ -234,8 +234,8 @@ def _section(device: str, results: Sequence[Figures], found: Sequence[Row]) -> s
     lines = [
         f"{name}; torch {first['versions']['torch']}, mvmr-loss {first['versions']['mvmr_loss']} from "
         f"{' and '.join(sorted({f'a {kind}' for kind, _ in packages}))} "
-        f"(commit {' and '.join(commits)}), C++ kernels: {'yes' if first['settings']['kernels'] else 'no'}; "
-        f"{first['date']}.",
+        f"(commit {' and '.join(commits)}), "
+        f"C++ kernels: {'yes' if first['settings']['kernels'] else 'no'}; {first['date']}.",
         "",
         *sorted({r["note"] for r in results if "note" in r}),
         "",
