@@ -175,13 +175,14 @@ def transfer(arguments: Namespace) -> None:
     from benchmarks.stl10.evaluate import evaluate
     from benchmarks.stl10.methods import build_backbone
     from benchmarks.stl10.transfer import voc07
+    from mvmr_loss.teachers.checkpoints import load_tensors
 
     settings = settings_of(arguments)
     backbone, _ = build_backbone(settings)
+    weights = load_tensors(arguments.weights)
     try:
-        weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
         backbone.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{arguments.weights} must be weights of {settings.backbone!r} with the stem "
             f"{settings.stem!r}, as export writes them, but cannot be loaded: {error}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
+# The first whose reading of tensors alone is not known to be unsafe: CVE-2026-24747.
+_MENDED = (2, 10)
 
 
 def load_checkpoint(
@@ -96,6 +102,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def load_tensors(path: Path) -> Any:
     """Reads what ``torch.save`` wrote; nothing but tensors and plain containers is unpickled.
 
+    torch before 2.10 can be made to corrupt memory by a crafted file all the same; there a warning of
+    the logger ``mvmr_loss`` says so, once.
+
     Raises:
         ValueError: If the file is damaged, or holds objects, which would run code.
     """
@@ -106,6 +115,7 @@ def load_tensors(path: Path) -> Any:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} does not match its checksum")
+        _warn_of_torch(torch.__version__)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -116,6 +126,17 @@ def load_tensors(path: Path) -> Any:
             "would run code when loaded; save the state dict alone, with "
             f"torch.save(network.state_dict(), ...). ({reason})"
         ) from error
+
+
+@functools.cache
+def _warn_of_torch(version: str) -> None:
+    """Warns once of a torch whose ``weights_only`` is not enough."""
+    if tuple(int(part) for part in version.split(".")[:2]) < _MENDED:
+        _logger.warning(
+            "torch %s can be made to corrupt memory by a crafted checkpoint file (CVE-2026-24747, "
+            "mended in torch 2.10): read files that you trust, or safetensors.",
+            version,
+        )
 
 
 def _find_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> str:

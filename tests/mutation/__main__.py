@@ -38,6 +38,7 @@ ROOT = HERE.parents[1]
 _DEPENDENCE = [
     *("tests/dependence/test_edges.py", "tests/dependence/test_kernels.py"),
     *("tests/dependence/test_measures.py", "tests/dependence/test_blockwise.py"),
+    *("tests/dependence/test_precision.py", "tests/dependence/test_rows.py"),
     *("tests/cpu/test_gram.py", "tests/test_loss_inputs.py", "tests/property/test_measures.py"),
 ]
 _LOSS = [
@@ -53,6 +54,8 @@ TESTS = {
     "mvmr_loss/_objective.py": _LOSS,
     "mvmr_loss/regularizer.py": _LOSS,
     "mvmr_loss/dependence/matrices.py": _DEPENDENCE,
+    "mvmr_loss/dependence/blocks.py": _DEPENDENCE,
+    "mvmr_loss/dependence/points.py": _DEPENDENCE,
     "mvmr_loss/dependence/measures.py": _DEPENDENCE,
     "mvmr_loss/dependence/distance_correlation.py": _DEPENDENCE,
     "mvmr_loss/dependence/hsic.py": _DEPENDENCE,

@@ -127,6 +127,31 @@ def test_the_malicious_file_would_run(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", [as_checkpoint, as_pickle])
+def test_transfer(form, stl10_files, tmp_path):
+    from benchmarks.stl10.__main__ import main
+
+    path, trace = tmp_path / "weights.pt", tmp_path / "trace"
+    form(path, Malicious(trace))
+    with pytest.raises(SystemExit, match="would run code when loaded"):
+        main(
+            ["transfer", str(path), "classes", "--backbone=small", f"--data_dir={stl10_files.root}"]
+        )
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(("version", "warned"), [("2.9.1+cu128", True), ("2.10.0", False)])
+def test_a_torch_that_reads_crafted_files_unsafely_is_told(
+    version, warned, tmp_path, caplog, monkeypatch
+):
+    torch.save({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "__version__", version)
+    for _ in range(2):
+        read_teacher(tmp_path / "weights.pt")
+    told = [record for record in caplog.records if "CVE-2026-24747" in record.getMessage()]
+    assert len(told) == warned
+
+
+@pytest.mark.parametrize("form", [as_checkpoint, as_pickle])
 def test_resume(form, stl10_files, tmp_path):
     """The checkpoint is looked at before Lightning gets it."""
     from benchmarks.stl10.__main__ import main
