@@ -1,9 +1,10 @@
-"""What pytest must not import when it looks for doctests, and what skipped tests mean."""
+"""What pytest must not import for doctests, what skipped tests mean, and the property tests' seed."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import random
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ if importlib.util.find_spec("torchdistill") is None:
 _timm = importlib.util.find_spec("timm")
 if _timm is None or not (Path(str(_timm.origin)).parent / "task").is_dir():
     collect_ignore.append("adapters/timm")
+
+
+# Drawn once, so that all processes of a run have the same.
+if os.environ.get("MVMR_PROPERTY_SEED") == "new":
+    os.environ["MVMR_PROPERTY_SEED"] = str(random.SystemRandom().randrange(2**31))
+
+
+def pytest_report_header() -> str:
+    """Says the seed of the property tests' slow run, where it is seen of a run that passes too."""
+    return f"MVMR_PROPERTY_SEED={os.environ.get('MVMR_PROPERTY_SEED', '0')}"
 
 
 @pytest.hookimpl(wrapper=True)

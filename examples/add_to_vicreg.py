@@ -3,6 +3,7 @@
     python examples/add_to_vicreg.py
 
 The lines that end in ``# MV-MR`` are all that is added; without them it is plain VICReg.
+Besides ``.[examples]`` it needs lightly: ``pip install '.[lightly]'``.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 It uses lightly's data set, Lightning's Trainer and ``MVMR``, a method as those of lightly's
 benchmarks are, and prints the kNN accuracy before and after. Your own images:
 ``LightlyDataset("path/to/images", transform=...)``.
+Besides ``.[examples]`` it needs lightly, with pytorch_lightning: ``pip install '.[lightly]'``.
 """
 
 import argparse

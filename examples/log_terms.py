@@ -3,8 +3,8 @@
     python examples/log_terms.py --logger csv tensorboard
 
 Weights & Biases (``--logger wandb``) is written offline here: no account is needed. What is
-logged is one flat dictionary, so any other logger does as well. Needs lightning and the loggers'
-own packages (tensorboard, wandb).
+logged is one flat dictionary, so any other logger does as well. Besides ``.[examples]`` it needs
+lightning and the loggers' own packages: ``pip install lightning tensorboard wandb``.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python examples/solo_learn.py --checkout PATH/TO/solo-learn
 
 solo-learn is used from a checkout, which is not changed: adapters/solo/README.md tells which one, and
-what it needs (``pip install '.[solo]'``). The two commands are printed before they are run; the last
-line is the accuracy of a linear classifier on the frozen features.
+what it needs besides ``.[examples]`` (``pip install '.[solo]'``). The two commands are printed before
+they are run; the last line is the accuracy of a linear classifier on the frozen features.
 """
 
 import argparse

@@ -4,6 +4,7 @@
 
 ``mvmr`` is the module's forward function; stable-pretraining's own probe, kNN and RankMe watch it. With
 ``--vicreg`` it is stable-pretraining's VICReg, to whose loss the representation terms are added.
+Besides ``.[examples]`` it needs the host: ``pip install '.[stable-pretraining]'``.
 """
 
 import argparse

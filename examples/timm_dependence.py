@@ -4,6 +4,7 @@
 
 The task is used as timm's ``FeatureDistillationTask`` is. The teacher is trained on the labels first;
 its features are wider than the student's, and no projection is made between them.
+Besides ``.[examples]`` it needs timm: ``pip install '.[timm]'``.
 """
 
 import argparse

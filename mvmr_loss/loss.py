@@ -398,7 +398,7 @@ class MVMRLoss(nn.Module):
             else:
                 spread = [variance_loss(view, self.variance_margin, self.eps) for view in views]
                 terms[name] = spread[0] + mean_of(spread[1:])
-        terms |= dependence_terms(self.measure, batch, met, weights)
+        terms.update(dependence_terms(self.measure, batch, met, weights))
         if self.identity_weight != 0:
             weights["identity"] = self.identity_weight
             terms["identity"] = identity_loss(views, self.identity_measure, batch.rows)

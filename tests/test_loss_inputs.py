@@ -114,7 +114,7 @@ def plain_variance(z, margin=1.0, eps=1e-4):
 
 
 # On a CPU from 2^17 numbers on in slices of 1024 columns.
-@pytest.mark.parametrize("shape", [(64, 2048), (64, 2047), (50, 2700), (2, 2**16)])
+@pytest.mark.parametrize("shape", [(64, 2048), (64, 2047), (50, 2700), (2, 2**16), (1100, 120)])
 def test_variance_of_wide_batches(shape):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.8 + 3

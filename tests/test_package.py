@@ -18,6 +18,7 @@ HOSTS = [
     "solo",
     "hydra",
     "lightning",
+    "open_clip",
     "pytorch_lightning",
     "timm",
     "skimage",
@@ -25,6 +26,7 @@ HOSTS = [
     "torchdistill",
     "torchmetrics",
     "torchvision",
+    "transformers",
 ]
 
 

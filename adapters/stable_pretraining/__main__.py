@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MINIMUM_STABLE_PRETRAINING = "0.1.8"
+
 
 def main(arguments: Sequence[str]) -> None:
     """Trains as a configuration says.
@@ -23,7 +25,8 @@ def main(arguments: Sequence[str]) -> None:
             for whatever takes the place of what stands there.
 
     Raises:
-        SystemExit: If there is no such file, it lacks a part, or a value that must be given is missing.
+        SystemExit: If there is no such file, it lacks a part, a value that must be given is missing, or
+            the host is not installed.
     """
     parser = argparse.ArgumentParser(prog="python -m mvmr_loss.adapters.stable_pretraining")
     parser.add_argument("config", type=Path, help="a YAML file with data, module and trainer")
@@ -35,10 +38,17 @@ def main(arguments: Sequence[str]) -> None:
         if "=" not in override:
             raise SystemExit(f"Error: {override!r} must be KEY=VALUE.")
 
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from stable_pretraining import Manager
-    from stable_pretraining.config import recursive_instantiate
+    try:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from stable_pretraining import Manager
+        from stable_pretraining.config import recursive_instantiate
+    except ImportError as error:
+        raise SystemExit(
+            "Error: mvmr_loss.adapters.stable_pretraining needs stable-pretraining, which cannot be "
+            f"imported ({error}); install it with: "
+            f"pip install 'stable-pretraining>={MINIMUM_STABLE_PRETRAINING}'"
+        ) from error
 
     config: Any
     try:

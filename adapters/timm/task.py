@@ -82,13 +82,16 @@ class DependenceDistillationTask(FeatureDistillationTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
+        newer: dict[str, Any] = {  # not of every version: a checkout of timm may be of an older one
+            "criterion_kwargs": criterion_kwargs,
+            "teacher_pretrained_cfg_overlay": teacher_pretrained_cfg_overlay,
+        }
         super().__init__(
             student_model,
             teacher_model,
             criterion=criterion,
-            criterion_kwargs=criterion_kwargs,
             teacher_pretrained_path=teacher_pretrained_path,
-            teacher_pretrained_cfg_overlay=teacher_pretrained_cfg_overlay,
+            **{name: value for name, value in newer.items() if value is not None},
             distill_loss_weight=distill_loss_weight,
             task_loss_weight=task_loss_weight,
             # Equal: no projection from one width to the other is made.

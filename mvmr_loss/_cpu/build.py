@@ -145,10 +145,13 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
         library = find_or_build(f"{name}_{key}_", lambda: _compile(command, source))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         return None, str(error)
-    for function, (result, *arguments) in _SIGNATURES[name].items():
-        # Kept by getattr; by [] each look-up would make another one, without these types.
-        declared = getattr(library, function)
-        declared.restype, declared.argtypes = result, arguments
+    try:
+        for function, (result, *arguments) in _SIGNATURES[name].items():
+            # Kept by getattr; by [] each look-up would make another one, without these types.
+            declared = getattr(library, function)
+            declared.restype, declared.argtypes = result, arguments
+    except AttributeError as error:
+        return None, f"what {shlex.join(command)} made of {source.name} has not its functions: {error}"
     return library, ""
 
 

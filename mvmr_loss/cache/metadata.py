@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -82,10 +83,17 @@ def write_metadata(path: Path, content: Mapping[str, Any]) -> None:
         **content,
     }
     temporary = path / "metadata.json.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({**full, "checksum": json_checksum(full)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({**full, "checksum": json_checksum(full)}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(
+            error.errno, f"the metadata of the store at {path} cannot be written ({error.strerror})"
+        ) from error
     temporary.replace(path / "metadata.json")
     sync_folder(path)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mvmr_loss._checks import check_bool, check_finite, check_float_tensor, low_precision_to_float32
+from mvmr_loss._checks import (
+    check_bool,
+    check_finite,
+    check_float_tensor,
+    low_precision_to_float32,
+    without_autocast,
+)
 
 
 def check_images(
@@ -50,14 +55,6 @@ def check_size(height: int, width: int, minimum_size: int, name: str = "images")
             f"{name} must be at least {minimum_size} x {minimum_size} pixels for this setting "
             f"but are {height} x {width}."
         )
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Returns a context that leaves autocast, on devices that know it (meta does not)."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def follows_derivative(x: Tensor) -> bool:

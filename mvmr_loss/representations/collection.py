@@ -29,7 +29,8 @@ class Representations(nn.Module):
       ``{"fine": {"name": "hog", "pixels_per_cell": 4}, "coarse": {"name": "hog"}}``
     - a mapping may also hold :class:`~mvmr_loss.representations.Representation` objects.
 
-    The images are those of the non-augmented view, normalised as the network sees them. How, is
+    Images may have any number of channels; ``normalization`` is a pair with a number for each then.
+    They are those of the non-augmented view, normalised as the network sees them. How, is
     said once, by ``normalization``, and told to every representation named that asks for it: one
     with an argument ``normalization``, or ``mean`` and ``std``. An option of these names in the
     specification takes precedence; a representation given as an object keeps its own.

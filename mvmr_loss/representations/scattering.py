@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_choice, check_int
+from mvmr_loss._checks import check_choice, check_int, without_autocast
 from mvmr_loss._cpu import can_run
 from mvmr_loss._cpu.build import load_library
 from mvmr_loss._cpu.scattering import ScatteringKernel
@@ -25,7 +25,6 @@ from mvmr_loss.representations.base import (
     Representation,
     check_images,
     follows_derivative,
-    without_autocast,
 )
 from mvmr_loss.representations.registry import register_representation
 

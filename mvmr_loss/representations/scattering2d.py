@@ -10,9 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_bool, check_choice, check_float_tensor, check_int
+from mvmr_loss._checks import (
+    check_bool,
+    check_choice,
+    check_float_tensor,
+    check_int,
+    without_autocast,
+)
 from mvmr_loss.representations._scattering_filters import filter_bank, padded_size
-from mvmr_loss.representations.base import check_images, check_size, without_autocast
+from mvmr_loss.representations.base import check_images, check_size
 from mvmr_loss.representations.scattering import _scatter, check_scattering_options, scattering
 
 # What kymatio kept its filters as, in a model's checkpoint.

@@ -9,18 +9,22 @@ from pathlib import Path
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 
 
+def text(host):
+    """Returns a guide."""
+    return (ADAPTERS / host / "README.md").read_text()
+
+
 def blocks(host, language):
     """Returns a guide's code blocks of a language."""
-    text = (ADAPTERS / host / "README.md").read_text()
-    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    found = re.findall(rf"^```{language}\n(.*?)^```", text(host), re.M | re.S)
     assert found, f"{host} has no {language}"
     return found
 
 
 def commands(host, beginning):
     """Returns a guide's commands that begin so."""
-    text = (ADAPTERS / host / "README.md").read_text().replace("\\\n", "")
-    found = re.findall(rf"^ {{4}}({re.escape(beginning)}.*)$", text, re.M)
+    joined = text(host).replace("\\\n", "")
+    found = re.findall(rf"^ {{4}}({re.escape(beginning)}.*)$", joined, re.M)
     assert found, f"{host} has no command {beginning}"
     return found
 

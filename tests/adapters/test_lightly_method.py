@@ -1,5 +1,6 @@
 """The LightningModule: its loss, its groups and schedule, its online evaluation, its errors."""
 
+import functools
 import importlib.metadata
 import json
 
@@ -24,6 +25,7 @@ from mvmr_loss.adapters.lightly.transform import CIFAR_NORMALIZE
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import Pixels
 from mvmr_loss.teachers import Teacher
+from tests.adapters import guides
 
 SIZE, CLASSES = 16, 5
 
@@ -678,3 +680,35 @@ def test_no_lightly(monkeypatch):
 def test_new_enough(monkeypatch, version):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     adapter._check_lightly()
+
+
+def test_the_guides_program_trains(tmp_path, monkeypatch):
+    """As it stands, but for a Trainer of one batch, a small batch and a small head."""
+    for i in range(4):
+        (tmp_path / "path/to/images" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        image = torchvision.transforms.functional.to_pil_image(torch.rand(3, 40, 48))
+        image.save(tmp_path / "path/to/images" / str(i % 2) / f"{i}.png")
+    (program,) = guides.blocks("lightly", "python")
+    given = {}
+
+    def one_batch(**options):
+        given.update(options)
+        return trainer(**{**options, "max_epochs": 1, "limit_train_batches": 1, "precision": 32})
+
+    small = functools.partial(MVMR, hidden_dim=16, output_dim=12)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pytorch_lightning.Trainer", one_batch)
+    monkeypatch.setattr(adapter, "MVMR", small)
+    for large, less in (
+        ("=256", "=4"),
+        ("num_workers=8", "num_workers=0"),
+        ("resnet50", "resnet18"),
+    ):
+        assert large in program
+        program = program.replace(large, less)
+    namespace = {}
+    exec(program, namespace)
+    assert given == {"max_epochs": 100, "precision": "16-mixed"}
+    logged = namespace["model"].trainer.callback_metrics
+    assert torch.isfinite(logged["train_loss"])
+    assert "train_regression/scattering" in logged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, preset_settings
+from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, MVMRLoss, preset_settings
 from mvmr_loss.adapters import GATHER_DISTRIBUTED
-from mvmr_loss.adapters.solo.building import build_representations
+from mvmr_loss.adapters.solo.building import build_representations, logged_terms
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
 from mvmr_loss.adapters.solo.options import (
     METHOD_DEFAULTS,
@@ -22,6 +23,7 @@ from mvmr_loss.adapters.solo.options import (
     check_method_options,
     check_regularizer_options,
 )
+from tests.adapters import guides
 
 
 def pipeline(crop_size: int = 32, num_crops: int = 1, **enabled: float) -> dict[str, Any]:
@@ -268,3 +270,33 @@ def test_exception_is_of_both_kinds() -> None:
     """solo-learn refuses settings by AssertionError, this package by ValueError."""
     assert issubclass(SoloConfigError, AssertionError)
     assert issubclass(SoloConfigError, ValueError)
+
+
+def test_the_guides_teacher(recwarn: pytest.WarningsRecorder) -> None:
+    """Its YAML as it stands, but for the weights, which would be downloaded."""
+    pytest.importorskip("timm")
+    (text,) = (block for block in guides.blocks("solo", "yaml") if "source: timm" in block)
+    assert text.count("weights: default") == 1
+    given = OmegaConf.create(text.replace("weights: default", "weights: null"))
+    representations = build_representations(check_method_options(given.method_kwargs))
+    assert representations is not None
+    assert ["random weights" in str(warning.message) for warning in recwarn] == [True]
+    sizes = representations.sizes(3, 96, 96)
+    assert list(sizes) == ["teacher", "hog"]
+    assert sizes["teacher"] == 384
+
+
+def test_the_guide_has_every_option_and_term() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", guides.text("solo"), re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named >= {*METHOD_DEFAULTS, *REGULARIZER_DEFAULTS}
+    z, y = torch.randn(2, 8, 4)
+    criterion = MVMRLoss(identity_weight=1.0, covariance_weight=1.0)
+    on_features = DistillationLoss(4, {"teacher": 4}, dependence_weight=0.1)
+    logged = {
+        **logged_terms(criterion.forward_components(z, y, {"hog": y})),
+        **logged_terms(on_features.forward_components(z, {"teacher": y})),
+    }
+    for name in logged:
+        said = name.replace("hog", "<representation>").replace("teacher", "<teacher>")
+        assert f"`{said}`" in guides.text("solo")

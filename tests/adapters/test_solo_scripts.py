@@ -346,6 +346,21 @@ def test_exception_no_solo_learn(content: list[str], match: str, tmp_path: Path)
     assert match in done.stderr
 
 
+def test_the_guides_registration(solo_learn: Path) -> None:
+    """In a script of one's own, run in the checkout."""
+    (program,) = guides.blocks("solo", "python")
+    program += """
+from solo.methods import METHODS
+from mvmr_loss.adapters.solo import RepresentationRegularized
+print("mvmr" in METHODS, issubclass(METHODS["vicreg"], RepresentationRegularized))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=solo_learn, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True True\n"
+    assert "'+mvmr_regularizer' added by my script" in done.stderr
+
+
 def test_exception_no_script(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mvmr_loss.adapters.solo", "nowhere.py"],

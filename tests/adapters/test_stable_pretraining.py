@@ -278,3 +278,19 @@ def test_the_host_is_not_imported():
     assert "'mvmr_loss.adapters.stable_pretraining.forward'" in modules
     assert "'stable_pretraining'" not in modules
     assert "'lightning'" not in modules
+
+
+def test_error_of_the_command_without_the_host(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {}")
+    code = """
+import runpy, sys
+sys.modules["stable_pretraining"] = None
+sys.argv = ["python", "c.yaml"]
+runpy.run_module("mvmr_loss.adapters.stable_pretraining", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: mvmr_loss.adapters.stable_pretraining needs")
+    assert done.stderr.endswith("pip install 'stable-pretraining>=0.1.8'\n")

@@ -124,6 +124,17 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     assert hydra.utils.get_method(parts.forward) is mvmr
 
 
+def test_the_guides_regularized_in_yaml():
+    """The text's ``forward: {...}``, on the host's VICReg."""
+    joined = " ".join(guides.text("stable_pretraining").split())
+    (text,) = re.findall(r"`(forward: \{_target_: [^`]*regularized[^`]*\})`", joined)
+    forward = hydra.utils.instantiate(OmegaConf.create(text).forward)
+    assert forward.keywords["forward"] is spt.forward.vicreg
+    parts = {"vicreg_loss": spt.losses.VICRegLoss(), "loss": MultiRepresentationRegularizer()}
+    logged = train(3, forward=forward, **parts, representations=Representations(["pixels"]))
+    assert logged["fit/regularized_loss"] > logged["fit/loss"]
+
+
 def run(folder, *command):
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False

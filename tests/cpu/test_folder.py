@@ -11,7 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from mvmr_loss import MVMRLoss
 from mvmr_loss._cpu import build, folder
 
 LOAD = build._load.__wrapped__
@@ -107,6 +109,30 @@ def test_what_is_not_whole_is_built_anew(fresh, compiler, kept, damage):
     assert [path.read_bytes() for path in made] == [whole]
     assert is_on()
     assert len(compiler.calls) == 2
+
+
+@pytest.mark.parametrize("kept_by", ["this process", "an earlier one"])
+def test_a_library_without_our_functions_is_told_and_done_without(
+    fresh, compiler, kept_by, monkeypatch, caplog
+):
+    """Its digest is right: it was compiled so, by whatever CXX names."""
+    if kept_by == "an earlier one":
+        LOAD("gram")
+    library, reason = LOAD("gram")  # The compiler gives that of sketch, whatever its source.
+    assert library is None
+    assert f"what {compiler.path} -std=c++17" in reason
+    assert "made of gram.cpp has not its functions: " in reason
+    assert "undefined symbol: centered_gram" in reason or sys.platform != "linux"
+    assert [status.on for status in build.kernels()] == [False, False, True]
+    x = torch.randn(12, 40)
+    assert torch.isfinite(MVMRLoss()(x, x + torch.randn(12, 40), {"y": x}))
+    told = [record.getMessage() for record in caplog.records if "'gram'" in record.getMessage()]
+    assert len(told) == 1
+    assert reason in told[0]
+    build.load_library.cache_clear()
+    monkeypatch.setenv("MVMR_LOSS_NATIVE", "required")
+    with pytest.raises(RuntimeError, match=r"the kernel 'gram' cannot be used: what .* has not"):
+        build.load_library("gram")
 
 
 def test_what_a_killed_process_left_is_taken_away(fresh, compiler, kept):

@@ -36,6 +36,25 @@ def test_equals_whole_matrices(measure, exponent, block_size):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
+@pytest.mark.parametrize(
+    "name", ["distance_correlation", "u_distance_correlation_sqr", "u_distance_covariance_sqr"]
+)
+@pytest.mark.parametrize("exponent", [1.0, 0.6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_floor_in_blocks_is_that_of_whole_matrices(name, exponent, dtype, scale):
+    x, y = ((scale * t).detach().requires_grad_() for t in batches(20, dtype))
+    options = {"exponent": exponent, "eps": 9.0 * scale**2}
+    whole = dependence_measure(name, **options)(x, y)
+    blocks = dependence_measure(name, **options, block_size=7)(x, y)
+    assert (whole - dependence_measure(name, exponent=exponent)(x, y)).abs() > 1e-3 * whole.abs()
+    torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, (x, y)), torch.autograd.grad(whole, (x, y)), strict=True
+    ):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_gradcheck(measure):
     x, y = (t.detach()[:, :3].requires_grad_() for t in batches(6, torch.float64))

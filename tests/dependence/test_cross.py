@@ -78,6 +78,26 @@ def test_negative_covariance_is_zero_when_rooted():
     assert cross_distance_correlation(x, 1 - x, x_anchors, x_anchors) == 0
 
 
+def test_a_covariance_of_zero_has_no_gradient():
+    """Two balanced labels that know nothing of each other."""
+    x = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[0.0], [0.0], [1.0], [1.0]], dtype=torch.float64)
+    value = cross_distance_correlation(x, y, x, y)
+    value.backward()
+    assert value == 0
+    assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_squares_may_leave_the_range_of_the_type(samples, scale):
+    expected = cross_distance_correlation(*samples)
+    torch.testing.assert_close(cross_distance_correlation(*(t * scale for t in samples)), expected)
+    torch.testing.assert_close(
+        cross_distance_correlation(samples[0] * scale, samples[1], samples[2] * scale, samples[3]),
+        expected,
+    )
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_scale_and_precision_do_not_matter(samples, scale):
     expected = cross_distance_correlation(*samples)
@@ -132,12 +152,43 @@ def test_tokens_are_compared_within_each_image(corrected, reference):
     )
 
 
-def test_equal_tokens_are_zero_with_zero_gradient():
-    x = torch.ones(2, 5, 3, requires_grad=True)
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_equal_tokens_are_zero_with_zero_gradient(fill):
+    x = torch.full((2, 5, 3), fill, requires_grad=True)
     value = token_distance_correlation(x, torch.randn(2, 5, 4))
     value.sum().backward()
     assert (value == 0).all()
     assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize(("corrected", "least"), [(False, 2), (True, 4)])
+def test_the_least_number_of_tokens(corrected, least):
+    measure = TokenDistanceCorrelation(corrected=corrected)
+    assert measure.min_samples == 1
+    x = torch.randn(1, least, 3, generator=torch.Generator().manual_seed(0))
+    assert measure(x, x).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match=f"x must .* at least {least} tokens T but has shape"):
+        measure(x[:, 1:], x[:, 1:])
+
+
+@pytest.mark.parametrize("tokens", [8, 64])
+def test_equidistant_tokens_have_no_dependence_after_u_centring(tokens):
+    x = (torch.eye(tokens) * 3 + 0.1)[None].requires_grad_()
+    y = torch.randn(1, tokens, 4, generator=torch.Generator().manual_seed(0))
+    value = token_distance_correlation(x, y, corrected=True)
+    assert value == 0
+    assert (torch.autograd.grad(value.sum(), x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
+def test_token_options_are_checked(exponent):
+    match = "exponent must be finite and above 0 and below 2"
+    with pytest.raises(ValueError, match=match):
+        TokenDistanceCorrelation(exponent=exponent)
+    with pytest.raises(ValueError, match=match):
+        token_distance_correlation(torch.randn(1, 4, 2), torch.randn(1, 4, 2), exponent=exponent)
+    with pytest.raises(TypeError, match="corrected must be True or False"):
+        TokenDistanceCorrelation(corrected=1)
 
 
 @pytest.mark.parametrize(

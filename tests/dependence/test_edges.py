@@ -13,8 +13,11 @@ from mvmr_loss.dependence import (
     matrices,
     measures,
     pairwise_distances,
+    points,
     u_distance_correlation_sqr,
 )
+from mvmr_loss.dependence.matrices import squared_distances
+from mvmr_loss.distributed import ALL_ROWS, Rows
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -37,8 +40,12 @@ def test_points_closer_than_rounding_coincide(roundings, seen):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("size", "seen"), [(4, False), (12, False), (24, True), (100, True)])
-def test_a_norm_of_rounding_is_none(size, seen, dtype):
+@pytest.mark.parametrize("scale", [1.0, 2.0**-6])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_norm_of_rounding_is_none(size, seen, dtype, scale, block_size):
     """Distances that differ by less than rounding do after centring what equal ones do."""
+    if block_size is not None:
+        dtype = torch.float64  # in which blocks are centred before they are compared
     eps = torch.finfo(dtype).eps
     # A regular simplex, all of whose distances are equal, but for one that is changed a bit.
     n = 6
@@ -46,18 +53,22 @@ def test_a_norm_of_rounding_is_none(size, seen, dtype):
     raw = 1 - torch.eye(n, dtype=torch.float64)
     bump = torch.zeros(n, n, dtype=torch.float64)
     bump[0, 1] = bump[1, 0] = 1
-    measure = dependence_measure("u_distance_correlation_sqr")
+    measure = dependence_measure("u_distance_correlation_sqr", block_size=block_size)
     estimator = measure.estimator
     centered = estimator.center(bump[None], bump.sum(1)[None], bump.sum(1)[None], 0)
     # So large that the norm after centring is `size` roundings of the norm before.
     step = size * eps * raw.norm() / centered.norm()
-    squared = ((raw + step * bump) ** 2)[None].to(dtype)
+    squared = ((scale * (raw + step * bump)) ** 2)[None].to(dtype)
 
     def given(batches, rows):
         return squared.expand(len(batches), n, n), squared.new_ones(len(batches))
 
+    def rows_given(self, rows):
+        return squared[0, rows.start : rows.stop]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mvmr_loss.dependence.measures.squared_distances", given)
+        patch.setattr("mvmr_loss.dependence.points.Points.squared_distances", rows_given)
         value = measure(x.to(dtype), x.to(dtype)).item()
     assert value == (pytest.approx(1, abs=1e-6) if seen else 0)
 
@@ -191,3 +202,181 @@ def test_a_kernel_far_narrower_than_all_distances_gives_finite_gradients(dtype):
         x, y = (torch.randn(4, 1).to(dtype).requires_grad_() for _ in range(2))
         gradients = torch.autograd.grad(measure(x, y), (x, y))
         assert all(torch.isfinite(gradient).all() for gradient in gradients), seed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize(("norm", "seen"), [(0.4, False), (0.51, True), (0.75, True), (1.1, True)])
+def test_from_which_norm_on_a_batch_is_no_constant(dtype, block_size, norm, seen):
+    """From the power of two below 65536 of the type's least numbers."""
+    x, y = batch(8, 3), batch(8, 2, seed=1, dtype=dtype)
+    x = x - x.mean(dim=0)
+    measure = dependence_measure("distance_correlation", block_size=block_size)
+    expected = measure(x, y.double())
+    x = (x / x.norm(dim=1).max() * (norm * 65536)).double() * torch.finfo(dtype).tiny
+    value = measure(x.to(dtype).requires_grad_(), y)
+    if seen:
+        torch.testing.assert_close(value, expected.to(dtype), rtol=1e-5, atol=0)
+    else:
+        assert value == 0
+
+
+@pytest.mark.parametrize("name", ["distance_correlation", "u_distance_covariance_sqr"])
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_an_offset_takes_no_digits_from_the_gradient(name, block_size, monkeypatch):
+    monkeypatch.setattr(matrices, "_is_for_kernel", lambda x: False)
+    x = (1000 * batch(9, 4)).round().requires_grad_()
+    moved = (x.detach() + 2.0**36).requires_grad_()
+    y = batch(9, 2, seed=1)
+    measure = dependence_measure(name, block_size=block_size)
+    (expected,) = torch.autograd.grad(measure(x, y), x)
+    (found,) = torch.autograd.grad(measure(moved, y), moved)
+    assert (found - expected).norm() <= 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, 2.0**8])
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_two_close_samples_beside_some_at_the_mean(scale, block_size):
+    """The distances of what is at the mean are of no norm at all."""
+    one, other = torch.randint(-40, 40, (2, 8), generator=torch.Generator().manual_seed(0))
+    near = one + torch.eye(8, dtype=torch.int64)[0]
+    mean = torch.zeros(8)
+    x = scale * torch.stack([mean, one, near, mean, -one - near, other, -other]).float()
+    x, double = x.requires_grad_(), x.detach().double().requires_grad_()
+    y = batch(7, 3)
+    measure = dependence_measure("distance_correlation", block_size=block_size)
+    value, expected = measure(x, y.float()), dependence_measure("distance_correlation")(double, y)
+    torch.testing.assert_close(value, expected.float(), rtol=1e-6, atol=0)
+    (found,), (slope,) = torch.autograd.grad(value, x), torch.autograd.grad(expected, double)
+    assert (found - slope).norm() <= 1e-5 * slope.norm()
+
+
+@pytest.mark.parametrize("scale", [2.0**-14, 1.0, 2.0**8])
+def test_a_close_pair_is_as_far_apart_as_in_float64(scale):
+    x = batch(6, 5).float() * scale
+    x[1] = x[0] + 2e-4 * x[1]
+    squared, units = squared_distances([x])
+    assert squared.dtype == torch.float32
+    expected = (x[0].double() - x[1].double()).norm()
+    found = squared[0, 0, 1].double().sqrt() * units[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e25])
+@pytest.mark.parametrize("kind", ["plain", "close"])
+def test_the_op_for_compilers_gives_squared_distances(scale, kind):
+    x = batch(12, 5).float()
+    if kind == "close":  # too many to be corrected one by one
+        x = x[:2].repeat(6, 1) + 1e-4 * x
+    x = scale * x
+    squared, unit = matrices._distances_on_cpu(x)
+    assert squared.dtype == torch.float32
+    expected = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(squared.double().sqrt() * unit, expected, rtol=1e-5, atol=0)
+
+
+def test_wide_batches_are_raised_a_part_at_a_time(monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+                largest = max(largest, result.numel())
+            return result
+
+    monkeypatch.setattr(matrices, "_WIDE_NUMBERS", 40)
+    x = batch(4, 100, dtype=torch.float32)
+    with Watch():
+        squared_distances([x])
+    assert largest == 40
+
+
+class TestPoints:
+    """Batches whose distances are made in blocks."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("scale", [1e-35, 1e-12, 1.0, 3e12])
+    def test_their_units_are_those_of_whole_matrices(self, dtype, scale):
+        for seed in range(5):
+            x = (scale * (batch(7, 3, seed=seed) + 1)).to(dtype)
+            (found,) = points.points_of([x.double()])
+            _, (unit,) = squared_distances([x.double()])
+            assert found.unit == unit
+            assert torch.frexp(found.unit).mantissa == 0.5
+
+    @pytest.mark.parametrize(
+        ("size", "single"),
+        [
+            *((2.0**-18, False), (2.0**-16, False), (2.0**-15, True), (1.0, True)),
+            *((2.0**15, True), (2.0**16, False), (2.0**18, False), (float("nan"), False)),
+        ],
+    )
+    def test_products_are_in_float32_where_squares_stay_in_range(self, size, single):
+        x = torch.tensor([[size], [-size]])
+        with torch.no_grad():
+            assert isinstance(points.points_of([x])[0], points.Float32Points) == single
+            assert not isinstance(points.points_of([x.double()])[0], points.Float32Points)
+
+    def test_the_gradient_is_in_the_precision_of_the_value(self):
+        x = batch(5, 3, dtype=torch.float32)
+        one, two = torch.ones(1, dtype=torch.float64), torch.full((1,), 2.0, dtype=torch.float64)
+        with torch.no_grad():
+            assert isinstance(points.points_of([x], one)[0], points.Float32Points)
+            assert not isinstance(points.points_of([x], two)[0], points.Float32Points)
+        # A further derivative is made of the plain computation.
+        assert not isinstance(points.points_of([x], one)[0], points.Float32Points)
+
+    def test_rows_with_close_samples_are_in_float64(self):
+        x = batch(8, 3, dtype=torch.float32)
+        x[6] = x[1] + 1e-3 * x[6]
+        with torch.no_grad():
+            (found,) = points.points_of([x])
+            exact = torch.cdist(x.double(), x.double()).square()
+            for start, single in ((0, False), (2, True), (4, True), (6, False)):
+                rows = found.squared_distances(Rows(start, start + 2))
+                error = (rows - exact[start : start + 2]).abs().max()
+                assert (error > 1e-10) == single
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "name", ["distance_correlation", "u_distance_covariance_sqr", "debiased_cka"]
+)
+def test_a_batch_alone(name, dtype, block_size):
+    if block_size is not None and "distance" not in name:
+        pytest.skip("is not made in blocks")
+    x = batch(9, 3, dtype=dtype)
+    expected = dependence_measure(name)(x, x)
+    measure = dependence_measure(name, **({} if block_size is None else {"block_size": block_size}))
+    (value,) = measure.compare([x], [(0, 0)])
+    torch.testing.assert_close(value, expected)
+
+
+def test_units_have_no_gradient():
+    x = batch(6, 3).requires_grad_()
+    squared, units = squared_distances([x])
+    assert squared.requires_grad
+    assert not units.requires_grad
+    blocks = measures.Blocks(
+        measures.Estimator(measures.Distance(), False, True), [(0, 0)], ALL_ROWS, 4
+    )
+    products, squares, _, units = measures.products_in_blocks(blocks, [x])
+    assert products.requires_grad
+    assert squares.requires_grad
+    assert not units.requires_grad
+
+
+@pytest.mark.parametrize("value", [-2.0, -1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e200, float("inf")])
+def test_products_are_held_within_a_range(value, factor):
+    values = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    found = measures.in_range(values, torch.tensor([factor], dtype=torch.float64), 100.0)
+    assert found == max(-100.0, min(100.0, value * factor if value else 0.0))
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert gradient == (factor if abs(value * factor) <= 100 else 0) or value == 0
+    assert torch.isfinite(gradient)

@@ -15,8 +15,11 @@ from mvmr_loss.dependence import (
     distance_covariance,
     distance_covariance_sqr,
     hsic,
+    list_dependence_measures,
     pairwise_distances,
     partial_distance_correlation,
+    register_dependence_measure,
+    registry,
     u_distance_correlation_sqr,
     u_distance_covariance_sqr,
 )
@@ -221,6 +224,115 @@ def test_names(name):
     x, y = related(8, 4, 3)
     torch.testing.assert_close(measure(x, y), MEASURES[name][1](x, y))
     assert dependence_measure(measure) is measure
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if "distance" in name])
+@pytest.mark.parametrize("options", [{"exponent": 0.5}, {"eps": 4.0}])
+def test_functions_take_the_options_of_their_names(name, options):
+    x, y = related(8, 4, 3)
+    measure, function = MEASURES[name]
+    value = function(x, y, **options)
+    torch.testing.assert_close(value, dependence_measure(name, **options)(x, y))
+    assert (value - function(x, y)).abs() > 1e-3 * value.abs()
+
+
+@pytest.mark.parametrize(
+    "name", ["distance_correlation", "u_distance_covariance_sqr", "debiased_cka"]
+)
+def test_vmap(name):
+    xs, ys = batch(3, 8, 4), batch(3, 8, 2, seed=1)
+    measure = dependence_measure(name)
+    expected = torch.stack([measure(x, y) for x, y in zip(xs, ys, strict=True)])
+    torch.testing.assert_close(torch.vmap(measure)(xs, ys), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.ones(4, 0), r"^x must have shape \(N, D\)"),
+        (torch.tensor([[0.0], [float("nan")]]), "^x must be finite"),
+    ],
+)
+def test_exception_pairwise_distances(x, match):
+    with pytest.raises(ValueError, match=match):
+        pairwise_distances(x)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_exception_partial(place):
+    for wrong, match in (
+        (torch.full((8, 2), float("inf"), dtype=torch.float64), "must be finite"),
+        (batch(3, 2), "must have at least 4 samples"),
+    ):
+        given = [wrong if i == place else batch(8, 2, seed=i) for i in range(3)]
+        with pytest.raises(ValueError, match=f"^{'xyz'[place]} {match}"):
+            partial_distance_correlation(*given)
+
+
+class TestRegistering:
+    @pytest.fixture(autouse=True)
+    def _own_registry(self, monkeypatch):
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    def test_a_measure_with_any_options(self):
+        @register_dependence_measure("own")
+        class Own(DependenceMeasure):
+            def __init__(self, **options):
+                super().__init__()
+                self.options = options
+
+        assert list_dependence_measures()[-1] == "own"
+        assert dependence_measure("own", size=3).options == {"size": 3}
+        given = {"name": "own", "size": 3, "other": 1}
+        assert dependence_measure(given, other=2).options == {"size": 3, "other": 2}
+        assert given == {"name": "own", "size": 3, "other": 1}
+        # Defined again, as in a notebook, it takes its own place.
+        assert register_dependence_measure("own")(Own) is Own
+
+    @pytest.mark.parametrize("name", ["", None, 3])
+    def test_exception_name(self, name):
+        with pytest.raises(ValueError, match="name must be a non-empty string but is"):
+            register_dependence_measure(name)
+
+    def test_exception_taken(self):
+        def build():
+            raise AssertionError
+
+        with pytest.raises(ValueError, match="name must be free but 'hsic' is taken"):
+            register_dependence_measure("hsic")(build)
+        assert dependence_measure("hsic").name == "hsic"
+
+    def test_exception_options(self):
+        measure = dependence_measure("hsic")
+        with pytest.raises(TypeError, match=r"options must be of a name but .*\(hsic.* already"):
+            dependence_measure(measure, bandwidth=2.0)
+        with pytest.raises(
+            TypeError, match="hsic has no option 'eps'; its options are kernel, bandwidth"
+        ):
+            dependence_measure("hsic", eps=1.0)
+        register_dependence_measure("plain")(lambda: measure)
+        assert dependence_measure("plain") is measure
+        with pytest.raises(TypeError, match="plain has no option 'eps'; its options are none"):
+            dependence_measure("plain", eps=1.0)
+        with pytest.raises(TypeError, match="a mapping with a 'name'.* but is None"):
+            dependence_measure({"exponent": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("distance_correlation", "distance_correlation, exponent=1.0, eps=0.0"),
+        ("u_distance_covariance_sqr", "u_distance_covariance_sqr, exponent=1.0, eps=0.0"),
+        ("hsic", "hsic"),
+        ("unbiased_hsic", "unbiased_hsic"),
+        ("cka", "cka"),
+        ("debiased_cka", "debiased_cka"),
+    ],
+)
+def test_printing_tells_name_and_options(name, said):
+    assert dependence_measure(name).extra_repr() == said
+    if "distance" in name:
+        assert dependence_measure(name, block_size=8).extra_repr() == f"{said}, block_size=8"
 
 
 def test_unknown_names():

@@ -222,6 +222,6 @@ def test_caching_as_the_page_says(tmp_path):
 
 @pytest.mark.slow
 def test_import_time():
-    output = as_a_reader("python -m benchmarks.import_time --runs 1", ROOT, Path(sys.prefix))
-    # 1.03 was measured; 1.8 with torch's compiler in it.
-    assert 0.8 < float(output.split()[-1]) < 1.5
+    output = as_a_reader("python -m benchmarks.import_time --runs 5", ROOT, Path(sys.prefix))
+    # Of medians of interleaved runs. 1.03 was measured; 1.8 with torch's compiler in it.
+    assert 0.9 < float(output.split()[-1]) < 1.2

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,36 @@ def test_is_short_and_imports_installed_packages_only(path):
             assert node.module.partition(".")[0] not in NOT_INSTALLED
         elif isinstance(node, ast.Import):
             assert not {alias.name.partition(".")[0] for alias in node.names} & NOT_INSTALLED
+
+
+def packages(path):
+    """Returns the names of the packages that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=by_name)
+def test_what_an_example_needs_besides_the_extra_is_said(path):
+    """In its docstring, and the same in the table of the quick start."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    names = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+    extra = re.findall(r"^[\w-]+", config["options.extras_require"]["examples"], re.M)
+    known = {"torch", "mvmr_loss", *(names.get(name, name) for name in extra)}
+    more = {*packages(path)} - known - sys.stdlib_module_names
+    said = re.findall(r"``pip install ([^`]+)``", ast.get_docstring(ast.parse(path.read_text())))
+    (row,) = re.findall(
+        rf"^\| `examples/{path.name}` .*\| (.*)\|$", (ROOT / "docs/quickstart.md").read_text(), re.M
+    )
+    # solo-learn's example runs programs that import more.
+    assert bool(said) == bool(row.strip()) == bool(more or path.stem == "solo_learn")
+    for needed in said:
+        assert "``.[examples]``" in path.read_text()
+        for name in needed.split():
+            assert f"`{name}`" in row
 
 
 def test_every_example_is_named_in_a_guide():

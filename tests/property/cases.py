@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-# A change is judged on the same cases as the one before it. "new" draws others, and prints the seed.
-_SEED = os.environ.get("MVMR_PROPERTY_SEED", "0")
-SEED = random.SystemRandom().randrange(2**31) if _SEED == "new" else int(_SEED)
+# A change is judged on the same cases as the one before it. For "new" the conftest draws the seed, and
+# pytest's header tells it.
+SEED = int(os.environ.get("MVMR_PROPERTY_SEED", "0"))
 # A failure is made smaller, unless that it fails is all that is asked.
 _PHASES = [p for p in Phase if p != Phase.shrink or "MVMR_PROPERTY_AS_DRAWN" not in os.environ]
 # How many cases the large runs draw, by test.
@@ -40,27 +40,45 @@ KINDS = (
 LAYOUTS = ("plain", "plain", "transposed", "columns", "rows", "flipped", "negated", "3d")
 
 
-def cases(short: int | None, large: int, **strategies: Any) -> Callable[[Callable[..., None]], Any]:
+def cases(
+    short: int | None,
+    large: int,
+    *,
+    examples: Sequence[Mapping[str, Any]] = (),
+    reached: float = 0.0,
+    **strategies: Any,
+) -> Callable[[Callable[..., bool | None]], Any]:
     """Makes a test of a property: a few cases, and slowly many.
 
     Args:
         short: How many cases by default; None for a test that is slow with the first one.
         large: How many in the slow run.
+        examples: Cases that are tried first, each time: found ones.
+        reached: Which part of the cases must have been of what the test is about: the check returns
+            whether one was.
         **strategies: What to draw, by the name of the argument.
 
     Returns:
         A decorator.
     """
 
-    def decorate(check: Callable[..., None]) -> Any:
+    def decorate(check: Callable[..., bool | None]) -> Any:
         DRAWN[f"{check.__module__}.{check.__name__}"] = large
-
         counts = [pytest.param(large, marks=pytest.mark.slow)]
 
         @pytest.mark.parametrize("count", counts if short is None else [short, *counts])
         def test(count: int) -> None:
             seed = SEED if count == large else 0
             print(f"MVMR_PROPERTY_SEED={seed}")
+            found = []
+
+            @functools.wraps(check)
+            def noted(**drawn: Any) -> None:
+                found.append(bool(check(**drawn)))
+
+            given = hypothesis.given(**strategies)(noted)
+            for example in examples:
+                given = hypothesis.example(**example)(given)
             run = settings(
                 max_examples=count,
                 deadline=None,
@@ -68,8 +86,9 @@ def cases(short: int | None, large: int, **strategies: Any) -> Callable[[Callabl
                 print_blob=True,
                 phases=_PHASES,
                 suppress_health_check=list(HealthCheck),
-            )(hypothesis.seed(seed)(hypothesis.given(**strategies)(check)))
+            )(hypothesis.seed(seed)(given))
             run()
+            assert sum(found) >= reached * len(found), f"{sum(found)} of {len(found)} cases"
 
         test.__doc__ = check.__doc__
         return test
@@ -170,6 +189,13 @@ def several(draw: Any, count: Any, least: int = 2, most: int = 12, **options: An
     """Draws batches of one number of samples."""
     n = st.just(draw(st.integers(least, most)))
     return [draw(batches(n, **options)) for _ in range(draw(count))]
+
+
+def with_gradient(function: Callable[..., torch.Tensor], *drawn: Batch) -> tuple[Any, Any]:
+    """Returns a function's value and its gradients."""
+    tensors = [b.tensor(requires_grad=True) for b in drawn]
+    value = function(*tensors)
+    return value, torch.autograd.grad(value, tensors)
 
 
 def finite_gradients(function: Callable[..., torch.Tensor], tensors: list[Any]) -> list[Any]:

@@ -9,7 +9,6 @@ import torch
 from hypothesis import strategies as st
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, backward_in_chunks
-from mvmr_loss.dependence import matrices
 from mvmr_loss.loss import covariance_loss, identity_loss, invariance_loss, variance_loss
 from tests.property.cases import KINDS, Batch, batches, cases, finite_gradients, several
 from tests.property.references import MEASURES, SETTINGS, reference
@@ -222,27 +221,6 @@ def test_regularizer_is_the_sum_of_its_terms(problem, name):
         dependence_measure=SETTINGS.get(name, name),
     )(embeddings[0], embeddings[1:], ys)
     torch.testing.assert_close(whole, found.total, rtol=1e-4, atol=rough)
-
-
-@cases(40, 500, pair=several(st.just(2), dtypes=(torch.float32,), sizes=st.integers(-20, 9)))
-def test_kernels_change_nothing(pair):
-    z, v = (b.numbers()[:, :1].requires_grad_() for b in pair)
-
-    def found():
-        loss = MVMRLoss()(z, v)
-        return loss, torch.autograd.grad(loss, (z, v))
-
-    loss, gradients = found()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrices, "_is_for_kernel", lambda x: False)
-        plain, others = found()
-    assert torch.isfinite(plain)
-    assert all(torch.isfinite(g).all() for g in (*gradients, *others))
-    condition = reference(
-        "distance_correlation", z.detach().double(), v.detach().double()
-    ).condition
-    if condition < 1e3:
-        torch.testing.assert_close(loss, plain, rtol=1e-3, atol=5e-2)
 
 
 @cases(60, 1000, b=batches(sizes=st.integers(-20, 18)), margin=st.sampled_from([0.0, 1.0, 1e3]))

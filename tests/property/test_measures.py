@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from mvmr_loss.dependence import dependence_measure as registered
 from mvmr_loss.dependence import (
     hsic,
-    matrices,
     pairwise_distances,
     partial_distance_correlation,
     u_distance_correlation_sqr,
 )
-from tests.property.cases import DTYPES, Batch, batches, cases, finite_gradients, several
+from tests.property.cases import (
+    DTYPES,
+    Batch,
+    batches,
+    cases,
+    finite_gradients,
+    several,
+    with_gradient,
+)
 from tests.property.references import MEASURES, SETTINGS, matrix, partial_reference, reference
 
 NAMES = st.sampled_from(sorted(MEASURES))
@@ -33,19 +40,6 @@ def dependence_measure(name, **options):
 def precision(*drawn: Batch) -> float:
     """Returns the bound: float32's, or float64's."""
     return 1e-7 if all(b.dtype == torch.float64 for b in drawn) else 1e-5
-
-
-def with_gradient(measure, *drawn):
-    tensors = [b.tensor(requires_grad=True) for b in drawn]
-    value = measure(*tensors)
-    return value, torch.autograd.grad(value, tensors)
-
-
-def assert_finite(value, gradients):
-    assert value.dtype in (torch.float32, torch.float64)
-    assert torch.isfinite(value)
-    for gradient in gradients:
-        assert torch.isfinite(gradient).all(), gradient
 
 
 @cases(60, 2500, name=NAMES, pair=several(st.just(2)))
@@ -109,23 +103,6 @@ def test_gradient_is_the_references(name, pair):
         error = (ours - theirs).norm()
         least = torch.finfo(b.dtype).smallest_normal * ours.numel() ** 0.5
         assert error <= 1e-2 * theirs.norm() + bound * natural * b.n + least
-
-
-@cases(30, 600, name=NAMES, pair=several(st.just(2), least=4, dtypes=(torch.float32,)))
-def test_kernel_is_the_plain_computation(name, pair):
-    measure = dependence_measure(name)
-    value, gradients = with_gradient(measure, *pair)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrices, "_is_for_kernel", lambda x: False)
-        plain, others = with_gradient(measure, *pair)
-    assert_finite(plain, others)
-    expected = reference(name, *[b.numbers().double() for b in pair])
-    bound = 1e-5 * (10 + expected.condition)
-    if bound > 0.1:
-        return
-    if MEASURES[name].rooted:
-        value, plain = value.double().square(), plain.double().square()
-    assert (value - plain).abs() <= bound * expected.scale + 1e-37
 
 
 @cases(

@@ -1,4 +1,4 @@
-"""Attacks that are longer than a test: ``python -m tests.trust store`` and ``... soak``."""
+"""Attacks that are longer than a test: ``python -m tests.trust store``, ``soak`` and ``precision``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness.records import environment, portable, validate, write_json
-from tests.trust import soak, store
+from tests.trust import precision, soak, store
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in (("store", store), ("soak", soak)):
+    for name, module in (("store", store), ("soak", soak), ("precision", precision)):
         command = commands.add_parser(name, description=module.__doc__)
         command.add_argument("--output", type=Path, help="JSON file for the figures")
         module.add_options(command)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.records import validate
 from tests.cache.helpers import ROOT
+from tests.trust import store
 
 FILES = sorted((Path(__file__).parent / "results").glob("*.json"))
 RECORDS = {path.stem: json.loads(path.read_text()) for path in FILES}
@@ -28,14 +30,18 @@ def test_records_are_whole_and_without_faults(name):
 
 
 def test_every_attack_is_in_the_table():
-    figures = dict(RECORDS["store"]["figures"])
-    figures.pop("faults")
-    for name, counts in figures.items():
-        counts = dict(counts)
-        faults = counts.pop("faults")
-        counts.pop("seconds")
-        said = ", ".join(f"{key} {count:,}" for key, count in counts.items())
-        assert row(name.replace("_", " "), said, faults) in TEXT
+    figures = RECORDS["store"]["figures"]
+    assert set(figures) == {"faults", "identity", *(attack.__name__ for attack in store.ATTACKS)}
+    for line in store.lines(figures):
+        assert line in TEXT
+
+
+def test_every_flipped_bit_is_accounted_for():
+    counts = Counter(RECORDS["store"]["figures"]["bit_flips"])
+    for name in ("rows.bin", "index.bin", "metadata.json"):
+        assert counts[f"found in {name}"] > 0
+        of = counts[f"in {name}"]
+        assert counts[f"found in {name}"] + counts[f"harmless in {name}"] == of
 
 
 def test_every_process_of_the_soak_is_in_the_table():

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from tests.trust import precision
+from tests.trust.__main__ import main
+from tests.trust.precision import tail
 from tests.trust.training import Training
 
 HALF = [torch.bfloat16, torch.float16]
-
-
-def tail(losses):
-    """What a training has reached: the mean of its last fifth."""
-    return losses[-len(losses) // 5 :].double().mean()
 
 
 def gradients(training):
@@ -53,19 +53,37 @@ def test_short_run_in_half_precision_follows_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("measure", ["distance_correlation", "u_distance_correlation_sqr", "hsic"])
+@pytest.mark.parametrize("measure", precision.MEASURES)
 def test_five_hundred_steps_in_bf16_reach_float32(measure):
     """Over three seeds, the difference of the means is below the spread over seeds."""
-    reached = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        runs = [
-            Training(seed, dtype=dtype, dependence_measure=measure).run(500) for seed in range(3)
-        ]
-        assert all(torch.isfinite(losses).all() for losses in runs)
-        reached[dtype] = torch.stack([tail(losses) for losses in runs])
-        started = torch.stack([losses[:5].double().mean() for losses in runs])
-        assert (reached[dtype] < started - 0.3).all()
-    difference = (reached[torch.bfloat16].mean() - reached[torch.float32].mean()).abs()
-    spread = torch.stack([values.std() for values in reached.values()]).mean()
-    print(f"{measure}: {reached}, difference {difference:.4f}, spread {spread:.4f}")
-    assert difference < 2 * spread + 0.01
+    figures, faults = precision.compare(measure, 500)
+    print(f"{measure}: {figures}")
+    assert faults == []
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    """Ten steps tell of a training that has not come far, and are recorded."""
+    monkeypatch.setattr(precision, "MEASURES", ("hsic",))
+    monkeypatch.setattr(precision, "SEEDS", 2)
+    assert main(["precision", "--steps", "10", "--output", str(tmp_path / "precision.json")]) == 1
+    record = json.loads((tmp_path / "precision.json").read_text())
+    found = record["figures"]["measures"]["hsic"]
+    assert [len(found[name]["reached"]) for name in precision.PRECISIONS] == [2, 2]
+    assert found["difference"] == abs(found["bfloat16"]["mean"] - found["float32"]["mean"])
+    assert record["figures"]["faults"]
+    assert "FAULT: hsic, bfloat16, seed 1: from" in capsys.readouterr().out
+
+
+def test_a_precision_that_ends_elsewhere_is_a_fault(monkeypatch):
+    class Invented:
+        def __init__(self, seed, *, dtype, dependence_measure):
+            self.end = 0.2 + 0.01 * seed + (bad if dtype == torch.bfloat16 else 0.0)
+
+        def run(self, steps):
+            return torch.cat([torch.ones(steps - steps // 5), torch.full((steps // 5,), self.end)])
+
+    monkeypatch.setattr(precision, "Training", Invented)
+    for bad, said in ((0.02, ""), (0.05, "elsewhere"), (float("nan"), "not finite")):
+        faults = precision.compare("hsic", 50)[1]
+        assert bool(faults) == bool(said)
+        assert said in "".join(faults)
