@@ -21,7 +21,12 @@ nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent
 # What needs neither a host nor a checkout of one.
-CORE = ("test_loss.py", "test_heads.py", "test_normalization.py", "test_package.py")
+CORE: tuple[str, ...] = (
+    "test_loss.py",
+    "test_heads.py",
+    "test_normalization.py",
+    "test_package.py",
+)
 CORE += ("dependence", "representations", "cpu", "cache")
 # What the lowest versions of pure Python packages are tried with, on any torch.
 PURE = ("kornia", "lightly", "timm")
@@ -114,17 +119,18 @@ def lowest_here(session: nox.Session) -> None:
     run_tests(session, *(f"tests/{name}" for name in CORE), "tests/adapters/test_lightly_method.py")
 
 
-@nox.session
-def wheel_here(session: nox.Session) -> None:
-    """Wheel and sdist are built and checked, and the core's tests run from the installed wheel."""
+def build(session: nox.Session) -> dict[str, str]:
+    """Builds and checks wheel and sdist; returns the path of each."""
+    folder = Path(session.create_tmp()).resolve() / "dist"
+    session.run("python", "-m", "build", "--outdir", str(folder), str(ROOT))
+    paths = {"wheel" if p.suffix == ".whl" else "sdist": str(p) for p in folder.iterdir()}
+    session.run("python", "-m", "twine", "check", "--strict", *paths.values())
+    return paths
+
+
+def run_core_tests(session: nox.Session) -> None:
+    """Runs the core's tests away from the checkout, whose package would be imported otherwise."""
     folder = Path(session.create_tmp()).resolve()
-    see_here(session)
-    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), str(ROOT))
-    built = sorted(str(path) for path in (folder / "dist").iterdir())
-    session.run("python", "-m", "twine", "check", "--strict", *built)
-    wheel = next(path for path in built if path.endswith(".whl"))
-    session.install("--no-deps", "--force-reinstall", wheel)
-    # Away from the checkout, whose package would be imported in the wheel's place.
     for name in ("tests", "benchmarks"):
         session.run("cp", "-r", str(ROOT / name), str(folder), external=True)
     for name in ("pyproject.toml", "setup.cfg", "conftest.py"):
@@ -133,6 +139,23 @@ def wheel_here(session: nox.Session) -> None:
     check = "import mvmr_loss as m; assert 'site-packages' in m.__file__, m.__file__"
     session.run("python", "-c", check)
     run_tests(session, *(f"tests/{name}" for name in CORE if name != "test_package.py"))
+
+
+@nox.session
+def wheel_here(session: nox.Session) -> None:
+    """Wheel and sdist are built and checked, and the core's tests run from the installed wheel."""
+    see_here(session)
+    session.install("--no-deps", "--force-reinstall", build(session)["wheel"])
+    run_core_tests(session)
+
+
+@nox.session
+@nox.parametrize("kind", ["wheel", "sdist"])
+def fresh(session: nox.Session, kind: str) -> None:
+    """The core's tests from a wheel, or an sdist, and what the index brings for it."""
+    session.install("build", "twine")
+    session.install(f"{build(session)[kind]}[tests]")
+    run_core_tests(session)
 
 
 @nox.session

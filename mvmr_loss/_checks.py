@@ -20,12 +20,13 @@ def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | 
         >>> check_int("dim", 8, minimum=1)
         8
     """
+    # Of tensors the value would be waited for, and a compiler could not know it.
+    no_int = isinstance(value, Tensor) or type(value).__name__ in ("bool", "bool_")
     try:
-        # A tensor's value would be waited for, and a compiler could not know it.
-        number = None if isinstance(value, (bool, Tensor)) else operator.index(value)
+        number = None if no_int else operator.index(value)
     except TypeError:
         number = None
-    if number is None or type(value).__name__ in ("bool", "bool_"):
+    if number is None:
         raise TypeError(f"{name} must be an int but is a {type(value).__name__}.")
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum} but is {number}.")

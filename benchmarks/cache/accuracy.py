@@ -51,7 +51,7 @@ def load(folder: Path | None) -> Data:
     if folder is None:
         parts = [Photographs("train"), Photographs("test")]
     else:
-        parts = [ImageFolder(folder / split) for split in ("train", "test")]
+        parts = [ImageFolder(folder / split, image_size=SIZE) for split in ("train", "test")]
     (x, y), (x_test, y_test) = (image_tensor(part, SIZE) for part in parts)
     return x, y, x_test, y_test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.harness.loops import progress
+from mvmr_loss.cache.folder import check_image, check_no_loop
 
 
 class ImageFolder(torchvision.datasets.ImageFolder):
@@ -21,15 +23,22 @@ class ImageFolder(torchvision.datasets.ImageFolder):
     Args:
         root: Folder with one folder of images a class.
         transform: Applied to each PIL image (RGB).
+        image_size: To which shorter sides are resized afterwards: images that are so long that this
+            would fill the memory are errors. None: they are not resized.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it has no folders of classes, or a class has no images; and, when an image is
-            read, if it cannot be.
+        ValueError: If it has no folders of classes, a class has no images, or a symbolic link leads
+            back to a folder that it is in; and, when an image is read, if it cannot be, or has more
+            than 8 bits a channel.
     """
 
     def __init__(
-        self, root: str | Path, transform: Callable[[Image.Image], Any] | None = None
+        self,
+        root: str | Path,
+        transform: Callable[[Image.Image], Any] | None = None,
+        *,
+        image_size: int | None = None,
     ) -> None:
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -43,27 +52,34 @@ class ImageFolder(torchvision.datasets.ImageFolder):
                 f"{root} must have one folder of images a class but has no folders; "
                 "put the images into CLASS/IMAGE.jpg inside it."
             )
+        check_no_loop(root)
         extensions = torchvision.datasets.folder.IMG_EXTENSIONS
         for name in classes:
-            files = (root / name).rglob("*")
-            if not any(file.suffix.lower() in extensions for file in files):
+            files = (file for *_, found in os.walk(root / name, followlinks=True) for file in found)
+            if not any(file.lower().endswith(extensions) for file in files):
                 raise ValueError(
                     f"{root / name} must have at least one image ({', '.join(extensions)}) but has "
                     "none; add images or remove the folder."
                 )
-        super().__init__(str(root), transform=transform, loader=_load)
+        super().__init__(str(root), transform=transform, loader=_Loader(image_size))
 
 
-def _load(path: str) -> Image.Image:
-    """Reads an image file."""
-    try:
-        image: Image.Image = torchvision.datasets.folder.pil_loader(path)
-    # Pillow raises SyntaxError and ValueError, too, for files that are damaged inside.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an image ({error}); replace or remove the file."
-        ) from error
-    return image
+class _Loader:
+    """Reads an image file; pickled for worker processes."""
+
+    def __init__(self, image_size: int | None) -> None:
+        self.image_size = image_size
+
+    def __call__(self, path: str) -> Image.Image:
+        try:
+            check_image(path, self.image_size)
+            image: Image.Image = torchvision.datasets.folder.pil_loader(path)
+        except Exception as error:  # Pillow raises whatever a damaged file leads to.
+            raise ValueError(
+                f"{path} cannot be read as an image ({str(error) or repr(error)}); replace or remove "
+                "the file."
+            ) from error
+        return image
 
 
 def image_tensor(

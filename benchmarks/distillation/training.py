@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.common.checkpoints import contents_of
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
 from benchmarks.distillation.augmentation import augment
@@ -29,7 +30,6 @@ from benchmarks.plain_pytorch.training import (
 )
 from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import fill
-from mvmr_loss.teachers.checkpoints import load_tensors
 
 # What the students' images are normalised with.
 MEAN, STD = Normalization.imagenet().mean, Normalization.imagenet().std
@@ -112,7 +112,8 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
         The record of its training, with a fingerprint of its weights.
 
     Raises:
-        ValueError: If the file's teacher was trained with other settings.
+        ValueError: If the file's teacher was trained with other settings, or it is damaged or holds
+            something else.
     """
     weights = settings.work / "teacher.pt"
     wanted = {name: portable(getattr(settings, name)) for name in TEACHER_SETTINGS}
@@ -121,11 +122,15 @@ def ready_teacher(data: Data, settings: argparse.Namespace) -> dict[str, Any]:
         with atomic_path(weights) as path:
             record["settings"] = wanted
             torch.save({"state_dict": encoder.state_dict(), "record": record}, path)
-    record = dict(load_tensors(weights)["record"])
-    if record["settings"] != wanted:
+    with contents_of(weights, "the teacher that this command trains") as content:
+        record = dict(content["record"])
+        made_with = dict(record["settings"])
+        if made_with == wanted:  # Else the sizes may be others.
+            SmallResNet(settings.teacher_widths).load_state_dict(content["state_dict"])
+    if made_with != wanted:
         raise ValueError(
             f"{portable(weights)} has a teacher that other settings made; give another --work or "
-            f"remove it. (They were {record['settings']} and are {wanted}.)"
+            f"remove it. (They were {made_with} and are {wanted}.)"
         )
     return {**record, "fingerprint": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
 

@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
+from benchmarks.common.checkpoints import contents_of
 from benchmarks.common.data import ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.harness import Run, atomic_path, plain_errors, progress, record, write_json
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
-from mvmr_loss.teachers.checkpoints import load_tensors
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 
@@ -144,7 +144,10 @@ def load_data(settings: argparse.Namespace) -> Data:
     if settings.train is None:
         train, test = Photographs("train"), Photographs("test")
     else:
-        train, test = ImageFolder(settings.train), ImageFolder(settings.test)
+        train, test = (
+            ImageFolder(folder, image_size=settings.image_size)
+            for folder in (settings.train, settings.test)
+        )
         if train.classes != test.classes:
             raise ValueError(
                 "--train and --test must have the same folders of classes but "
@@ -195,10 +198,13 @@ def load_encoder(path: str | Path) -> SmallResNet:
 
     Returns:
         The encoder, from images prepared by :func:`normalize` to features.
+
+    Raises:
+        ValueError: If the file is damaged, or is none that a run saved.
     """
-    content = load_tensors(Path(path))
-    encoder = SmallResNet(content["widths"])
-    encoder.load_state_dict(content["state_dict"])
+    with contents_of(Path(path), "the encoder of a run") as content:
+        encoder = SmallResNet(content["widths"])
+        encoder.load_state_dict(content["state_dict"])
     return encoder.eval()
 
 

@@ -48,7 +48,7 @@ def load(folder: Path | None, split: str, per_class: int | None, device: str) ->
     if folder is None:
         parts = [Photographs("train"), Photographs("test")]
     else:
-        parts = [ImageFolder(folder / part) for part in ("train", "test")]
+        parts = [ImageFolder(folder / part, image_size=SIZE) for part in ("train", "test")]
     (x, y), (x_test, y_test) = (image_tensor(part, SIZE) for part in parts)
     places = [torch.nonzero(y == label)[:, 0] for label in y.unique()]
     if split == "validation":

@@ -171,22 +171,17 @@ def features(arguments: Namespace) -> None:
 
 def transfer(arguments: Namespace) -> None:
     """Evaluates an exported backbone on VOC07, or on any data set of the settings."""
+    from benchmarks.common.checkpoints import contents_of
     from benchmarks.stl10.data import load_data
     from benchmarks.stl10.evaluate import evaluate
     from benchmarks.stl10.methods import build_backbone
     from benchmarks.stl10.transfer import voc07
-    from mvmr_loss.teachers.checkpoints import load_tensors
 
     settings = settings_of(arguments)
     backbone, _ = build_backbone(settings)
-    weights = load_tensors(arguments.weights)
-    try:
+    what = f"weights of {settings.backbone!r} with the stem {settings.stem!r}, as export writes them,"
+    with contents_of(arguments.weights, what) as weights:
         backbone.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{arguments.weights} must be weights of {settings.backbone!r} with the stem "
-            f"{settings.stem!r}, as export writes them, but cannot be loaded: {error}"
-        ) from error
     backbone = _placed(backbone.eval(), settings)
     if arguments.to == "voc07":
         figures = voc07(backbone, settings, arguments.classifier)

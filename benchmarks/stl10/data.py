@@ -139,10 +139,13 @@ def load_data(settings: Settings) -> Data:
                 "data must be stl10, cifar10, photographs or a folder with train/ and test/ inside, "
                 f"but is {settings.data!r}, which is none of them."
             )
-        train, test = ImageFolder(folder / "train"), ImageFolder(folder / "test")
+        train, test = (
+            ImageFolder(folder / split, image_size=settings.image_size)
+            for split in ("train", "test")
+        )
         if (folder / "unlabeled").is_dir():
             # What its folders are called means nothing.
-            unlabeled = ImageFolder(folder / "unlabeled")
+            unlabeled = ImageFolder(folder / "unlabeled", image_size=settings.image_size)
             unlabeled.target_transform = lambda _: -1
             pretrain = ConcatDataset([train, unlabeled])
     if settings.data != "stl10" and train.classes != test.classes:

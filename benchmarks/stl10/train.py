@@ -8,6 +8,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,27 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.checkpoints import contents_of
 from benchmarks.harness import Run, atomic_path, record, write_json
 from benchmarks.stl10.data import Data, Transformed, load_data, plain, pretraining_set
 from benchmarks.stl10.evaluate import evaluate, loader
 from benchmarks.stl10.methods import Pretraining, build_method
 from benchmarks.stl10.report import SPEED, metrics, write_report
 from benchmarks.stl10.settings import Settings, read_file
-from mvmr_loss.teachers.checkpoints import load_tensors
 
 CHECKPOINT, SETTINGS, RESULTS = "checkpoint.ckpt", "settings.yaml", "results.json"
+WANTED = "the checkpoint of this run"
+# What Lightning reads of a checkpoint from which a run goes on.
+RESUMED: dict[str, type] = {
+    "pytorch-lightning_version": str,
+    "epoch": int,
+    "global_step": int,
+    "state_dict": Mapping,
+    "loops": Mapping,
+    "callbacks": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
 
 
 class Reproducible(pl.Callback):
@@ -42,6 +55,7 @@ class Reproducible(pl.Callback):
 
     def __init__(self, seed: int, first: int) -> None:
         self.seed, self.first = seed, first
+        self.started = False
         # Of the order and the worker processes.
         self.generator = torch.Generator().manual_seed(self.draw(first, 0))
 
@@ -51,6 +65,7 @@ class Reproducible(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seeds the order, the augmentation and what a backbone draws, as dropout does."""
+        self.started = True
         seed = self.draw(trainer.current_epoch, trainer.global_rank)
         pl.seed_everything(seed, workers=True, verbose=False)
         if trainer.current_epoch != self.first:
@@ -92,7 +107,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     # A run that was stopped before its first checkpoint starts from the beginning.
     checkpoint = folder / CHECKPOINT if resume and (folder / CHECKPOINT).is_file() else None
     # Read here too, without objects: some versions of Lightning would unpickle them.
-    first = int(load_tensors(checkpoint)["epoch"]) + 1 if checkpoint else 0
+    first = 0 if checkpoint is None else _next_epoch(checkpoint, method)
     reproducible = Reproducible(settings.seed, first)
     steps = len(data.pretrain) // settings.batch_size  # type: ignore[arg-type]
     every = 10 if steps >= 20 else 1
@@ -139,7 +154,15 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         generator=reproducible.generator,
         **options,
     )
-    trainer.fit(method, batches, monitored or None, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(method, batches, monitored or None, ckpt_path=checkpoint, weights_only=True)
+    except Exception as error:  # Which one depends on what the checkpoint holds instead.
+        if checkpoint is None or reproducible.started:
+            raise
+        raise ValueError(
+            f"{checkpoint} must be {WANTED} but the run cannot go on from it "
+            f"({type(error).__name__}: {error})"
+        ) from error
     seconds = time.perf_counter() - started
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=False)
     if not trainer.is_global_zero:
@@ -175,6 +198,20 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     write_json(folder / RESULTS, result)
     write_report(folder, result, features, labels)
     return result
+
+
+def _next_epoch(checkpoint: Path, method: Pretraining) -> int:
+    """Returns the epoch that follows a checkpoint after checking what Lightning will ask of it."""
+    with contents_of(checkpoint, WANTED) as content:
+        for name, kind in RESUMED.items():
+            if not isinstance(content[name], kind) or isinstance(content[name], bool):
+                raise TypeError(f"{name} is {type(content[name]).__name__}")
+            if isinstance(content[name], list) and not content[name]:  # Lightning would start anew.
+                raise ValueError(f"{name} is empty")
+        method.load_state_dict(content["state_dict"])
+        if content["epoch"] < 0:
+            raise ValueError(f"epoch is {content['epoch']}")
+        return int(content["epoch"]) + 1
 
 
 def _monitor_loaders(data: Data, settings: Settings) -> list[DataLoader[Any]]:
@@ -240,12 +277,7 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
     # Features need no representations, nor the files of a teacher.
     bare = dataclasses.replace(settings, representations=[], cache=None)
     method = build_method(bare, 2)
-    try:
-        weights = load_tensors(path)["state_dict"]
-        kept = {k: v for k, v in weights.items() if k.startswith("backbone.")}
+    with contents_of(path, WANTED) as content:
+        kept = {k: v for k, v in content["state_dict"].items() if k.startswith("backbone.")}
         method.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in kept.items()})
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} must be a checkpoint of this run but cannot be read: {error}"
-        ) from error
     return settings, method.eval()

@@ -151,7 +151,10 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
             declared = getattr(library, function)
             declared.restype, declared.argtypes = result, arguments
     except AttributeError as error:
-        return None, f"what {shlex.join(command)} made of {source.name} has not its functions: {error}"
+        return (
+            None,
+            f"what {shlex.join(command)} made of {source.name} has not its functions: {error}",
+        )
     return library, ""
 
 

@@ -30,7 +30,7 @@ def image_folder(root: str | os.PathLike[str], transform: Callable[[Any], Any], 
     """
     from torchvision.datasets import ImageFolder
 
-    _check_no_loop(Path(root), frozenset())
+    check_no_loop(Path(root))
     return ImageFolder(str(root), transform, loader=_Loader(size))
 
 
@@ -41,32 +41,57 @@ class _Loader:
         self.size = size
 
     def __call__(self, file: str) -> Any:
-        from PIL import Image
         from torchvision.datasets.folder import default_loader
 
-        with Image.open(file) as image:
-            mode, sides = image.mode, sorted(image.size)
-        if mode[0] in "IF":  # I, I;16, I;16B, F
-            raise ValueError(
-                f"images must have 8 bits a channel but this is of Pillow's mode {mode!r}, whose "
-                "values would be cut off at 255; convert it"
-            )
-        pixels, most = self.size**2 * sides[1] // sides[0], Image.MAX_IMAGE_PIXELS
-        if most is not None and pixels > most:
-            raise ValueError(
-                f"images must be of a shape that can be resized but this is {sides[1]} times {sides[0]} "
-                f"pixels, and would have {pixels / 1e6:.0f} million"
-            )
+        check_image(file, self.size)
         return default_loader(file)
 
 
-def _check_no_loop(folder: Path, above: frozenset[str]) -> None:
-    """Raises if a folder is in itself, by symbolic links; torchvision would walk round and round."""
+def check_image(file: str | os.PathLike[str], size: int | None) -> None:
+    """Raises if torchvision would cut off an image's values, or resizing it would fill the memory.
+
+    Args:
+        file: Of the image.
+        size: To which its shorter side will be resized; None: it is not resized.
+
+    Raises:
+        ValueError: If it has more than 8 bits a channel, or would have too many pixels.
+        Exception: Whatever Pillow raises of a file that is damaged.
+    """
+    from PIL import Image
+
+    with Image.open(file) as image:
+        mode, sides = image.mode, sorted(image.size)
+    if mode[0] in "IF":  # I, I;16, I;16B, F
+        raise ValueError(
+            f"images must have 8 bits a channel but this is of Pillow's mode {mode!r}, whose "
+            "values would be cut off at 255; convert it"
+        )
+    if size is None:
+        return
+    pixels, most = size**2 * sides[1] // sides[0], Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise ValueError(
+            f"images must be of a shape that can be resized but this is {sides[1]} times {sides[0]} "
+            f"pixels, and would have {pixels / 1e6:.0f} million"
+        )
+
+
+def check_no_loop(folder: Path, above: frozenset[str] = frozenset()) -> None:
+    """Raises if a folder is in itself, by symbolic links; torchvision would walk round and round.
+
+    Args:
+        folder: Of images.
+        above: The folders that it is in.
+
+    Raises:
+        ValueError: If a symbolic link leads back to a folder that it is in.
+    """
     real = os.path.realpath(folder)
     if real in above:
         raise ValueError(
-            f"--data must not lead back to itself, but {folder} is a symbolic link to a folder that it "
-            "is in; remove it."
+            f"a folder of images must not lead back to itself, but {folder} is a symbolic link to a "
+            "folder that it is in; remove it."
         )
     with os.scandir(folder) as entries:
         # Files are not looked at one by one: there may be millions of them.
@@ -76,4 +101,4 @@ def _check_no_loop(folder: Path, above: frozenset[str]) -> None:
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
         ]
     for inner in folders:
-        _check_no_loop(Path(inner), above | {real})
+        check_no_loop(Path(inner), above | {real})

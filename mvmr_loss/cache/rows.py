@@ -244,7 +244,7 @@ class CachedRows:
         assert self.store is not None
         read = [k for k, there in enumerate(is_there) if there]
         due = self._checks_due + self.checks_per_epoch * len(read) / self.store.num_samples
-        self._checks_due = min(due, 1.0)
+        self._checks_due = due
         if not (read and self.checks_per_epoch and due >= 1):
             return
         self._checks_due = min(due - 1, 1.0)

@@ -381,7 +381,7 @@ class RepresentationCache:
                 )
             block = block.to("cpu", self.dtype)
             if not bool(torch.isfinite(block).all()):
-                largest = features[name].detach().abs().max().item()
+                largest = features[name].abs().max().item()
                 raise ValueError(
                     f"features[{name!r}] must be finite in {self.dtype}, the store's type, but "
                     f"reach {largest:.3g}; check the images, or use a store of dtype float32."

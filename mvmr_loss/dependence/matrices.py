@@ -161,7 +161,7 @@ def _gradient(grad: Tensor, x: Tensor, unit: Tensor, rows: slice) -> Tensor:
             product: Tensor = _product_on_cpu(weight, x, unit)
             return product
         return ((weight.to(unit.dtype) @ _in_units(x, unit)) / unit).to(x.dtype)
-    weight = -2 * grad.to(unit.dtype)
+    weight = -2 * grad
     wide = _in_units(x, unit)
     own = weight @ wide - weight.sum(dim=1, keepdim=True) * wide[rows]
     pad = (0, 0, rows.start, len(x) - rows.stop)

@@ -157,7 +157,11 @@ class TeacherRegression(nn.Module):
                 )
         target = self.standardization(features).detach()
         weights = {"cosine_weight": self.cosine_weight, "smooth_l1_weight": self.smooth_l1_weight}
-        losses = [regression_loss(self.head(z), target, **weights) for z in named.values()]
+        # Whatever the embeddings' precision, that of the head.
+        dtype = next(self.head.parameters()).dtype
+        losses = [
+            regression_loss(self.head(z.to(dtype)), target, **weights) for z in named.values()
+        ]
         return torch.stack(losses).mean()
 
     def extra_repr(self) -> str:

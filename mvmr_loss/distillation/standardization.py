@@ -111,7 +111,7 @@ class Standardization(nn.Module):
         Raises:
             TypeError: If a part is no floating-point tensor.
             ValueError: If there are fewer than 2 features, a part is of another width, a value is
-                not finite, or all features are equal.
+                not finite, all features are equal, or their variance is beyond the range of float32.
         """
         count, total = 0, torch.zeros(self.width, dtype=torch.float64)
         products = torch.zeros(self.width, self.width, dtype=torch.float64)
@@ -135,6 +135,12 @@ class Standardization(nn.Module):
         each = covariance.diagonal()
         if not each.mean() > 1e-12 * (origin + shift).square().mean():
             raise ValueError("features must differ between samples but are all equal.")
+        limits = torch.finfo(self.variance.dtype)
+        if not limits.tiny < each.mean() < limits.max:
+            raise ValueError(
+                f"features must be of a size whose square {self.variance.dtype} holds but have a "
+                f"variance of {each.mean():.3g}; scale them."
+            )
         self.mean.copy_(origin + shift)
         self.variance.copy_(self._over_coordinates(each))
         self.count.fill_(count)
@@ -213,7 +219,8 @@ class Standardization(nn.Module):
         share = number / total.clamp(min=1)
         change = mean - self.mean
         between = (1 - share) * self._over_coordinates(change.square())
-        self.variance.add_(share * (square + between - self.variance))
+        # Not a change of what is there: at first that is 1, beside which small variances have no digits.
+        self.variance.mul_(1 - share).add_(share * (square + between))
         self.mean.add_(share * change)
         self.count.copy_(total)
 

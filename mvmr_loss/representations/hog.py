@@ -197,7 +197,10 @@ def _normalize(blocks: Tensor, block_norm: str, dim: tuple[int, ...]) -> Tensor:
 
 
 def _divide_by_l2(blocks: Tensor, dim: tuple[int, ...]) -> Tensor:
-    return blocks * torch.rsqrt(blocks.square().sum(dim, keepdim=True) + _EPS**2)
+    # In units of the largest number: squares of what is far above 1 may leave the range of the type.
+    unit = blocks.detach().amax(dim, keepdim=True).clamp(min=1.0)
+    blocks = blocks / unit
+    return blocks * torch.rsqrt(blocks.square().sum(dim, keepdim=True) + (_EPS / unit) ** 2)
 
 
 def _check_options(

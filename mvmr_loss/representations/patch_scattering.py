@@ -27,8 +27,8 @@ def patch_scattering(
     :class:`PatchScattering`.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
-            height and width at least ``grid_size * 2^J``.
+        images: As in :func:`~mvmr_loss.representations.scattering`, but height and width at least
+            ``grid_size * 2^J``.
         J: As in :func:`~mvmr_loss.representations.scattering`, like the two that follow.
         L: Number of angles.
         max_order: 1 or 2.

@@ -146,8 +146,9 @@ def scattering(images: Tensor, J: int = 2, L: int = 8, max_order: int = 2) -> Te
     module is :class:`Scattering`.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image; height and width at
-            least 2^J.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values, but
+            that in float32 the result is NaN for those from 1e19 on, whose squares leave the range;
+            height and width at least 2^J.
         J: Logarithm to base 2 of the scale in pixels, at least 1.
         L: Number of angles over a half turn, at least 1.
         max_order: 1 or 2.

@@ -7,8 +7,10 @@ import importlib
 import logging
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -125,6 +127,30 @@ def load_tensors(path: Path) -> Any:
             f"{path} cannot be read as a file of tensors: it is damaged, or holds objects that "
             "would run code when loaded; save the state dict alone, with "
             f"torch.save(network.state_dict(), ...). ({reason})"
+        ) from error
+
+
+@contextmanager
+def refusing_objects(what: str) -> Iterator[None]:
+    """Runs a library's reading of weights; says of its refusal of objects what it means.
+
+    Args:
+        what: What is read, for the error.
+
+    Raises:
+        ValueError: If there are objects in it, which would run code.
+    """
+    try:
+        yield
+    except Exception as error:  # Libraries wrap what torch raises.
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, UnpicklingError):
+            inner = inner.__cause__ or inner.__context__
+        if inner is None:
+            raise
+        raise ValueError(
+            f"{what} cannot be read as tensors: a file is damaged, or holds objects that would run "
+            f"code when loaded; use safetensors. ({str(inner).splitlines()[0]})"
         ) from error
 
 

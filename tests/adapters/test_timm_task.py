@@ -1,5 +1,7 @@
 """timm's distillation task with the dependence term, and its use in timm's training script."""
 
+import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +151,16 @@ def test_a_teacher_of_a_folder(tmp_path):
     torch.testing.assert_close(built.teacher.model.head.weight, saved.head.weight)
 
 
+def test_the_criterion_is_made_of_options():
+    """Which an older timm does not know, and is not told of unless they are given."""
+    built = DependenceDistillationTask(
+        student(), teacher(), criterion_kwargs={"smoothing": 0.1}, verbose=False
+    ).eval()
+    images, labels = batch()
+    expected = nn.functional.cross_entropy(student()(images), labels, label_smoothing=0.1)
+    torch.testing.assert_close(built(images, labels)["task_loss"], expected)
+
+
 def test_errors():
     with pytest.raises(TypeError, match="loss must be a .*Regularizer or a mapping.*is a str"):
         task(loss="debiased_cka")
@@ -184,6 +196,44 @@ def test_the_guide_runs(tmp_path):
         (tmp_path / "train.py").write_text("import sys; print(sys.argv[1:])")
         output = guides.run(command, tmp_path)
         assert "'--kd-model-name', 'resnet50', '--kd-distill-type', 'feature'" in output
+
+
+@pytest.fixture(scope="module")
+def checkout():
+    """A checkout of timm, whose training script is on no index."""
+    folder = Path(os.environ.get("TIMM_REPO", "~/.cache/mvmr-loss/timm")).expanduser()
+    if not (folder / "train.py").is_file():
+        pytest.skip(
+            f"no checkout of timm in {folder}: git clone "
+            f"https://github.com/huggingface/pytorch-image-models {folder}, or set TIMM_REPO"
+        )
+    return folder
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_guides_commands_with_timms_script(checkout, photograph_folder, tmp_path, index):
+    """As they stand, in the checkout, with small networks on a CPU, to the accuracy."""
+    for split, name in (("train", "train"), ("test", "val")):
+        (tmp_path / "DATA").mkdir(exist_ok=True)
+        (tmp_path / "DATA" / name).symlink_to(photograph_folder / split)
+    classes = len(list((photograph_folder / "train").iterdir()))
+    own = timm.create_model("test_byobnet", num_classes=classes)
+    timm.models.save_for_hf(own, tmp_path / "teacher")
+    command = guides.commands("timm", "python -m mvmr_loss.adapters.timm")[index]
+    for there, here in (
+        (" DATA ", f" {tmp_path / 'DATA'} "),
+        (" resnet18 ", " test_resnet "),
+        (" resnet50 ", f" local-dir:{tmp_path / 'teacher'} "),
+    ):
+        assert there in command
+        command = command.replace(there, here)
+    options = f"--device cpu --num-classes {classes} --img-size 32 --batch-size 16 --workers 1"
+    options += f" --epochs 1 --output {tmp_path / 'runs'} --experiment one"
+    output = guides.run(f"{command} {options}", checkout)
+    assert '"top1": ' in output
+    (row,) = csv.DictReader((tmp_path / "runs" / "one" / "summary.csv").open())
+    assert 0 <= float(row["eval_top1"]) <= 100
+    assert float(row["train_loss"]) > 0
 
 
 def test_the_example_runs_from_anywhere(tmp_path):

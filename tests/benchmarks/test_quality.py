@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.harness import record, validate
+from benchmarks.quality import __main__ as command
 from benchmarks.quality import report, training
 from benchmarks.quality.plan import TABLES, plan
 
@@ -68,6 +69,23 @@ def test_differences_are_from_the_methods_own_row():
     rows = {"byol": [run(40.0, 0), run(41.0, 1)], "byol and features": [run(45.0, 1)]}
     assert "| +4.0 |" in report.accuracy_table(rows, None).splitlines()[-1]
     assert "| -4.0 |" in report.accuracy_table(rows, "byol and features").splitlines()[-2]
+
+
+def test_the_command_runs_what_is_missing(tmp_path, monkeypatch):
+    """As the page has it; what a run is, is tried above."""
+    asked = []
+
+    def train(settings, seed, data, device):
+        asked.append((seed, data.name))
+        return {"linear": 50.0}
+
+    monkeypatch.setattr(command, "train", train)
+    line = "benchmarks.quality --data FOLDER --plan main --device cpu --limit 2 --results"
+    monkeypatch.setattr("sys.argv", [*line.split(), str(tmp_path)])
+    for total in (2, 4):
+        command.main()
+        assert len(asked) == len(list(tmp_path.rglob("*.json"))) == total
+    assert {name for _, name in asked} == {"FOLDER"}
 
 
 def test_the_page_says_what_is_not_run(tmp_path):

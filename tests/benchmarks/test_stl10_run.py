@@ -224,7 +224,7 @@ def test_exception_folders(runs, tmp_path):
     with pytest.raises(SystemExit, match="checkpoint.ckpt must be the run's checkpoint but is mis"):
         main(["export", str(tmp_path), str(tmp_path / "backbone.pt")])
     (tmp_path / "checkpoint.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit, match="must be a checkpoint of this run but cannot be read"):
+    with pytest.raises(SystemExit, match="checkpoint.ckpt cannot be read as a file of ten"):
         main(["export", str(tmp_path), str(tmp_path / "backbone.pt")])
 
 

@@ -17,6 +17,7 @@ from mvmr_loss.cache import metadata as metadata_module
 from tests.cache.helpers import (
     damaged_store,
     features,
+    snapshot,
 )
 
 
@@ -241,3 +242,23 @@ def test_exception_metadata_of_wrong_types(tmp_path, key):
     (folder / "metadata.json").write_text("[" * 100_000)
     with pytest.raises(CorruptCacheError, match=r"metadata\.json is damaged"):
         RepresentationCache(folder)
+
+
+def test_verify_alone_repairs_nothing(tmp_path):
+    folder = damaged_store(tmp_path)
+    with open(folder / "rows.bin", "r+b") as file:
+        file.write(b"x" * 15)
+    before = snapshot(folder)
+    for _ in range(2):
+        assert RepresentationCache(folder).verify() == [0, 1]
+    assert snapshot(folder) == before
+    assert RepresentationCache(folder).verify(repair=True) == [0, 1]
+    assert RepresentationCache(folder).verify() == []
+
+
+@pytest.mark.parametrize("file", ["rows.bin", "index.bin"])
+def test_exception_truncated_while_empty(tmp_path, file):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    os.truncate(tmp_path / file, 8)
+    with pytest.raises(CorruptCacheError, match=f"{file} must have .* bytes but has 8"):
+        store.verify()

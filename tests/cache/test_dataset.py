@@ -298,6 +298,20 @@ PAIRS = {
     ),
 }
 
+RAMP = torch.arange(150.0).view(75, 2)
+STORED = {
+    "numbers": ([1, 2, 3], "3-ca94eb4c1aeafbe9"),
+    "numbers and nothing": ([0.5, None], "2-6b3c7fa7075956a1"),
+    "names": (["a/x.png", "a/y.png", "a/b/z.png"], "3-4e86dd40684bfb78"),
+    "tensor": (PlainDataset(RAMP), "75-a68943d27be9b9fd"),
+    "tensors": (TensorDataset(RAMP, RAMP[:, 0].long()), "75-529cd24e9c502d59"),
+    "array": (PlainDataset(RAMP.int().numpy()), "75-1c6f396d52b1e2b1"),
+    "records": ([{"label": 3, "file": "a"}, {"label": 4, "file": "b"}], "2-a125526e15ccb8f4"),
+    "texts and numbers": ([("a", 1), ("b", 2, 3)], "2-68bd954ac08a54a0"),
+    "subset": (Subset(TensorDataset(RAMP), [3, 1]), "2-0e644f2a96849b7a"),
+    "arrow": (Arrow([b"a", b"b"]), "2-938752662337e67a"),
+}
+
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_fingerprints_see_content_and_order(kind):
@@ -312,3 +326,77 @@ def test_a_data_set_that_knows_its_whole():
     part = TensorDataset(X)
     part.owner, whole.base = whole, part
     assert dataset_fingerprint(whole) == dataset_fingerprint(whole)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int16])
+@pytest.mark.parametrize("kind", [np.array, torch.as_tensor])
+def test_every_integer_counts(dtype, kind):
+    """As an order's: not only 64 of them, and whatever holds them."""
+    numbers = np.arange(200).astype(dtype)
+    swapped = numbers.copy()
+    swapped[[100, 101]] = swapped[[101, 100]]
+    found, other = (dataset_fingerprint(PlainDataset(kind(n))) for n in (numbers, swapped))
+    assert found != other
+    assert found == dataset_fingerprint(PlainDataset(numbers.tolist()))
+
+
+@pytest.mark.parametrize("single", [np.float64(0.5), np.array(0.5), torch.tensor(0.5)], ids=repr)
+def test_a_single_number_is_no_content(single):
+    dataset = PlainDataset(X)
+    dataset.scale = single
+    assert dataset_fingerprint(dataset) == dataset_fingerprint(PlainDataset(X))
+
+
+def test_the_layout_in_memory_plays_no_part():
+    wide = torch.zeros(6, 6)
+    wide[:, ::2] = X
+    expected = dataset_fingerprint(PlainDataset(X))
+    for same in (wide[:, ::2], X.T.contiguous().T, X.clone().requires_grad_(), X.numpy()):
+        assert dataset_fingerprint(PlainDataset(same)) == expected
+
+
+def test_absolute_and_relative_names_may_be_mixed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mixed = PlainDataset([str(tmp_path / "a.png"), "b.png"])
+    assert dataset_fingerprint(mixed) == dataset_fingerprint(PlainDataset(["a.png", "b.png"]))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_fingerprints_are_those_of_stores_made_before(kind):
+    """With another one, a store would be refused."""
+    dataset, expected = STORED[kind]
+    assert dataset_fingerprint(dataset) == expected
+
+
+class InWorkers(PlainDataset):
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is None:
+            raise RuntimeError("is not read in a worker")
+        return super().__getitem__(index)
+
+
+def test_fill_reads_in_workers(tmp_path, images):
+    dataset = InWorkers(images[:4])
+    with pytest.raises(ValueError, match="image 0 cannot be read: is not read in a worker"):
+        fill(Representations(["pixels"], cache=tmp_path / "a"), dataset)
+    assert fill(Representations(["pixels"], cache=tmp_path / "b"), dataset, num_workers=1) == 4
+
+
+@pytest.mark.parametrize("attribute", ["column_names", "with_format"])
+def test_half_of_what_tells_an_arrow_data_set_is_none(attribute):
+    dataset = PlainDataset(X)
+    setattr(dataset, attribute, ("image",))
+    assert dataset_fingerprint(dataset) == dataset_fingerprint(PlainDataset(X))
+
+
+def test_of_records_the_first_name_counts():
+    """The others are labels, which change no features."""
+
+    def of(*records):
+        return dataset_fingerprint(PlainDataset(list(records)))
+
+    expected = of(("a.png", "cat"), ("b.png", "dog"))
+    assert of(("a.png", "dog"), ("b.png", "dog")) == expected
+    assert of(("c.png", "cat"), ("b.png", "dog")) != expected
+    # Without any name, all columns count.
+    assert of((1, 2.0), (3, 4.0)) != of((1, 2.0), (3, 5.0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +81,37 @@ def test_read_only_folder(public_folder):
     assert as_nobody(write).startswith("PermissionError")
     assert "may not be written; change its permissions" in as_nobody(write)
     assert "cannot be created because the folder may not be written" in as_nobody(create)
+
+
+def test_exception_disk_full_while_describing(tmp_path, monkeypatch):
+    """No half of a description is left, and the folder serves once there is space."""
+    fsync, calls = os.fsync, []
+
+    def fails_on_the_third(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_on_the_third)
+    match = r"metadata of the store at .* cannot be written \(No space left on device\)"
+    with pytest.raises(OSError, match=match) as error:
+        RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    assert error.value.errno == errno.ENOSPC
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.bin", "lock", "rows.bin"]
+    RepresentationCache.create(tmp_path, {"a": 5}, 6).write([1], features([1]))
+
+
+def test_another_process_makes_the_same_store_first(tmp_path, monkeypatch):
+    mkdir, made = Path.mkdir, []
+
+    def slow(folder, *arguments, **options):
+        mkdir(folder, *arguments, **options)
+        if not made:
+            made.append(folder)
+            RepresentationCache.create(tmp_path / "s", {"a": 5}, 6).write([1], features([1]))
+
+    monkeypatch.setattr(Path, "mkdir", slow)
+    store = RepresentationCache.create(tmp_path / "s", {"a": 5}, 6)
+    assert made
+    assert torch.equal(store.read([1])["a"], features([1])["a"])

@@ -3,10 +3,12 @@
 import errno
 import os
 import shutil
+import sys
 
 import pytest
 
-from mvmr_loss.cache import CorruptCacheError, files
+from mvmr_loss.cache import CorruptCacheError, RepresentationCache, files
+from tests.cache.helpers import features
 
 DATA = bytes(range(12))
 
@@ -94,3 +96,75 @@ def test_space_that_is_just_enough(tmp_path, monkeypatch):
 def test_the_lock_is_one_of_the_files(tmp_path):
     with files.locked(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} <= set(files.FILES)
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_any_other_error_of_the_disk_is_told(tmp_path, monkeypatch, fallocate):
+    def fail(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if not fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(os, "posix_fallocate" if fallocate else "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as error:
+        files.reserve(tmp_path, {"a": 4, "b": 6}, 3)
+    assert error.value.errno == errno.EIO
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_what_is_written_is_on_the_disk(tmp_path, monkeypatch, fallocate):
+    """Files as long as they get, their names, and rows before they are marked as there."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        state = os.fstat(descriptor)
+        synced.append((state.st_ino, state.st_size))
+        fsync(descriptor)
+
+    def now(path):
+        return path.stat().st_ino, path.stat().st_size
+
+    if not fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(os, "fsync", noted)
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    rows, index, metadata = (tmp_path / f for f in ("rows.bin", "index.bin", "metadata.json"))
+    assert synced == [now(rows), now(index), now(metadata), now(tmp_path)]
+    synced.clear()
+    store.write([1], features([1]))
+    assert synced == [now(rows)]
+    with open(rows, "r+b") as damaged:
+        damaged.write(b"x" * 20)
+    synced.clear()
+    store.verify(repair=True)
+    assert synced == [now(index)]
+
+
+def test_one_holds_the_lock(tmp_path):
+    import fcntl
+
+    def is_free():
+        with open(tmp_path / "lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    with files.locked(tmp_path):
+        assert not is_free()
+    assert is_free()
+    with pytest.raises(KeyError), files.locked(tmp_path):
+        raise KeyError
+    assert is_free()
+
+
+def test_exception_without_file_locks(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with (
+        pytest.raises(ImportError, match="needs file locks of Linux or macOS"),
+        files.locked(tmp_path),
+    ):
+        pass

@@ -8,6 +8,7 @@ from torch.utils.data import Subset
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import IndexedDataset
+from mvmr_loss.cache.rows import _test_image
 from tests.cache.helpers import (
     NAMES,
     Counting,
@@ -272,3 +273,92 @@ def test_fingerprint_by_the_data_set(tmp_path, images):
         of(images[:2])
     with pytest.raises(TypeError, match="data set with a length"):
         of(iter(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"path": ""}, ValueError, "cache must be the path of a folder but it is ''"),
+        ({"path": "a\0b"}, ValueError, "cache must be the path of a folder"),
+        ({"fingerprint": 3}, TypeError, "the cache's fingerprint must be a string but is 3"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1 but is 0"),
+        ({"num_samples": 2.0}, TypeError, "num_samples must be an int but is a float"),
+        ({"checks_per_epoch": 1.5}, TypeError, "checks_per_epoch must be an int"),
+        ({"image_shape": (3, 0, 8)}, ValueError, "image_shape must be at least 1 but is 0"),
+        ({"image_shape": (3, 8.0, 8)}, TypeError, "image_shape must be an int"),
+        ({"image_shape": 3}, ValueError, r"image_shape must be \(C, H, W\) but is 3"),
+    ],
+)
+def test_exception_options(tmp_path, options, error, match):
+    cache = {"path": tmp_path / "s", "num_samples": 20, **options}
+    with pytest.raises(error, match=f"^{match}"):
+        Representations(NAMES, cache=cache)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_computed_that_cannot_be_stored(tmp_path, images):
+    module = cached(tmp_path, ["counting"])
+    module(images[:2], [0, 1])
+    module.cache.store.writable = False
+    Counting.count = 0
+    with pytest.raises(PermissionError, match="may not be written"):
+        module(images[2:4], [2, 3])
+    assert Counting.count == 0
+
+
+@pytest.mark.parametrize(
+    ("checks_per_epoch", "sizes", "expected"),
+    [
+        (0, [20, 20], [0, 0]),
+        (1, [10] * 6, [1, 2, 2, 3, 3, 4]),
+        (2, [5] * 5, [1, 2, 2, 3, 3]),
+        # One a batch: what large batches leave over is not made up for by small ones.
+        (10, [20, 1, 1, 1], [1, 2, 3, 3]),
+        (64, [20, 20], [1, 2]),
+    ],
+)
+def test_how_often_rows_are_compared(tmp_path, images, checks_per_epoch, sizes, expected):
+    cached(tmp_path, ["counting"])(images, range(20))
+    reader = cached(tmp_path, ["counting"], checks_per_epoch=checks_per_epoch)
+    Counting.count, counts = 0, []
+    for size in sizes:
+        reader(images[:size], range(size))
+        counts.append(Counting.count)
+    assert counts == expected
+
+
+def test_rows_that_are_just_computed_are_not_compared(tmp_path, images):
+    module = cached(tmp_path, ["counting"])
+    module(images[:4], range(4))
+    Counting.count = 0
+    module(images[4:10], range(4, 10))
+    assert Counting.count == 6
+    module(images[9:12], range(9, 12))  # two new ones, and the one that is there
+    assert Counting.count == 6 + 2 + 1
+
+
+def test_what_is_stored_exactly_differs_by_nothing(tmp_path, images, monkeypatch):
+    monkeypatch.setattr("mvmr_loss.cache.rows._TOLERANCE", 0.0)
+    cached(tmp_path, ["pixels"], dtype="float32")(images, range(20))
+    rows = cached(tmp_path, ["pixels"], dtype="float32")(images, range(20))
+    assert torch.equal(rows["pixels"], images.flatten(1))
+
+
+def test_the_test_image_is_that_of_stores_made_before():
+    """Of another one, the store's representations would be others."""
+    expected = [
+        *(0.50000, 0.42719, 0.44597, 0.57668, 0.62744, 0.54532, 0.48313, 0.52178),
+        *(0.70637, 0.67740, 0.58550, 0.53295, 0.59562, 0.49250, 0.76692, 0.86323),
+        *(0.74771, 0.55330, 0.70168, 0.93593, 0.84920, 0.67601, 0.64740, 0.92508),
+    ]
+    image = _test_image(2, 3, 4)
+    assert image.shape == (1, 2, 3, 4)
+    torch.testing.assert_close(image.flatten(), torch.tensor(expected), rtol=0, atol=1e-5)
+    large = _test_image(3, 40, 50)
+    assert large[0, 2, 39, 49].item() == pytest.approx(0.55172, abs=1e-4)
+    assert 0 <= large.min() < 0.05
+    assert 0.95 < large.max() <= 1
+
+
+def test_printing(tmp_path):
+    assert f"cache={str(tmp_path)!r}" in repr(cached(tmp_path))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from mvmr_loss.cache import (
     RepresentationCache,
+    metadata,
 )
 from tests.cache.helpers import (
     features,
@@ -155,3 +157,102 @@ def test_relative_path_in_another_working_directory(tmp_path, monkeypatch):
     store.write([1], features([1]))
     assert store.verify(repair=True) == []
     assert torch.equal(pickle.loads(pickle.dumps(store)).read([1])["a"], features([1])["a"])
+
+
+def test_the_smallest_store(tmp_path):
+    RepresentationCache.create(tmp_path, {"a": 1}, 1).write([0], features([0], width=1))
+    store = RepresentationCache(tmp_path)
+    assert torch.equal(store.read([0])["a"], features([0], width=1)["a"])
+    assert store.is_valid().tolist() == [True]
+
+
+def test_the_order_of_the_columns_is_the_stores(tmp_path):
+    settings = {"x": 1, "y": 2}
+    RepresentationCache.create(tmp_path, {"a": 5, "b": 5}, 4, settings=settings)
+    with pytest.raises(ValueError, match=r"widths is \['a', 'b'\] there but \['b', 'a'\] here"):
+        RepresentationCache.create(tmp_path, {"b": 5, "a": 5}, 4, settings=settings)
+    # That of the settings plays no part.
+    RepresentationCache.create(tmp_path, {"a": 5, "b": 5}, 4, settings={"y": 2, "x": 1})
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({"x": 1}, {"x": 1}, None),
+        ({"x": 1}, {"y": 1}, ("content", ["x"], ["y"])),
+        ({"x": {"y": 1}}, {"x": {"y": 1, "z": 2}}, ("x", ["y"], ["y", "z"])),
+        ({"x": {"y": 1, "z": 3}}, {"x": {"y": 1, "z": [3]}}, ("x.z", 3, [3])),
+        ({"x": {"y": 1}}, {"x": 1}, ("x", {"y": 1}, 1)),
+    ],
+)
+def test_the_first_difference(a, b, expected):
+    assert metadata.difference(a, b) == expected
+
+
+def test_metadata_can_be_read(tmp_path):
+    """By a person, and by later versions, which know the format by its number."""
+    RepresentationCache.create(tmp_path, {"a": 5}, 4, settings={"name": "ä"})
+    text = (tmp_path / "metadata.json").read_bytes().decode("ascii")
+    assert '\n  "format": 1,\n' in text
+    assert '\n    "a": 5\n' in text
+    assert json.loads(text)["settings"] == {"name": "ä"}
+    assert RepresentationCache(tmp_path).settings == {"name": "ä"}
+
+
+def test_rows_go_to_a_device(tmp_path):
+    store = RepresentationCache.create(tmp_path, {"a": 5, "b": 2}, 6)
+    store.write([1], {**features([1]), "b": torch.zeros(1, 2)})
+    for device in ("meta", torch.device("meta")):
+        rows = store.read([1, 1], device=device)
+        assert {name: (row.device.type, *row.shape) for name, row in rows.items()} == {
+            "a": ("meta", 2, 5),
+            "b": ("meta", 2, 2),
+        }
+        assert rows["a"].dtype == torch.float32
+    for device in (None, "cpu", torch.device("cpu")):
+        assert torch.equal(store.read([1], device=device)["a"], features([1])["a"])
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "said"),
+    [
+        (3, [(4, 4)]),
+        (1023, [(1024, 1024)]),
+        (1024, [(1024, 1025), (1025, 1025)]),
+        (2500, [(1024, 2501), (2048, 2501), (2501, 2501)]),
+    ],
+)
+def test_verify_tells_how_far_it_is(tmp_path, num_samples, said):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, num_samples)
+    store.write([0, num_samples - 1], features([0, num_samples - 1]))
+    store.test_row(features([7]))
+    seen = []
+    assert store.verify(progress=lambda *numbers: seen.append(numbers)) == []
+    assert seen == said
+    (tmp_path / "rows.bin").write_bytes(bytes(10 * (num_samples + 1)))
+    assert store.verify() == [*dict.fromkeys([0, num_samples - 1]), num_samples]
+
+
+def test_exception_indices_are_named(tmp_path):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 4)
+    match = r"integers of shape \(N,\): indices must be an int but is a float"
+    with pytest.raises(TypeError, match=match):
+        store.read([1.0])
+    with pytest.raises(ValueError, match=r"must have shape \(N,\) but have \(1, 1\)"):
+        store.read(torch.tensor([[1]]))
+    for wrong in (torch.tensor([True]), torch.tensor([1j])):
+        with pytest.raises(TypeError, match="must be integers but have dtype"):
+            store.read(wrong)
+
+
+def test_features_that_ask_for_a_gradient_are_stored(tmp_path):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 4)
+    store.write([1], {"a": features([1])["a"].requires_grad_()})
+    assert torch.equal(store.read([1])["a"], features([1])["a"])
+    with pytest.raises(ValueError, match=r"must be finite in torch\.float16.* but reach 1e\+06"):
+        store.write([2], {"a": torch.full((1, 5), -1e6, requires_grad=True)})
+
+
+def test_printing(tmp_path):
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 4)
+    assert repr(store) == f"RepresentationCache({str(tmp_path)!r}, 4 x {{'a': 5}})"

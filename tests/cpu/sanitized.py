@@ -105,15 +105,49 @@ CASES: tuple[Callable[[random.Random], str], ...] = (
 )
 
 
-def overrun() -> None:
-    """Tells a kernel that there are more numbers than there are, which must be found."""
-    library = build.load_library("sketch")
+def loaded(name: str) -> ctypes.CDLL:
+    library = build.load_library(name)
     assert library is not None
+    return library
+
+
+def overrun_sketch() -> None:
+    """A number more than there is."""
     x, signs, out = torch.ones(1, 64), torch.ones(65), torch.empty(1, 8)
     rotations = (ctypes.c_int64 * 9)()
-    library.folded_sign_sketch(
+    loaded("sketch").folded_sign_sketch(
         x.data_ptr(), 1, 65, 65, signs.data_ptr(), rotations, 8, out.data_ptr(), 1
     )
+
+
+def overrun_gram() -> None:
+    """A row more than there is."""
+    x, out, peak = torch.randn(24, 64), torch.empty(25, 25), torch.empty(2)
+    loaded("gram").centered_gram(x.data_ptr(), 25, 64, 64, out.data_ptr(), peak.data_ptr(), 1)
+
+
+def overrun_scattering() -> None:
+    """An image more than there is."""
+    module = sys.modules[scattering.__module__]
+    kernel, side = module._build_kernel(16, 16, 2, 4, 2), module.padded_size(16, 2)
+    spectra = torch.randn(1, side, side, dtype=torch.complex64)
+    out = torch.empty(2, *module.scattering_shape(16, 16, 2, 4, 2))
+    loaded("scattering").scatterer_run(kernel._scatterer, spectra.data_ptr(), out.data_ptr(), 2, 1)
+
+
+def signed() -> None:
+    """A stride with which the place of the third row is beyond what an index holds."""
+    x, out, peak = torch.randn(3, 64), torch.empty(3, 3), torch.empty(2)
+    loaded("gram").centered_gram(x.data_ptr(), 3, 64, 2**62, out.data_ptr(), peak.data_ptr(), 1)
+
+
+# What a kernel is told that is not so, which must be found.
+FAULTS: dict[str, Callable[[], None]] = {
+    "sketch": overrun_sketch,
+    "gram": overrun_gram,
+    "scattering": overrun_scattering,
+    "signed": signed,
+}
 
 
 def main() -> None:
@@ -121,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=300, help="of all kernels together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overrun", action="store_true", help="make a fault, to see it found")
+    parser.add_argument("--overrun", choices=FAULTS, help="make a fault, to see it found")
     arguments = parser.parse_args()
     if "ASAN_OPTIONS" not in os.environ:
         # Python and torch keep memory to the end, which is no leak of ours.
@@ -134,7 +168,8 @@ def main() -> None:
     folder._open = lambda _, path, name: ctypes.CDLL(str(path / name))
     gram._WORK_OF_A_THREAD = 1000  # so that small products have several threads, too
     if arguments.overrun:
-        overrun()
+        FAULTS[arguments.overrun]()
+        raise SystemExit("the fault was not found")
     draw = random.Random(arguments.seed)
     torch.manual_seed(arguments.seed)
     for number in range(arguments.cases):

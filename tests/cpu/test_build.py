@@ -227,6 +227,52 @@ def test_a_forked_loader_may_use_kernels_that_were_used_before():
     assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
+FORKED_WITH_THREADS = """
+import os, sys, time
+import torch
+from mvmr_loss._cpu import gram
+
+threads, seconds = int(sys.argv[1]), float(sys.argv[2])
+torch.set_num_threads(2)
+gram._WORK_OF_A_THREAD = 1  # so that two threads are started
+x = torch.randn(64, 300)
+expected = gram.centered_gram(x)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(threads)
+    found = gram.centered_gram(x)
+    os._exit(0 if torch.allclose(found, expected, rtol=1e-4, atol=1e-2) else 3)
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        print("ended", os.waitstatus_to_exitcode(status))
+        break
+    time.sleep(0.02)
+else:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    print("waits")
+print("libgomp" in open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else "?")
+"""
+
+
+@pytest.mark.usefixtures("kernels_on")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+@pytest.mark.parametrize(("threads", "seconds"), [(1, 60), (2, 5)])
+def test_a_forked_process_of_several_threads_waits_for_ever(threads, seconds):
+    """As docs/cost.md says: GNU's OpenMP has lost its threads, others start new ones."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MVMR_LOSS_NATIVE": "required"}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED_WITH_THREADS]
+    done = subprocess.run(
+        [*command, str(threads), str(seconds)],
+        **{"env": environment, "capture_output": True, "text": True, "timeout": 300},
+        check=False,
+    )
+    said, of_gnu = done.stdout.split("\n")[:2]
+    assert said == ("waits" if threads > 1 and of_gnu == "True" else "ended 0"), done.stderr[-2000:]
+
+
 def test_runs_where_nothing_is_followed():
     x = torch.rand(2, 3)
     assert _cpu.can_run(x)

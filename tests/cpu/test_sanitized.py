@@ -29,8 +29,17 @@ def test_no_fault_is_found():
     assert done.stdout.endswith("80 cases with seed 1: no fault\n")
 
 
-def test_a_fault_is_found():
-    done = run("--overrun")
+@pytest.mark.parametrize(
+    ("fault", "said", "where"),
+    [
+        ("sketch", "AddressSanitizer: heap-buffer-overflow", "folded_sign_sketch"),
+        ("gram", "AddressSanitizer: heap-buffer-overflow", "centered_gram"),
+        ("scattering", "AddressSanitizer: heap-buffer-overflow", "scatterer_run"),
+        ("signed", "runtime error: signed integer overflow", "gram.cpp"),
+    ],
+)
+def test_a_fault_is_found(fault, said, where):
+    done = run("--overrun", fault)
     assert done.returncode != 0
-    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
-    assert "folded_sign_sketch" in done.stderr
+    assert said in done.stderr, done.stderr[-3000:]
+    assert where in done.stderr

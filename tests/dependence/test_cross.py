@@ -50,6 +50,14 @@ def test_of_own_anchors_it_is_the_distance_correlation(samples):
     torch.testing.assert_close(cross_distance_correlation(x, y, x, y), distance_correlation(x, y))
 
 
+def test_anchors_of_any_shape_are_flattened(samples):
+    expected = cross_distance_correlation(*samples)
+    for shape in ((-1, 1, 3), (-1, 3, 1, 1)):
+        x, x_anchors = (samples[i].reshape(shape) for i in (0, 2))
+        found = cross_distance_correlation(x, samples[1], x_anchors, samples[3])
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("rooted", [True, False])
 def test_anchors_gradients(samples, rooted):
     leaves = [t.clone().requires_grad_() for t in samples]
@@ -96,6 +104,15 @@ def test_squares_may_leave_the_range_of_the_type(samples, scale):
         cross_distance_correlation(samples[0] * scale, samples[1], samples[2] * scale, samples[3]),
         expected,
     )
+
+
+@pytest.mark.parametrize("far", [0, 2])
+def test_far_away_on_one_side_all_distances_are_alike(samples, far):
+    given = [-1e200 * (1 + t.abs()) if i == far else t for i, t in enumerate(samples)]
+    given[far].requires_grad_()
+    value = cross_distance_correlation(*given)
+    assert torch.isfinite(value)
+    assert torch.isfinite(torch.autograd.grad(value, given[far])[0]).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -16,6 +16,8 @@ from mvmr_loss.dependence import (
     partial_distance_correlation,
 )
 from mvmr_loss.dependence.definitions import double_centered, u_centered
+from mvmr_loss.dependence.distance_correlation import distance_estimator
+from mvmr_loss.dependence.measures import Distance, Estimator
 from tests.oracles import make_dcor
 from tests.oracles.make_dcor import EXPONENTS, FUNCTIONS, PARTIAL_SHAPES, SHAPES, batch, pair
 
@@ -58,6 +60,10 @@ def test_gradient_in_slices_equals_that_of_the_whole(dtype):
     (whole,) = torch.autograd.grad(value, x, create_graph=True)
     (sliced,) = torch.autograd.grad(value, x)
     torch.testing.assert_close(sliced, whole.detach())
+
+
+def test_an_estimator_is_the_plain_one_unless_told():
+    assert distance_estimator() == Estimator(Distance(1.0, 0.0), False, True, False)
 
 
 @pytest.mark.parametrize("shape", PARTIAL_SHAPES)

@@ -1,6 +1,8 @@
 """Where rounding ends, the floor of the distances, and types: on both sides of each edge."""
 
 import itertools
+import math
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mvmr_loss.dependence import (
     matrices,
     measures,
     pairwise_distances,
+    partial_distance_correlation,
     points,
     u_distance_correlation_sqr,
 )
@@ -238,8 +241,8 @@ def test_an_offset_takes_no_digits_from_the_gradient(name, block_size, monkeypat
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_two_close_samples_beside_some_at_the_mean(scale, block_size):
     """The distances of what is at the mean are of no norm at all."""
-    one, other = torch.randint(-40, 40, (2, 8), generator=torch.Generator().manual_seed(0))
-    near = one + torch.eye(8, dtype=torch.int64)[0]
+    one, other = torch.randint(-4096, 4096, (2, 8), generator=torch.Generator().manual_seed(0))
+    near = one + 3 * torch.eye(8, dtype=torch.int64)[0]
     mean = torch.zeros(8)
     x = scale * torch.stack([mean, one, near, mean, -one - near, other, -other]).float()
     x, double = x.requires_grad_(), x.detach().double().requires_grad_()
@@ -260,6 +263,20 @@ def test_a_close_pair_is_as_far_apart_as_in_float64(scale):
     expected = (x[0].double() - x[1].double()).norm()
     found = squared[0, 0, 1].double().sqrt() * units[0]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.8])
+def test_what_float32_would_round_off_is_computed_again(fraction):
+    """From a fraction of 2^-13 of both squared norms on."""
+    for seed in range(10):
+        x = batch(2, 64, seed=seed)
+        step = x[1] / x[1].norm() * x[0].norm() * (2 * fraction * 2.0**-13) ** 0.5
+        x = torch.stack([x[0], x[0] + step, -x[0], -x[0] - step]).float()
+        squared, units = squared_distances([x])
+        assert squared.dtype == torch.float32
+        expected = (x[0].double() - x[1].double()).norm()
+        found = squared[0, 0, 1].double().sqrt() * units[0]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e25])
@@ -308,6 +325,11 @@ class TestPoints:
             assert found.unit == unit
             assert torch.frexp(found.unit).mantissa == 0.5
 
+    @pytest.mark.parametrize("fill", [0.0, 3.0, -1e-300])
+    def test_a_constant_has_the_unit_1(self, fill):
+        x = torch.full((5, 2), fill, dtype=torch.float64)
+        assert points.points_of([x])[0].unit == squared_distances([x])[1] == 1
+
     @pytest.mark.parametrize(
         ("size", "single"),
         [
@@ -342,19 +364,20 @@ class TestPoints:
                 assert (error > 1e-10) == single
 
 
-@pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "name", ["distance_correlation", "u_distance_covariance_sqr", "debiased_cka"]
+    ("name", "options"),
+    [
+        ("debiased_cka", {}),
+        ("distance_correlation", {}),
+        ("distance_correlation", {"block_size": 4}),
+        ("u_distance_covariance_sqr", {"block_size": 4}),
+    ],
 )
-def test_a_batch_alone(name, dtype, block_size):
-    if block_size is not None and "distance" not in name:
-        pytest.skip("is not made in blocks")
+def test_a_batch_alone(name, options, dtype):
     x = batch(9, 3, dtype=dtype)
-    expected = dependence_measure(name)(x, x)
-    measure = dependence_measure(name, **({} if block_size is None else {"block_size": block_size}))
-    (value,) = measure.compare([x], [(0, 0)])
-    torch.testing.assert_close(value, expected)
+    (value,) = dependence_measure(name, **options).compare([x], [(0, 0)])
+    torch.testing.assert_close(value, dependence_measure(name)(x, x))
 
 
 def test_units_have_no_gradient():
@@ -380,3 +403,41 @@ def test_products_are_held_within_a_range(value, factor):
     (gradient,) = torch.autograd.grad(found.sum(), values)
     assert gradient == (factor if abs(value * factor) <= 100 else 0) or value == 0
     assert torch.isfinite(gradient)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 1e-11), (torch.float64, 1e-90)])
+def test_a_kernel_that_hardly_sees_the_closest_samples(dtype, largest):
+    """As long as the squares of its values are far from the least number of the type."""
+    x = torch.tensor([[0.0], [1.0], [2.1], [3.3]], dtype=dtype, requires_grad=True)
+    bandwidth = (-2 * math.log(largest)) ** -0.5
+    measure = dependence_measure("debiased_cka", kernel="gaussian", bandwidth=bandwidth)
+    value = measure(x, x)
+    assert value.item() == pytest.approx(1, abs=1e-5)
+    assert torch.isfinite(torch.autograd.grad(value, x)[0]).all()
+
+
+@pytest.mark.parametrize(("roundings", "seen"), [(8, False), (16, False), (17, True), (24, True)])
+def test_what_is_left_of_the_partial_correlation(roundings, seen, monkeypatch):
+    """Above 16 roundings of what there was."""
+
+    def given(estimator, batches, pairs):
+        return torch.tensor([1e-9, 1 - roundings * EPS / 2, 0.0], dtype=torch.float64)
+
+    # The package has a function of the module's name.
+    module = sys.modules["mvmr_loss.dependence.distance_correlation"]
+    monkeypatch.setattr(module, "dependence", given)
+    found = partial_distance_correlation(*[batch(5, 2, seed=i) for i in range(3)]).item()
+    assert found == (pytest.approx(1e-9 / (roundings * EPS) ** 0.5) if seen else 0)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_view_of_the_negative_numbers(block_size):
+    """Whose memory holds the positive ones, as of a conjugate's imaginary part."""
+    x, y = batch(9, 4, dtype=torch.float32), batch(9, 2, seed=1, dtype=torch.float32)
+    plain = (-x).requires_grad_()
+    x = torch._neg_view(x).requires_grad_()
+    assert x.is_neg()
+    measure = dependence_measure("distance_correlation", block_size=block_size)
+    value, expected = measure(x, y), measure(plain, y)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, plain))

@@ -17,7 +17,8 @@ from tests.processes import outcomes, run
 
 TIMEOUT = 4  # Seconds that the group waits.
 # What raising, and a machine that is busy with other tests, may take beside it.
-MARGIN = 30
+MARGIN = 12
+PROCESSES = pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 
 
 def training(rank, processes, *, fails=None, drop_last=True, samples=None, barrier=None):
@@ -26,7 +27,7 @@ def training(rank, processes, *, fails=None, drop_last=True, samples=None, barri
     network = nn.Linear(8, 4)
     ddp = DistributedDataParallel(network)
     criterion = MVMRLoss(gather_distributed=True)
-    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
     # Shares that are uneven, as a sampler of one's own makes them: torch's pads them.
     shares = samples or [20] * processes
     start = sum(shares[:rank])
@@ -41,13 +42,16 @@ def training(rank, processes, *, fails=None, drop_last=True, samples=None, barri
 
 def check_uneven_last_batch(rank, processes):
     """Every process is told what each one has, and can go on."""
-    steps = training(rank, processes, drop_last=False, samples=[20, 18])
-    for _ in range(4):
+    last = processes - 1
+    steps = training(rank, processes, drop_last=False, samples=[10] * last + [9])
+    for _ in range(2):
         next(steps)
-    with pytest.raises(ValueError, match=r"process 1 has .*\[2, 4\].* Use drop_last=True") as error:
+    with pytest.raises(
+        ValueError, match=rf"process {last} has .*\[1, 4\].* Use drop_last=True"
+    ) as error:
         next(steps)
     assert "process 0 has" in str(error.value)
-    assert len(list(training(rank, processes, drop_last=True, samples=[20, 20]))) == 5
+    assert len(list(training(rank, processes, drop_last=True, samples=[8] * processes))) == 2
 
 
 def check_torchs_sampler(rank, processes):
@@ -61,7 +65,7 @@ def check_torchs_sampler(rank, processes):
     assert torch.isfinite(torch.stack(losses)).all()
 
 
-def stops(reason, folder):
+def stops(reason, folder, processes):
     """What the last process does at its third step."""
 
     def fail():
@@ -72,7 +76,7 @@ def stops(reason, folder):
         if reason == "hangs":
             # Until the others have ended; no longer, lest the test hangs with it.
             end = time.monotonic() + TIMEOUT + MARGIN
-            while time.monotonic() < end and not (folder / "ended").exists():
+            while time.monotonic() < end and len(list(folder.glob("ended *"))) < processes - 1:
                 time.sleep(0.1)
             os._exit(7)
 
@@ -80,31 +84,36 @@ def stops(reason, folder):
 
 
 def check_others_end(rank, processes, reason, folder):
-    samples = [20, 8] if reason == "has fewer batches" else None
-    start = time.monotonic()
-    steps = training(rank, processes, fails=stops(reason, folder), samples=samples)
+    fewer = [20] * (processes - 1) + [8]
+    samples = fewer if reason == "has fewer batches" else None
+    steps = training(rank, processes, fails=stops(reason, folder, processes), samples=samples)
     if rank == processes - 1:
         list(steps)
         return
+    for _ in range(2):
+        next(steps)
+    start = time.monotonic()
     with pytest.raises((RuntimeError, dist.DistBackendError)):
         list(steps)
-    assert time.monotonic() - start < TIMEOUT + MARGIN - 5
-    (folder / "ended").touch()
+    assert time.monotonic() - start < TIMEOUT + MARGIN
+    (folder / f"ended {rank}").touch()
 
 
-def test_uneven_last_batch_is_an_error_in_every_process(tmp_path):
-    run(2, tmp_path, check_uneven_last_batch)
+@PROCESSES
+def test_uneven_last_batch_is_an_error_in_every_process(tmp_path, processes):
+    run(processes, tmp_path, check_uneven_last_batch)
 
 
 def test_torchs_sampler_gives_even_batches(tmp_path):
     run(2, tmp_path, check_torchs_sampler)
 
 
+@PROCESSES
 @pytest.mark.parametrize("reason", ["raises", "dies", "hangs", "has fewer batches"])
-def test_one_process_that_stops_does_not_hang_the_rest(tmp_path, reason):
+def test_one_process_that_stops_does_not_hang_the_rest(tmp_path, reason, processes):
     check = (check_others_end, reason, tmp_path)
-    codes, messages = outcomes(2, tmp_path, *check, timeout=TIMEOUT, meet=False)
+    codes, messages = outcomes(processes, tmp_path, *check, timeout=TIMEOUT, meet=False)
     expected = {"raises": 1, "dies": 7, "hangs": 7, "has fewer batches": 0}[reason]
-    assert codes == [0, expected], "\n".join(messages)
+    assert codes == [0] * (processes - 1) + [expected], "\n".join(messages)
     assert len(messages) == (reason == "raises")
     assert all("of its own" in message for message in messages)

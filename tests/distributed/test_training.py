@@ -15,6 +15,7 @@ from mvmr_loss import MVMRLoss
 from tests.processes import run
 
 BATCH, STEPS = 6, 10
+PROCESSES = pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 OPTIMIZERS = {
     torch.float32: functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     torch.float64: functools.partial(torch.optim.AdamW, lr=0.01),
@@ -155,6 +156,7 @@ def test_ten_steps_equal_one_process(tmp_path, processes, dtype):
     run(processes, tmp_path, check_ddp, {}, {"dtype": dtype})
 
 
+@PROCESSES
 @pytest.mark.parametrize(
     ("options", "network_options"),
     [
@@ -166,24 +168,27 @@ def test_ten_steps_equal_one_process(tmp_path, processes, dtype):
     ],
     ids=["static", "unused", "views", "checkpointed", "static and checkpointed"],
 )
-def test_ddp(tmp_path, options, network_options):
-    run(2, tmp_path, check_ddp, options, network_options)
+def test_ddp(tmp_path, options, network_options, processes):
+    run(processes, tmp_path, check_ddp, options, network_options)
 
 
+@PROCESSES
 @pytest.mark.parametrize("options", [{}, {"static_graph": True}], ids=["plain", "static"])
-def test_accumulation(tmp_path, options):
-    run(2, tmp_path, check_accumulation, options)
+def test_accumulation(tmp_path, options, processes):
+    run(processes, tmp_path, check_accumulation, options)
 
 
 def test_a_call_for_each_view(tmp_path):
     run(2, tmp_path, check_call_for_each_view)
 
 
+@PROCESSES
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_ddp(tmp_path, backend):
-    run(2, tmp_path, check_compiled, backend)
+def test_compiled_ddp(tmp_path, backend, processes):
+    run(processes, tmp_path, check_compiled, backend)
 
 
+@PROCESSES
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_fsdp(tmp_path, checkpointed):
-    run(2, tmp_path, check_fsdp, checkpointed)
+def test_fsdp(tmp_path, checkpointed, processes):
+    run(processes, tmp_path, check_fsdp, checkpointed)

@@ -16,9 +16,23 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if not {"_build", "gallery"} & {*path.parts}
 ]
+PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "stl10" / "README.md"]
+PAGES += sorted((ROOT / "benchmarks").glob("*/RESULTS.md"))
 GUIDES = [ROOT / "adapters" / host / "README.md" for host in sorted(HOSTS)]
-FIRST_WORDS = ("pip", "python", "make", "pre-commit", "git", "cp", "torchrun")
-PROGRAM = re.compile(rf"({'|'.join(FIRST_WORDS)}) \S")
+FIRST_WORDS = (
+    "pip",
+    "python",
+    "make",
+    "pre-commit",
+    "git",
+    "cp",
+    "torchrun",
+    "pytest",
+    "nox",
+    r"\.{3}",
+)
+# Variables of the environment may stand before it.
+PROGRAM = re.compile(rf"(\w+=\S+ )*({'|'.join(FIRST_WORDS)}) \S")
 
 # From a fresh checkout, in a fresh environment, one after the other.
 INSTALLING = [
@@ -26,6 +40,7 @@ INSTALLING = [
     "pip install . torchvision",
     "pip install '.[lightly]'",
     "pip install '.[solo]'",
+    "pip install '.[benchmarks]'",
     "pip install '.[distillation]'",
     "pip install '.[examples]'",
     "pip install '.[metrics]'",
@@ -49,6 +64,11 @@ CACHING = [
 ]
 ELSEWHERE = {
     "python -m benchmarks.import_time --runs 9": "tests/docs/test_commands.py::test_import_time",
+    "python -m mvmr_loss": "tests/docs/test_commands.py::test_kernels_are_told_as_the_page_says",
+    # An hour: what it collects, and with which seed, is tried; the tests are those of `make test-slow`.
+    "MVMR_PROPERTY_SEED=new pytest -m slow tests/property": (
+        "tests/docs/test_commands.py::test_a_new_seed_is_drawn_and_told"
+    ),
     # Hours: its parts are tried.
     "python tests/mutation": "tests/mutation/test_mutation.py::test_every_file_named_is_there",
     "python tests/cpu/sanitized.py": "tests/cpu/test_sanitized.py::test_no_fault_is_found",
@@ -94,9 +114,6 @@ OF_GUIDES = {
         "stable_pretraining_host.py::test_the_configuration_runs"
     ),
     "python -m mvmr_loss.adapters.timm": "timm_task.py::test_the_guide_runs",
-    "cp \"$(python -c 'import mvmr_loss.adapters.torchdistill": (
-        "torchdistill.py::test_the_guide_is_right"
-    ),
     "python examples/stable_pretraining_mvmr.py": (
         "stable_pretraining_host.py::test_the_example_runs_from_anywhere"
     ),
@@ -104,6 +121,29 @@ OF_GUIDES = {
     "python examples/torchdistill_dependence.py": (
         "torchdistill.py::test_the_example_runs_from_anywhere"
     ),
+}
+# Of the benchmarks' pages: how a command begins -> the test that runs the same at small sizes.
+BENCHMARK_TESTS = "tests/benchmarks/test_"
+OF_BENCHMARKS = {
+    "python -m benchmarks.NAME": "harness_runs.py::test_the_new_benchmark_of_the_readme_works",
+    "python -m benchmarks.cache": "cache_benchmark.py::test_one_command",
+    "python -m benchmarks.distillation": "distillation.py::study",
+    "python -m benchmarks.from_wheel benchmarks.speed": (
+        "from_wheel.py::test_a_benchmark_runs_from_a_wheel"
+    ),
+    "python -m benchmarks.gpu": (
+        "gpu.py::test_one_command_leaves_every_part_and_goes_on_where_it_stopped"
+    ),
+    "cp -r runs/gpu/* benchmarks/ && python -m benchmarks.gpu --report": (
+        "gpu.py::test_one_command_leaves_every_part_and_goes_on_where_it_stopped"
+    ),
+    "python -m benchmarks.plain_pytorch": "plain_pytorch_training.py::test_smoke",
+    "python -m benchmarks.quality.report": "quality.py::test_the_page_says_what_is_not_run",
+    "python -m benchmarks.quality --data": "quality.py::test_the_command_runs_what_is_missing",
+    "python -m benchmarks.speed": "speed.py::test_goals_name_rows_that_exist",
+    # Each as it stands is parsed there; runs of every method are in test_stl10_run.py.
+    "python -m benchmarks.stl10": ("stl10_settings.py::test_commands_of_the_pages_are_understood"),
+    "... run": "stl10_settings.py::test_commands_of_the_pages_are_understood",
 }
 # The network, where a clone is given to the tests by whoever runs them; and programs that are named.
 NOT_RUN = [
@@ -115,12 +155,12 @@ NOT_RUN = [
 
 
 def commands(page):
-    """Returns the commands of a page: lines of indented blocks, and code in the text."""
+    """Returns the commands of a page: lines of indented blocks, after a prompt or not; code in text."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     text = re.sub(r" *\\\n *", " ", text)
-    lines = [line.strip() for line in re.findall(r"^    .*", text, re.M)]
+    lines = [line.strip().removeprefix("$ ") for line in re.findall(r"^    .*", text, re.M)]
     found = [line.partition("  #")[0].strip() for line in lines]
-    found += re.findall(r"`([^`\n]+)`", text)
+    found += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
     return [command for command in found if PROGRAM.match(command)]
 
 
@@ -148,9 +188,26 @@ def test_the_guides_commands_are_run_as_they_stand(beginning):
 def test_no_command_is_left_out():
     found = {command: page.name for page in PAGES for command in commands(page)}
     known = {*INSTALLING, *CACHING, *ELSEWHERE}
-    left_out = {command: page for command, page in found.items() if command not in known}
+    left_out = {
+        command: page
+        for command, page in found.items()
+        if not (command in known or command.startswith(tuple(OF_BENCHMARKS)))
+    }
     assert found
     assert left_out == {}
+
+
+@pytest.mark.parametrize("beginning", OF_BENCHMARKS)
+def test_the_benchmarks_commands_have_a_test(beginning):
+    file, _, name = OF_BENCHMARKS[beginning].partition("::")
+    assert f"def {name}(" in (ROOT / f"{BENCHMARK_TESTS}{file}").read_text()
+    assert any(command.startswith(beginning) for page in PAGES for command in commands(page))
+
+
+def test_commands_are_found_behind_a_prompt_and_variables(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("    $ make a\n    A=1 B=2 make b  # why\n\nor `... make\nc`, not `made d`\n")
+    assert commands(page) == ["make a", "A=1 B=2 make b", "... make c"]
 
 
 @pytest.mark.parametrize("command", ELSEWHERE)
@@ -218,6 +275,29 @@ def test_caching_as_the_page_says(tmp_path):
         )
     outputs = [as_a_reader(command, tmp_path, Path(sys.prefix)) for command in CACHING]
     assert "3" in outputs[-1]
+
+
+def test_kernels_are_told_as_the_page_says():
+    # Where there is no compiler it fails after it has told.
+    output = as_a_reader("python -m mvmr_loss || true", ROOT, Path(sys.prefix))
+    said = (ROOT / "docs" / "cost.md").read_text().partition("$ python -m mvmr_loss\n")[2]
+    kept = [line.split() for line in said.splitlines()[:4]]
+    told = [line.split() for line in output.splitlines()[:4]]
+    assert told[0][0] == kept[0][0] == "mvmr-loss"
+    assert told[0][-3:] == kept[0][-3:] == ["kernels", "for", "CPUs:"]
+    assert [line[0] for line in told[1:]] == [line[0] for line in kept[1:]]
+
+
+@pytest.mark.slow
+def test_a_new_seed_is_drawn_and_told():
+    command = "MVMR_PROPERTY_SEED=new pytest -m slow tests/property"
+    outputs = [
+        as_a_reader(f"{command} --collect-only -p no:cacheprovider", ROOT, Path(sys.prefix))
+        for _ in range(2)
+    ]
+    seeds = {re.findall(r"^MVMR_PROPERTY_SEED=(\d+)$", output, re.M)[0] for output in outputs}
+    assert len(seeds) == 2
+    assert "tests collected" in outputs[0]
 
 
 @pytest.mark.slow

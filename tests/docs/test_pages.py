@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, MVMRLoss
 from mvmr_loss.dependence import registry as measures
 from mvmr_loss.representations import registry as representations
 
@@ -101,6 +102,26 @@ def test_errors_of_the_faq_are_those_of_the_code():
     assert len(quoted) >= 12
     for part in quoted:
         assert any(part in message for message in said), part
+
+
+def test_the_logging_page_has_every_name():
+    z, y = torch.randn(2, 8, 4)
+    losses = {
+        "MVMRLoss": MVMRLoss(identity_weight=1.0, covariance_weight=1.0).forward_components(
+            z, z, {"NAME": y}
+        ),
+        "MultiRepresentationRegularizer": MultiRepresentationRegularizer().forward_components(
+            z, {"NAME": y}
+        ),
+        "DistillationLoss": DistillationLoss(
+            4, {"NAME": 4}, dependence_weight=1.0
+        ).forward_components(z, {"NAME": y}),
+    }
+    page = (ROOT / "docs" / "logging.md").read_text()
+    for loss, found in losses.items():
+        (row,) = re.findall(rf"^\| `{loss}` \| (.*) \|$", page, re.M)
+        said = set(re.findall(r"`([^`]+)`", row)) - {"dependence_weight"}
+        assert said == set(found.as_dict())
 
 
 def test_citation_is_the_papers():

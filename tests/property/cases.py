@@ -201,26 +201,26 @@ def with_gradient(function: Callable[..., torch.Tensor], *drawn: Batch) -> tuple
 def finite_gradients(function: Callable[..., torch.Tensor], tensors: list[Any]) -> list[Any]:
     """Returns a function's gradients after checking that they are finite, or None where unused.
 
-    A float16 gradient may be infinite where the one of raised numbers is beyond float16's range: that is
-    what a GradScaler looks for.
+    One may be infinite where that of the same numbers in a wider type is beyond its range: in float16 it
+    is what a GradScaler looks for.
     """
     value = function(*tensors)
     gradients = torch.autograd.grad(value, tensors, allow_unused=True)
-    singles: Any = None
+    exact: Any = None
     for i, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
         if gradient is None:
             continue
         assert gradient.dtype == tensor.dtype
         assert gradient.shape == tensor.shape
         finite = torch.isfinite(gradient)
-        if tensor.dtype == torch.float16 and not finite.all():
-            if singles is None:
-                wide = [torch.promote_types(t.dtype, torch.float32) for t in tensors]
+        if tensor.dtype != torch.float64 and not finite.all():
+            if exact is None:
+                wider = {torch.float32: torch.float64, torch.float64: torch.float64}
                 raised = [
-                    t.detach().to(dtype).requires_grad_()
-                    for t, dtype in zip(tensors, wide, strict=True)
+                    t.detach().to(wider.get(t.dtype, torch.float32)).requires_grad_()
+                    for t in tensors
                 ]
-                singles = torch.autograd.grad(function(*raised), raised, allow_unused=True)
-            finite |= singles[i].abs() > 0.9 * torch.finfo(torch.float16).max
+                exact = torch.autograd.grad(function(*raised), raised, allow_unused=True)
+            finite |= exact[i].abs() > 0.9 * torch.finfo(tensor.dtype).max
         assert finite.all(), gradient
     return list(gradients)

@@ -14,7 +14,7 @@ from tests.property.cases import KINDS, Batch, batches, cases, finite_gradients,
 from tests.property.references import MEASURES, SETTINGS, reference
 
 WEIGHTS = st.sampled_from([1.0, 0.0, 0.3, -1.0, -0.5, 2.5])
-SIZES = st.integers(-20, 3)
+SIZES = st.integers(-20, 20)
 POSITIVE = st.sampled_from([1.0, 0.0, 0.3, 2.5])
 NAMES = st.sampled_from(sorted(n for n in MEASURES if MEASURES[n].normalized))
 ORDINARY = ("plain", "duplicates", "ties", "line", "offset")
@@ -81,10 +81,13 @@ def test_finite(problem, name, weights, new, second):
     if second and z.dtype != torch.float16:
         heads = [t.flatten(1)[:, :2] for t in (z, *augmented)]
     components = criterion.forward_components(z, augmented, ys, heads)
-    limit = torch.finfo(components.total.dtype).max
-    # Each term is held within the range, but not their sum.
-    exact = sum(t.double() for t in components.as_dict().values() if t is not components.total)
-    assert torch.isfinite(components.total) or exact.abs() > limit
+    largest = max(t.detach().abs().max().double() for t in (z, *augmented))
+    documented = 1e18 if new[1] == 0 else 1e9
+    beyond = components.total.dtype == torch.float32 and largest > documented
+    if beyond:  # infinite, as is documented, or held at the largest number
+        assert not components.total.isnan()
+    else:
+        assert torch.isfinite(components.total)
     assert components.total.dtype == torch.promote_types(z.dtype, torch.float32)
     named = components.as_dict()
     total = named.pop("loss")
@@ -98,7 +101,6 @@ def test_finite(problem, name, weights, new, second):
             assert term >= 0
         elif name == "covariance":
             # Up to the rounding of a sum of squares.
-            largest = max(t.abs().max().double() for t in (z, *augmented))
             assert term >= -1e-5 * z.shape[1] * largest**4
         elif name == "identity":
             assert -1e-5 <= term <= 2 + 1e-5
@@ -114,7 +116,7 @@ def test_finite(problem, name, weights, new, second):
         features = dict(zip(ys, tensors[len(views) :], strict=True))
         return criterion(z, augmented, features, own)
 
-    if total.requires_grad:
+    if total.requires_grad and not beyond:
         finite_gradients(again, tensors)
 
 
@@ -184,7 +186,12 @@ def test_value_is_the_references(problem, name, own, signed, margin, both):
 
 
 @cases(
-    30, 500, problem=problems(kinds=("plain", "outlier", "clusters", "ties"), least=4), name=NAMES
+    30,
+    500,
+    problem=problems(
+        kinds=("plain", "outlier", "clusters", "ties"), least=4, sizes=st.integers(-20, 18)
+    ),
+    name=NAMES,
 )
 def test_regularizer_is_the_sum_of_its_terms(problem, name):
     views, others = problem
@@ -237,8 +244,7 @@ def test_variance(b, margin):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=precision * (1 + 10 * size))
 
 
-# With outliers: from about 1e9 on its gradient has no range in float32.
-@cases(60, 800, b=batches(sizes=st.integers(-20, 3)))
+@cases(60, 800, b=batches())
 def test_covariance(b):
     z = b.tensor(requires_grad=True)
     loss = covariance_loss(z.flatten(1))
@@ -273,7 +279,16 @@ def test_identity(problem):
         torch.testing.assert_close(identity_loss(longer), loss, rtol=1e-3, atol=1e-3)
 
 
-@cases(40, 500, problem=problems(sizes=st.integers(-20, 18)))
+HALF = [Batch("plain", 4, 3, 4, seed, torch.float16, "plain") for seed in (0, 1)]
+
+
+# In half precision its squares were beyond the range.
+@cases(
+    40,
+    500,
+    problem=problems(sizes=st.integers(-20, 18)),
+    examples=[{"problem": (HALF, [])}],
+)
 def test_invariance(problem):
     z, v = (b.tensor(requires_grad=True) for b in problem[0][:2])
     loss = invariance_loss(z, v)

@@ -8,15 +8,21 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from mvmr_loss.dependence import dependence_measure as registered
 from mvmr_loss.dependence import (
+    TokenDistanceCorrelation,
+    cross_distance_correlation,
+    definitions,
+    distance_correlation_sqr,
     hsic,
     pairwise_distances,
     partial_distance_correlation,
+    token_distance_correlation,
     u_distance_correlation_sqr,
 )
+from mvmr_loss.dependence import dependence_measure as registered
 from tests.property.cases import (
     DTYPES,
+    KINDS,
     Batch,
     batches,
     cases,
@@ -24,12 +30,19 @@ from tests.property.cases import (
     several,
     with_gradient,
 )
-from tests.property.references import MEASURES, SETTINGS, matrix, partial_reference, reference
+from tests.property.references import (
+    MEASURES,
+    SETTINGS,
+    cross_reference,
+    double_centered,
+    matrix,
+    partial_reference,
+    reference,
+    u_centered,
+)
 
 NAMES = st.sampled_from(sorted(MEASURES))
 TWO = several(st.just(2), least=4)
-
-
 THREE = several(st.just(3), least=4)
 
 
@@ -42,7 +55,24 @@ def precision(*drawn: Batch) -> float:
     return 1e-7 if all(b.dtype == torch.float64 for b in drawn) else 1e-5
 
 
-@cases(60, 2500, name=NAMES, pair=several(st.just(2)))
+def made(kind, seed=0, *, size=0, n=6, d=3, dtype=torch.float32):
+    return Batch(kind, n, d, size, seed, dtype, "plain")
+
+
+# Whose spread, 1e-7, is far below its size, 0.1: gradients of normalised measures were NaN.
+SPREAD = [
+    {"name": name, "pair": [made("collapse", size=-1), made("plain", 1)]}
+    for name in ("distance_correlation", "cka", "debiased_cka", "gaussian_cka")
+]
+# Where float32 loses the digits of distances.
+LOST = [
+    {"name": name, "pair": [made(kind, n=12), made("plain", 1, n=12)]}
+    for name in ("distance_correlation", "u_distance_correlation_sqr")
+    for kind in ("outlier", "clusters")
+]
+
+
+@cases(60, 2500, name=NAMES, pair=several(st.just(2)), examples=SPREAD)
 def test_finite_and_in_range(name, pair):
     measure = dependence_measure(name)
     if pair[0].n < measure.min_samples:
@@ -61,7 +91,7 @@ def test_finite_and_in_range(name, pair):
         assert value >= 0
 
 
-@cases(60, 2500, name=NAMES, pair=TWO)
+@cases(60, 2500, name=NAMES, pair=TWO, examples=SPREAD + LOST)
 def test_value_is_the_references(name, pair):
     value = dependence_measure(name)(*[b.tensor() for b in pair])
     expected = reference(name, *[b.numbers().double() for b in pair])
@@ -78,7 +108,7 @@ def test_value_is_the_references(name, pair):
     assert error <= bound * expected.scale + 1e-37
 
 
-@cases(40, 1500, name=NAMES, pair=TWO)
+@cases(40, 1500, name=NAMES, pair=TWO, examples=SPREAD + LOST)
 def test_gradient_is_the_references(name, pair):
     _, gradients = with_gradient(dependence_measure(name), *pair)
     tensors = [b.numbers().double().requires_grad_() for b in pair]
@@ -154,6 +184,16 @@ def test_layout_and_order_do_not_matter(name, pair):
     name=st.sampled_from([n for n in sorted(MEASURES) if MEASURES[n].kernel == "gaussian"]),
     pair=TWO,
     bandwidth=st.floats(-1.0, 1.0),
+    # Far narrower than all distances: gradients of the debiased CKA were NaN.
+    examples=[
+        {
+            "name": "debiased_gaussian_cka",
+            "pair": [made("plain", seed, n=4, d=1, dtype=dtype) for seed in (s, s + 1)],
+            "bandwidth": -1.0,
+        }
+        for s in range(0, 20, 2)
+        for dtype in (torch.float16, torch.float32)
+    ],
 )
 def test_bandwidth(name, pair, bandwidth):
     """Of the size of one batch, so that the other's kernel may be ones or the identity.
@@ -214,6 +254,11 @@ def test_partial_distance_correlation_given_nothing_and_all(pair):
     b=batches(st.integers(1, 12)),
     exponent=st.floats(0.1, 1.9),
     eps=st.sampled_from([0.0, 0.0, 1e-4, 1.0]),
+    # Equal large samples: their unit was the least number times the largest of theirs.
+    examples=[
+        {"b": made("constant", size=20, n=n, dtype=torch.float64), "exponent": 1.87, "eps": 4.0}
+        for n in (1, 5)
+    ],
 )
 def test_pairwise_distances(b, exponent, eps):
     x = b.tensor(requires_grad=True)
@@ -250,6 +295,132 @@ def test_what_is_not_finite_is_refused(name, pair, place, bad):
     tensors[place][pair[place].seed % pair[place].n, 0] = float(bad)
     with pytest.raises(ValueError, match=f"{'xy'[place]} must be finite"):
         dependence_measure(name)(*tensors)
+
+
+@st.composite
+def anchored(draw):
+    """Draws samples, and anchors of the same widths, in two spaces."""
+    n, m = st.just(draw(st.integers(2, 12))), st.just(draw(st.integers(2, 12)))
+    drawn = []
+    for _ in "xy":
+        d, size = st.just(draw(st.integers(1, 12))), draw(st.integers(-20, 20))
+        kinds = tuple(kind for kind in KINDS if kind != "simplex")
+        fits = {"widths": d, "kinds": kinds, "layouts": ("plain", "transposed", "rows", "negated")}
+        sizes = st.just(size)
+        drawn.append([draw(batches(count, sizes=sizes, **fits)) for count in (n, m)])
+    return drawn
+
+
+@cases(
+    60,
+    600,
+    spaces=anchored(),
+    exponent=st.sampled_from([1.0, 0.5, 1.7]),
+    rooted=st.booleans(),
+    reached=0.3,
+)
+def test_cross_distance_correlation(spaces, exponent, rooted):
+    (x, x_anchors), (y, y_anchors) = spaces
+    tensors = [b.tensor(requires_grad=True) for b in (x, y, x_anchors, y_anchors)]
+
+    def function(*tensors):
+        return cross_distance_correlation(*tensors, exponent=exponent, rooted=rooted)
+
+    value = function(*tensors)
+    assert value.dtype in (torch.float32, torch.float64)
+    assert (0 if rooted else -1) - 1e-5 <= value <= 1 + 1e-5
+    finite_gradients(function, tensors)
+    if x.kind not in LOSING and y.kind not in LOSING:
+        own = function(*tensors[:2], *tensors[:2]).item()
+        square = distance_correlation_sqr(*tensors[:2], exponent=exponent).item()
+        assert own ** (2 if rooted else 1) == pytest.approx(square, abs=1e-3)
+    doubles = [b.numbers().double() for b in (x, y, x_anchors, y_anchors)]
+    expected = cross_reference(*doubles, exponent)
+    bound = precision(x, y, x_anchors, y_anchors) * (10 + expected.condition)
+    if bound > 1e-2:
+        return False
+    exact = expected.value.clamp(min=0) if rooted else expected.value
+    found = value.detach().double() ** (2 if rooted else 1)
+    assert (found - exact).abs() <= bound
+    return True
+
+
+# Where the distances of a batch alone have no digits left.
+LOSING = ("constant", "collapse", "offset", "outlier", "clusters", "zero", "two samples")
+
+
+@st.composite
+def token_pairs(draw):
+    """Draws tokens of some images, of two networks."""
+    n, t = draw(st.integers(1, 4)), draw(st.integers(4, 9))
+    return n, [
+        draw(batches(st.just(n * t), layouts=("plain", "transposed", "rows", "negated")))
+        for _ in range(2)
+    ]
+
+
+@cases(
+    60,
+    600,
+    tokens=token_pairs(),
+    exponent=st.sampled_from([1.0, 0.5, 1.7]),
+    corrected=st.booleans(),
+)
+def test_token_distance_correlation(tokens, exponent, corrected):
+    count, pair = tokens
+    options = {"exponent": exponent, "corrected": corrected}
+    x, y = (b.tensor(requires_grad=True) for b in pair)
+    images = [t.unflatten(0, (count, -1)) for t in (x, y)]
+    value = token_distance_correlation(*images, **options)
+    assert value.shape == (count,)
+    assert torch.isfinite(value).all()
+    assert ((-1 if corrected else 0) - 1e-5 <= value).all()
+    assert (value <= 1 + 1e-5).all()
+    measure = TokenDistanceCorrelation(**options)
+    assert torch.equal(measure(*images), value.mean())
+
+    def mean(x, y):
+        return measure(*[t.unflatten(0, (count, -1)) for t in (x, y)])
+
+    finite_gradients(mean, [x, y])
+    name = "u_distance_correlation_sqr" if corrected else "distance_correlation_sqr"
+    doubles = [b.numbers().double().unflatten(0, (count, -1)) for b in pair]
+    scales = [t.abs().amax() for t in doubles]
+    for found, a, b in zip(value, *doubles, strict=True):
+        expected = reference(name, a, b, exponent=exponent)
+        # One unit is for all images: an image far below it has fewer digits.
+        spreads = [(t - t.mean(dim=0)).norm() for t in (a, b)]
+        lost = max(
+            float(s / d) if d > 0 else float("inf") for s, d in zip(scales, spreads, strict=True)
+        )
+        bound = precision(*pair) * (10 + expected.condition)
+        if bound <= 1e-2 and lost < 1e3:
+            assert (found.double() - expected.value).abs() <= bound
+
+
+@cases(30, 300, pair=several(st.just(2), least=4, sizes=st.integers(-3, 3)), name=NAMES)
+def test_definitions_are_the_references(pair, name):
+    x, y = (b.numbers().double().flatten(1) for b in pair)
+    for t in (x, y):
+        a = definitions.pairwise_distances(t)
+        torch.testing.assert_close(a, matrix(t, "distance"))
+        rough = 1e-12 * float(a.max()) * len(a) + 1e-300
+        for ours, theirs in (
+            (definitions.double_centered, double_centered),
+            (definitions.u_centered, u_centered),
+        ):
+            c = ours(a)
+            torch.testing.assert_close(c, theirs(a), rtol=0, atol=rough)
+            assert c.sum(dim=0).abs().max() <= 10 * rough
+            assert c.sum(dim=1).abs().max() <= 10 * rough
+            torch.testing.assert_close(ours(c), c, rtol=0, atol=10 * rough)
+        assert (definitions.u_centered(a).diagonal() == 0).all()
+    if hasattr(definitions, name):
+        expected = reference(name, x, y)
+        value = getattr(definitions, name)(x, y)
+        if expected.condition < 1e6 and expected.value > 1e-6 * expected.scale:
+            exact = expected.value.sqrt() if MEASURES[name].rooted else expected.value
+            assert value.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_all_dtypes_are_drawn():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from mvmr_loss import MVMRLoss, Representations, list_representations
+from mvmr_loss import DistillationLoss, MVMRLoss, Representations, list_representations
 from mvmr_loss.dependence import list_dependence_measures
 from tests.trust.training import SAMPLES, Training
 
@@ -16,9 +20,9 @@ EVERY = ("pixels", "augmented_pixels", "scattering", "hog", "local_std", "dct")
 
 
 @pytest.fixture
-def deterministic():
+def deterministic(request):
     """Torch raises where it has no deterministic way, and fills new memory with NaN."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(getattr(request, "param", True))
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -35,8 +39,33 @@ def run_from(training, steps, seed=1):
     return training.run(steps)
 
 
+@pytest.mark.slow
+def test_same_numbers_in_another_process():
+    """Sets and whatever else is ordered by hashes have another order there."""
+    code = (
+        "from tests.trust.test_determinism import EVERY, Training, run_from, torch\n"
+        "torch.set_num_threads(1)\n"
+        "print(hash('order'), run_from(Training(names=EVERY), 2).tolist())"
+    )
+    said = []
+    for seed in ("1", "2"):
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        said.append(found.stdout.strip().split(" ", 1))
+    assert said[0][0] != said[1][0]
+    assert said[0][1] == said[1][1]
+
+
+@pytest.mark.parametrize("deterministic", [False, True], indirect=True, ids=["", "deterministic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_numbers_after_a_checkpoint(dtype, tmp_path):
+def test_same_numbers_after_a_checkpoint(dtype, deterministic, tmp_path):
     whole = run_from(Training(names=EVERY, dtype=dtype), 6)
     first = Training(names=EVERY, dtype=dtype)
     run_from(first, 3)
@@ -46,6 +75,61 @@ def test_same_numbers_after_a_checkpoint(dtype, tmp_path):
     resumed.run(1)
     resumed.load(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     assert torch.equal(resumed.run(3), whole[3:])
+
+
+class Distillation:
+    """A student, distilled from two teachers with a bank of anchors; drawn from a seed."""
+
+    def __init__(self, seed=0):
+        torch.manual_seed(seed)
+        self.student = nn.Linear(12, 8)
+        self.loss = DistillationLoss(
+            8, {"a": 6, "b": 5}, dependence_weight=0.5, hidden_dim=7, scale="coordinate", anchors=20
+        )
+        parameters = [*self.student.parameters(), *self.loss.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-2)
+
+    def run(self, steps):
+        losses = []
+        for _ in range(steps):
+            x = torch.randn(16, 12)
+            teachers = {"a": x[:, :6].sin(), "b": x[:, 7:].square()}
+            views = [self.student(x), self.student(x + 0.1 * torch.randn_like(x))]
+            loss = self.loss(views, teachers)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.loss.update([z.detach() for z in views], teachers)
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def parts(self):
+        return {"student": self.student, "loss": self.loss, "optimizer": self.optimizer}
+
+
+@pytest.mark.parametrize("deterministic", [False, True], indirect=True, ids=["", "deterministic"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_distillation_after_a_checkpoint(steps, deterministic, tmp_path):
+    """Before the bank is full and after; what the features were standardised by goes on as well."""
+    whole = run_from(Distillation(), 6)
+    first = Distillation()
+    run_from(first, steps)
+    state = {name: part.state_dict() for name, part in first.parts().items()}
+    torch.save({**state, "random": torch.get_rng_state()}, tmp_path / "checkpoint.pt")
+    resumed = Distillation(seed=99)
+    resumed.run(2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for name, part in resumed.parts().items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"])
+    assert torch.equal(resumed.run(6 - steps), whole[steps:])
+    # Without the bank's samples it is another loss.
+    other = Distillation()
+    other.loss.load_state_dict(state["loss"])
+    other.loss.bank.update(torch.randn(4, 8), {"a": torch.randn(4, 6), "b": torch.randn(4, 5)})
+    other.student.load_state_dict(state["student"])
+    torch.set_rng_state(state["random"])
+    assert not torch.equal(other.run(1), whole[steps : steps + 1])
 
 
 def test_same_numbers_from_a_copy():

@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from benchmarks.common.data import ImageFolder, image_tensor
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.cache.__main__ import main
 from mvmr_loss.cache.folder import image_folder
@@ -158,7 +160,6 @@ def test_odd_files_are_read_and_broken_ones_named_and_counted(tmp_path):
     total = len(GOOD) + len(BROKEN)
     assert f"{len(BROKEN)} of {total} rows are missing: skipped." in done.stderr
     # What is in the store is what torchvision gives a training.
-    from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -168,7 +169,7 @@ def test_odd_files_are_read_and_broken_ones_named_and_counted(tmp_path):
             *(v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)),
         ]
     )
-    dataset = ImageFolder(folder, transform)
+    dataset = torchvision.datasets.ImageFolder(folder, transform)
     names = [os.path.basename(file) for file, _ in dataset.samples]
     cache = RepresentationCache(tmp_path / "s")
     assert [names[i] for i in cache.is_valid().nonzero()] == [n for n in names if n in GOOD]
@@ -185,6 +186,98 @@ def test_each_broken_file_stops_the_command_with_its_name(name, tmp_path, monkey
         fill_here(monkeypatch, tmp_path / "s", folder)
     assert str(error.value).startswith("Error: image ")
     assert re.search(BROKEN[name][1], str(error.value))
+
+
+# The two classes that open a folder of images: the cache's and the benchmarks'.
+FOLDERS = {
+    "cache": lambda root: image_folder(root, None, SIZE),
+    "benchmarks": lambda root: ImageFolder(root, image_size=SIZE),
+}
+either = pytest.mark.parametrize("opened", FOLDERS.values(), ids=FOLDERS)
+
+
+@either
+def test_what_is_read_is_what_torchvision_reads(opened, tmp_path):
+    folder = make(tmp_path / "images", GOOD)
+    dataset, expected = opened(folder), torchvision.datasets.ImageFolder(folder)
+    assert dataset.samples == expected.samples
+    assert len(dataset) == len(GOOD)
+    for i, (file, _) in enumerate(expected.samples):
+        (image, label), (wanted, wanted_label) = dataset[i], expected[i]
+        assert (image.mode, image.size, label) == ("RGB", wanted.size, wanted_label), file
+        assert image.tobytes() == wanted.tobytes(), file
+
+
+@either
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_broken_file_is_an_error_when_it_is_read(name, opened, tmp_path):
+    folder = make(tmp_path / "images", ["plain.png", name])
+    dataset = opened(folder)
+    (index,) = (i for i, (file, _) in enumerate(dataset.samples) if file.endswith(name))
+    # The cache's reader names the file to what it raises, as the tests above see.
+    with pytest.raises(Exception, match=BROKEN[name][1]) as error:
+        dataset[index]
+    if opened is FOLDERS["benchmarks"]:
+        assert error.type is ValueError
+        assert f"{name} cannot be read as an image (" in str(error.value)
+    assert dataset[1 - index][0].size == (24, 20)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_benchmarks_stop_at_a_broken_file(name, tmp_path):
+    folder = make(tmp_path / "images", ["plain.png", name])
+    with pytest.raises(ValueError, match=re.escape(f"{name} cannot be read as an image")):
+        image_tensor(ImageFolder(folder, image_size=SIZE), SIZE)
+
+
+def stl10_data(folder):
+    from benchmarks.stl10.data import load_data
+    from benchmarks.stl10.settings import Settings
+
+    data = load_data(Settings(data=str(folder), image_size=SIZE, batch_size=4))
+    return [*data.pretrain, *data.train, *data.test]
+
+
+def plain_pytorch_data(folder):
+    from benchmarks.plain_pytorch.training import load_data, parse_arguments
+
+    words = ["--train", folder / "train", "--test", folder / "test", "--image-size", SIZE]
+    return load_data(parse_arguments([*map(str, words), "--batch-size", "4"]))
+
+
+def quality_data(folder):
+    from benchmarks.quality.training import load
+
+    return load(folder, "test", None, "cpu")
+
+
+def accuracy_data(folder):
+    from benchmarks.cache.accuracy import load
+
+    return load(folder)
+
+
+WHOLE = ["plain.png", "plain.jpg", "grey.png", "bits.png"]
+BENCHMARKS = [stl10_data, plain_pytorch_data, quality_data, accuracy_data]
+
+
+@pytest.mark.parametrize("load", BENCHMARKS)
+@pytest.mark.parametrize("name", ["sixteen.png", "too_long.png", "huge.png", "truncated.jpg"])
+def test_every_benchmark_that_reads_folders_stops_at_a_broken_file(load, name, tmp_path):
+    """None gives its own reader, or leaves out the size."""
+    make(tmp_path / "train", [*WHOLE, name])
+    make(tmp_path / "test", WHOLE)
+    with pytest.raises(ValueError, match=re.escape(f"{name} cannot be read as an image")):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("load", BENCHMARKS)
+def test_every_benchmark_that_reads_folders_refuses_a_loop(load, tmp_path):
+    for part in ("train", "test"):
+        make(tmp_path / part, WHOLE)
+    (tmp_path / "test" / "class0" / "more").symlink_to(".")
+    with pytest.raises(ValueError, match="must not lead back to itself"):
+        load(tmp_path)
 
 
 def test_drawn_damage_of_image_files(tmp_path):
@@ -215,23 +308,40 @@ def test_drawn_damage_of_image_files(tmp_path):
     assert min(counts.values()) > 15, counts
 
 
-@pytest.mark.parametrize("kind", ["itself", "parent", "each other"])
-def test_loops_of_folders_are_refused(kind, tmp_path, monkeypatch):
+def with_loop(tmp_path, kind):
     folder = make(tmp_path / "images", ["plain.png"])
     (folder / "class1").mkdir()
     targets = {"itself": ".", "parent": "..", "each other": "../class1"}
     (folder / "class0" / "more").symlink_to(targets[kind])
     if kind == "each other":
         (folder / "class1" / "more").symlink_to("../class0")
+        picture().save(folder / "class1" / "one.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["itself", "parent", "each other"])
+@either
+def test_loops_of_folders_are_refused(opened, kind, tmp_path):
+    folder = with_loop(tmp_path, kind)
+    with pytest.raises(ValueError, match=r"must not lead back to itself, but .*more is a symbolic"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("kind", ["itself", "parent", "each other"])
+def test_loops_of_folders_stop_the_command(kind, tmp_path, monkeypatch):
+    folder = with_loop(tmp_path, kind)
     with pytest.raises(SystemExit, match=r"must not lead back to itself, but .*more is a symbolic"):
         fill_here(monkeypatch, tmp_path / "s", folder)
     assert not (tmp_path / "s").exists()
 
 
-def test_folders_by_links_are_read(tmp_path):
+@either
+def test_folders_by_links_are_read(opened, tmp_path):
     folder = make(tmp_path / "images", ["plain.png"])
     (folder / "class1").symlink_to("class0")
-    assert len(image_folder(folder, None, SIZE)) == 2
+    (folder / "class2").mkdir()
+    (folder / "class2" / "inner").symlink_to("../class0")
+    assert len(opened(folder)) == 3
 
 
 @pytest.mark.parametrize(

@@ -74,16 +74,18 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "FAULT: hsic, bfloat16, seed 1: from" in capsys.readouterr().out
 
 
-def test_a_precision_that_ends_elsewhere_is_a_fault(monkeypatch):
+@pytest.mark.parametrize(
+    ("worse", "said"), [(0.02, ""), (0.05, "elsewhere"), (float("nan"), "not finite")]
+)
+def test_a_precision_that_ends_elsewhere_is_a_fault(monkeypatch, worse, said):
     class Invented:
         def __init__(self, seed, *, dtype, dependence_measure):
-            self.end = 0.2 + 0.01 * seed + (bad if dtype == torch.bfloat16 else 0.0)
+            self.end = 0.2 + 0.01 * seed + (worse if dtype == torch.bfloat16 else 0.0)
 
         def run(self, steps):
             return torch.cat([torch.ones(steps - steps // 5), torch.full((steps // 5,), self.end)])
 
     monkeypatch.setattr(precision, "Training", Invented)
-    for bad, said in ((0.02, ""), (0.05, "elsewhere"), (float("nan"), "not finite")):
-        faults = precision.compare("hsic", 50)[1]
-        assert bool(faults) == bool(said)
-        assert said in "".join(faults)
+    faults = precision.compare("hsic", 50)[1]
+    assert bool(faults) == bool(said)
+    assert said in "".join(faults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
+from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, refusing_objects
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair
 from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
@@ -26,8 +26,13 @@ def from_open_clip(request: Request) -> Loaded:
             raise ValueError(
                 f"weights of {name} must be a file or one of {', '.join(tags)} but is {tag!r}."
             )
-    with nullcontext() if tag is None else downloading(f"weights {tag} of {name}"):
-        network = open_clip.create_model(name, pretrained=tag, **request.options).visual
+    options = request.library_options()
+    with (
+        refusing_objects(name if tag is None else f"weights {tag} of {name}"),
+        nullcontext() if tag is None else downloading(f"weights {tag} of {name}"),
+    ):
+        # Its readers unpickle tensors alone, by themselves or because torch does.
+        network = open_clip.create_model(name, pretrained=tag, **options).visual
     if file is not None:
         load_checkpoint(network, file, request.prefix)
 

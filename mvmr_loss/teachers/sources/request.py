@@ -44,6 +44,16 @@ class Request(NamedTuple):
             raise FileNotFoundError(f"weights must be a file or a tag but {path} does not exist.")
         return None
 
+    def library_options(self) -> dict[str, Any]:
+        """Returns the options for a library, whose reader of weights must not unpickle objects."""
+        for name in ("weights_only", "load_weights_only"):
+            if not self.options.get(name, True):
+                raise ValueError(
+                    f"model_options must not have {name}={self.options[name]!r}, with which weights "
+                    "may run code when loaded; leave it out."
+                )
+        return dict(self.options)
+
     def warn_if_random(self, source: str) -> None:
         """Warns of a teacher that knows nothing."""
         if self.weights is None:

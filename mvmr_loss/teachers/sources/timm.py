@@ -6,7 +6,7 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint
+from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, refusing_objects
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, check_same, pair, refusal
 from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
@@ -20,11 +20,14 @@ def from_timm(request: Request) -> Loaded:
     pretrained = request.weights is not None and file is None
     if pretrained and request.weights != "default":
         name = f"{name}.{request.weights}"
-    options = dict(request.options)
+    options = request.library_options()
     if not request.keep_head:
         options["num_classes"] = 0
     try:
-        with downloading(f"weights {request.weights} of {name}") if pretrained else nullcontext():
+        with (
+            refusing_objects(f"weights of {name}"),
+            downloading(f"weights {request.weights} of {name}") if pretrained else nullcontext(),
+        ):
             network = timm.create_model(name, pretrained=pretrained, **options)
     except RuntimeError as error:
         raise ValueError(f"model and weights must be a network of timm: {error}") from error

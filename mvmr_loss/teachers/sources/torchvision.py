@@ -28,7 +28,7 @@ def from_torchvision(request: Request) -> Loaded:
             f"but is {request.weights!r}."
         ) from None
     with nullcontext() if chosen is None else downloading(f"weights {request.weights} of {name}"):
-        network = models.get_model(name, weights=chosen, **request.options)
+        network = models.get_model(name, weights=chosen, **request.library_options())
     if not request.keep_head:
         network, _ = without_head(network)
     if file is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, some
+from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, refusing_objects, some
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, as_pil, check_same, refusal
 from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
@@ -24,8 +24,9 @@ def from_transformers(request: Request) -> Loaded:
     of_hub = request.weights is not None and file is None
     try:
         if of_hub:
-            with _from_hub(request.weights):
-                network = _pretrained(transformers, str(request.weights), request.options)
+            weights, options = str(request.weights), request.library_options()
+            with refusing_objects(f"weights {weights}"), _from_hub(weights):
+                network = _pretrained(transformers, weights, options)
         else:
             network = transformers.AutoModel.from_config(_config(transformers, request))
     except (OSError, KeyError) as error:
@@ -38,7 +39,9 @@ def from_transformers(request: Request) -> Loaded:
         try:
             if of_hub:
                 with _from_hub(request.weights):
-                    processor = transformers.AutoImageProcessor.from_pretrained(request.weights)
+                    processor = transformers.AutoImageProcessor.from_pretrained(
+                        request.weights, trust_remote_code=_trusted(request.options)
+                    )
             else:
                 processor = _default_processor(transformers, config)
         except (OSError, KeyError) as error:
@@ -86,6 +89,8 @@ def _default_processor(transformers: Any, config: Any) -> Any:
 def _pretrained(transformers: Any, weights: str, options: Mapping[str, Any]) -> nn.Module:
     """Loads a transformers network, all of whose weights must be in the checkpoint."""
     network: nn.Module
+    # Tensors alone are unpickled, and code beside the weights is not asked for, nor about.
+    options = {**options, "weights_only": True, "trust_remote_code": _trusted(options)}
     network, info = transformers.AutoModel.from_pretrained(
         weights, output_loading_info=True, **options
     )
@@ -98,6 +103,11 @@ def _pretrained(transformers: Any, weights: str, options: Mapping[str, Any]) -> 
     elif missing:
         raise ValueError(f"weights at {weights} lack {some(missing)}, so they would be random.")
     return network
+
+
+def _trusted(options: Mapping[str, Any]) -> bool:
+    """Tells whether code that comes with weights may be run: only if the options say so."""
+    return options.get("trust_remote_code") is True
 
 
 class _TransformersVision(nn.Module):
