@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/several_processes.py
 
-Without torchrun it is one process. What differs from one process is marked (1) to (4).
+Without torchrun it is one process. What differs from one process is marked (1) to (5).
 """
 
 import argparse
@@ -80,7 +80,8 @@ def main():
         for (batch,) in loader:
             batch = batch.to(device)
             view, view_augmented = (batch - MEAN) / STD, (augment(batch) - MEAN) / STD
-            z, z_augmented = network(view), network(view_augmented)
+            # (5) Once a step: DistributedDataParallel may copy buffers that a first call still needs.
+            z, z_augmented = network(torch.cat([view, view_augmented])).chunk(2)
             loss = criterion(z, z_augmented, representations(view))
             optimizer.zero_grad()
             loss.backward()

@@ -179,7 +179,9 @@ def transfer(arguments: Namespace) -> None:
 
     settings = settings_of(arguments)
     backbone, _ = build_backbone(settings)
-    what = f"weights of {settings.backbone!r} with the stem {settings.stem!r}, as export writes them,"
+    what = (
+        f"weights of {settings.backbone!r} with the stem {settings.stem!r}, as export writes them,"
+    )
     with contents_of(arguments.weights, what) as weights:
         backbone.load_state_dict(weights)
     backbone = _placed(backbone.eval(), settings)

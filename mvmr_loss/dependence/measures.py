@@ -180,7 +180,7 @@ def dependence(
         # A norm of rounding is none: its inverse is 0, with a zero gradient.
         inverse = torch.where(squares <= rounding, torch.inf, squares).rsqrt()
     else:
-        count = n * (n - 3) if estimator.corrected else (n - estimator.pairs_less_one) ** 2
+        count = n * (n - 3) if estimator.corrected else (n - int(estimator.pairs_less_one)) ** 2
         products, inverse = products / count, units
     first, second = (torch.stack([inverse[pair[side]] for pair in pairs]) for side in (0, 1))
     values = products * (first * second) if estimator.normalized else products

@@ -350,9 +350,10 @@ def test_compiled_for_a_cpu_it_runs_what_eager_mode_runs():
     images = torch.rand(12, 3, 16, 16)
     representations = Representations(["scattering", "hog"], sketch_dim=16)
     z, v = torch.randn(2, 12, 40)
+    criterion = MVMRLoss()
 
     def loss(images, z, v):
-        return MVMRLoss()(z, v, representations(images))
+        return criterion(z, v, representations(images))
 
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(images, z, v), loss(images, z, v))
@@ -395,8 +396,9 @@ def test_default_dtype_and_device_change_nothing(device, default_restored):
 
     expected = results()
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device(device)
-    for actual, reference in zip(results(), expected, strict=True):
+    with torch.device(device):
+        found = results()
+    for actual, reference in zip(found, expected, strict=True):
         assert actual.dtype == torch.float32
         assert actual.device.type == "cpu"
         assert torch.equal(actual, reference)
@@ -406,4 +408,3 @@ def test_default_dtype_and_device_change_nothing(device, default_restored):
 def default_restored():
     yield
     torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)

@@ -68,6 +68,9 @@ def test_half_precision_checkpoints_of_transformers(name, dtype, tmp_path):
     torch.testing.assert_close(teacher(IMAGES).flatten(1), expected.flatten(1))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="torch 2.6 cannot follow hooks and named tuples"
+)
 @pytest.mark.parametrize("layer", [None, "stem", "stem.0"])
 @pytest.mark.parametrize("preprocessing", [None, TeacherPreprocessing(24, (16, 16))])
 def test_compile(layer, preprocessing):
