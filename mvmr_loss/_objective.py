@@ -63,6 +63,21 @@ def named_views(name: str, views: Any) -> dict[str, Tensor]:
     return {f"{name}[{i}]": view for i, view in enumerate(views)}
 
 
+def check_views(named: Mapping[str, Tensor]) -> Tensor:
+    """Returns the first view after checking that all are batches of one shape (N, D)."""
+    z = next(iter(named.values()))
+    for label, view in named.items():
+        check_batch(label, view)
+        if view.ndim != 2:
+            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
+        if view.shape != z.shape:
+            raise ValueError(
+                f"{label} must have the same shape as the other embeddings, "
+                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
+            )
+    return z
+
+
 def checked_batch(
     named: Mapping[str, Tensor],
     representations: Any,
@@ -86,16 +101,7 @@ def checked_batch(
         The batch.
     """
     first = next(iter(named))
-    z = named[first]
-    for label, view in named.items():
-        check_batch(label, view)
-        if view.ndim != 2:
-            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        if view.shape != z.shape:
-            raise ValueError(
-                f"{label} must have the same shape as the other embeddings, "
-                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
-            )
+    z = check_views(named)
     for label, view in (second or {}).items():
         check_batch(label, view)
         if view.ndim != 2 or len(view) != len(z):
@@ -222,6 +228,15 @@ def components(
 def mean_of(terms: Sequence[Tensor]) -> Tensor:
     """Returns the mean of scalar tensors."""
     return torch.stack(list(terms)).mean() if len(terms) > 1 else terms[0]
+
+
+def unit_length(z: Tensor) -> Tensor:
+    """Returns rows scaled to length 1; 0, without gradient, where their length is about 0."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    peak = z.detach().abs().amax(dim=1, keepdim=True)
+    nothing = peak < 65536 * torch.finfo(z.dtype).tiny
+    safe = torch.where(nothing, 1.0, z / torch.where(nothing, 1.0, peak))
+    return torch.where(nothing, 0.0, safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True))
 
 
 def weights_by_term(

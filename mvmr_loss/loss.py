@@ -21,6 +21,7 @@ from mvmr_loss._objective import (
     dependence_terms,
     mean_of,
     named_views,
+    unit_length,
     weights_by_term,
 )
 from mvmr_loss.dependence import dependence_measure as resolve_measure
@@ -180,7 +181,7 @@ def identity_loss(
         >>> torch.round(same, decimals=3), torch.round(shifted, decimals=3)
         (tensor(0.), tensor(1.1670))
     """
-    unit = torch.stack([_unit_length(view) for view in views], dim=1)
+    unit = torch.stack([unit_length(view) for view in views], dim=1)
     n, count = unit.shape[:2]
     label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
     own = Rows(rows.start * count, None if rows.stop is None else rows.stop * count)
@@ -191,15 +192,6 @@ def _peak(z: Tensor) -> Tensor:
     """Returns the largest magnitude, without gradient; 1 where that is 0."""
     peak = z.detach().abs().amax()
     return torch.where(peak == 0, 1.0, peak)
-
-
-def _unit_length(z: Tensor) -> Tensor:
-    """Returns rows scaled to length 1; 0, without gradient, where their length is about 0."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    peak = z.detach().abs().amax(dim=1, keepdim=True)
-    nothing = peak < 65536 * torch.finfo(z.dtype).tiny
-    safe = torch.where(nothing, 1.0, z / torch.where(nothing, 1.0, peak))
-    return torch.where(nothing, 0.0, safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True))
 
 
 class MVMRLoss(nn.Module):

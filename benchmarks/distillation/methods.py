@@ -275,7 +275,7 @@ class Method(NamedTuple):
     Attributes:
         label: Its name in tables.
         build: From widths and one of the candidates to the objective.
-        candidates: Options to choose from on held-out training images, three for each method but one.
+        candidates: Options to choose from on held-out training images, three for each method.
     """
 
     label: str
@@ -287,6 +287,7 @@ class Method(NamedTuple):
 _HEADS = ({"layers": 0}, {"layers": 2}, {"layers": 3})
 _ALONE: dict[str, Any] = {"regression_weight": 0.0}
 _PHI_S: dict[str, Any] = {"hidden_dim": 512, "rotation": "hadamard"}
+_STACKED: dict[str, Any] = {"stacked": True}
 
 
 def _beside(base: str) -> tuple[dict[str, Any], ...]:
@@ -311,11 +312,9 @@ METHODS = {
         "cosine + smooth L1 + dependence",
         Distillation,
         (
-            {"dependence_weight": 0.3},
-            {"dependence_weight": 1.0},
-            {"dependence_weight": 0.3, "hidden_dim": 512},
-            # Tried after the rotation had shown itself in the regression alone.
             {"dependence_weight": 0.3, **_PHI_S},
+            {"dependence_weight": 0.3, **_PHI_S, **_STACKED},
+            {"dependence_weight": 0.3, **_PHI_S, **_STACKED, "directions": True},
         ),
     ),
     "mimicry": Method(
@@ -331,9 +330,9 @@ METHODS = {
         "dependence alone",
         Distillation,
         (
-            {**_ALONE, "dependence_measure": "distance_correlation"},
-            {**_ALONE, "dependence_measure": "distance_correlation_sqr"},
-            {**_ALONE, "dependence_measure": {"name": "distance_correlation", "exponent": 0.5}},
+            {**_ALONE},
+            {**_ALONE, **_STACKED},
+            {**_ALONE, **_STACKED, "directions": True},
         ),
     ),
     "published": Method("MV-MR, published weights", MVMR, _HEADS),

@@ -21,9 +21,11 @@ from mvmr_loss._objective import (
     LossComponents,
     Measure,
     Weights,
+    check_views,
     check_weights,
     checked_batch,
     named_views,
+    unit_length,
 )
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.dependence import dependence_measure as resolve_measure
@@ -73,6 +75,10 @@ class DistillationLoss(nn.Module):
         smooth_l1_weight: As of :class:`TeacherRegression`.
         scale: As of :class:`TeacherRegression`.
         rotation: As of :class:`TeacherRegression`.
+        directions: Whether the dependence is that of the directions of embeddings and features, scaled
+            to length 1, which a cosine compares, rather than of both as they are.
+        stacked: Whether the dependence is that of all views as one batch, in which the views of an
+            image have one teacher's feature and so are asked to lie together; else a mean over views.
         dependence_measure: A name, a mapping with a ``name`` and options, or a measure, see
             :func:`mvmr_loss.dependence.dependence_measure`.
         anchors: Number of earlier samples kept, see :class:`AnchorBank`, whose distances the
@@ -113,6 +119,8 @@ class DistillationLoss(nn.Module):
         smooth_l1_weight: float = 1.0,
         scale: Scale = "isotropic",
         rotation: Rotation = "auto",
+        directions: bool = False,
+        stacked: bool = False,
         dependence_measure: Measure = "distance_correlation",
         anchors: int = 0,
         gather_distributed: bool = False,
@@ -155,6 +163,8 @@ class DistillationLoss(nn.Module):
                 if scale == "coordinate" and name not in self.regressions
             }
         )
+        self.directions = check_bool("directions", directions)
+        self.stacked = check_bool("stacked", stacked)
         self.measure = resolve_measure(dependence_measure)
         anchors = check_int("anchors", anchors, minimum=0)
         self.bank = AnchorBank(anchors, embedding_dim, self.teacher_dims) if anchors else None
@@ -292,14 +302,22 @@ class DistillationLoss(nn.Module):
     ) -> LossComponents:
         """Computes each term, ``regression/NAME`` and ``dependence/NAME``; as :meth:`forward`."""
         named = named_views("embeddings", embeddings)
+        count = len(check_views(named))
         views, teachers = list(named.values()), self._checked(teachers)
+        for name, y in teachers.items():
+            if len(y) != count:
+                raise ValueError(
+                    f"teachers[{name!r}] must have shape ({count}, ...), one row for each "
+                    f"embedding, but has shape {tuple(y.shape)}."
+                )
         terms: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         for name, regression in self.regressions.items():
             terms[f"regression/{name}"] = regression(views, teachers[name])
             weights[f"regression/{name}"] = self.regression_weight[name]
         if any(self.dependence_weight.values()):
-            for name, term in self._dependence_terms(named, self._standardized(teachers)).items():
+            met = self._met(list(named.values()), self._standardized(teachers))
+            for name, term in self._dependence_terms(*met).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -319,6 +337,18 @@ class DistillationLoss(nn.Module):
                 apply = standardization.apply_statistics if counted else standardization
                 features[name] = apply(features[name].flatten(1))
         return features
+
+    def _met(
+        self, views: list[Tensor], teachers: dict[str, Tensor]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns the embeddings and the features as the dependence compares them."""
+        if self.directions:
+            views = [unit_length(view) for view in views]
+            teachers = {name: unit_length(y.flatten(1)) for name, y in teachers.items()}
+        if self.stacked:
+            teachers = {name: torch.cat([y] * len(views)) for name, y in teachers.items()}
+            views = [torch.cat(views)]
+        return views, teachers
 
     @torch.no_grad()
     def update(self, embeddings: Tensor | Sequence[Tensor], teachers: Mapping[str, Tensor]) -> None:
@@ -351,21 +381,21 @@ class DistillationLoss(nn.Module):
         )
 
     def _dependence_terms(
-        self, named: Mapping[str, Tensor], teachers: Mapping[str, Tensor]
+        self, embeddings: list[Tensor], teachers: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns each teacher's dependence term, a mean over views."""
+        """Returns each teacher's dependence term, a mean over what is given."""
         if self.bank is None:
-            found = self._dependence.forward_components(list(named.values()), teachers).terms
+            found = self._dependence.forward_components(embeddings, teachers).terms
             return {name: found[f"representations/{name}"] for name in teachers}
         batch = checked_batch(
-            named,
+            named_views("embeddings", embeddings),
             teachers,
             self.dependence_weight,
             self.measure,
             gather_distributed=self.gather_distributed,
         )
         kept, kept_teachers = self.bank.samples()
-        kept_teachers = self._standardized(kept_teachers, seen=True)
+        (kept,), kept_teachers = self._met([kept], self._standardized(kept_teachers, seen=True))
         views = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in batch.views]
         terms = {}
         for name, y in batch.features.items():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mvmr_loss import MultiRepresentationRegularizer, Representations
 from mvmr_loss.cache import RepresentationCache
@@ -81,6 +82,51 @@ def test_anchors_join_the_batch(batch):
     found.backward()
     assert views[0].grad.abs().sum() > 0
     assert len(kept) == 5
+
+
+@pytest.mark.parametrize("anchors", [0, 5])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_directions_are_embeddings_and_features_of_length_1(batch, stacked, anchors):
+    options = {"regression_weight": 0.0, "dependence_weight": 1.0, "anchors": anchors}
+    criterion = DistillationLoss(4, DIMS, directions=True, stacked=stacked, **options)
+    plain = DistillationLoss(4, DIMS, stacked=stacked, **options)
+    views, teachers = batch
+
+    def scaled(batch, length):
+        x, y = batch
+        return [length * F.normalize(z, dim=1) for z in x], {
+            name: F.normalize(values, dim=1) for name, values in y.items()
+        }
+
+    for _ in range(2):  # the second time with anchors
+        torch.testing.assert_close(criterion(*batch), plain(*scaled(batch, 1)))
+        torch.testing.assert_close(criterion(*batch), criterion(*scaled(batch, 1e-12)))
+        criterion.update(views, teachers)
+        plain.update(*scaled(batch, 1))
+
+
+def test_stacked_views_are_one_batch_with_the_same_features(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(
+        4, DIMS, regression_weight=0.0, dependence_weight=1.0, stacked=True
+    )
+    twice = {name: torch.cat([y, y]) for name, y in teachers.items()}
+    expected = MultiRepresentationRegularizer()(torch.cat(views), twice)
+    torch.testing.assert_close(criterion(*batch), expected)
+    # One view, or two that agree, but for the distance of 0 between them.
+    assert criterion([views[0]], teachers) == MultiRepresentationRegularizer()(views[0], teachers)
+    apart = criterion([views[0], views[0] + 10], teachers)
+    assert criterion([views[0], views[0]], teachers) < apart
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_views_and_teachers_have_one_number_of_samples(batch, stacked):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS, dependence_weight=1.0, stacked=stacked)
+    with pytest.raises(ValueError, match=r"embeddings\[1\] must have the same shape as the other"):
+        criterion([views[0], views[1][:-1]], teachers)
+    with pytest.raises(ValueError, match=r"teachers\['clip'\] must have shape \(9, \.\.\.\)"):
+        criterion(views, {name: y[:-1] for name, y in teachers.items()})
 
 
 def test_statistics_come_from_a_store(tmp_path, batch):
