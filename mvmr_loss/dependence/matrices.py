@@ -224,7 +224,7 @@ def _distances_on_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
     squared = _float32_distances(x)
     if squared is not None:
         return squared, x.new_ones((), dtype=torch.float64)
-    squared, units = _SquaredDistances.forward(0, None, x.double())
+    squared, units = _SquaredDistances.forward(0, None, x)
     return squared[0].to(x.dtype), units[0]
 
 

@@ -292,6 +292,16 @@ def test_the_op_for_compilers_gives_squared_distances(scale, kind):
     torch.testing.assert_close(squared.double().sqrt() * unit, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-35, 1e-30])
+def test_a_batch_too_small_for_gradients_is_constant_compiled_or_not(scale):
+    x = scale * batch(12, 5).float()
+    squared, unit = matrices._distances_on_cpu(x)
+    (expected,), (expected_unit,) = matrices._SquaredDistances.forward(0, None, x)
+    torch.testing.assert_close(squared.double(), expected.double(), rtol=1e-5, atol=0)
+    assert unit == expected_unit
+    assert bool((squared == 0).all()) == (scale < 1e-30)
+
+
 def test_wide_batches_are_raised_a_part_at_a_time(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
