@@ -312,9 +312,11 @@ def _columns(values: Any) -> list[list[Any]]:
 def _add_names(digest: Any, names: list[str], root: Any) -> None:
     """Adds names relative to their folder, whatever the working directory, and 64 files' sizes."""
     if not isinstance(root, (str, os.PathLike)):
+        if len({os.path.isabs(name) for name in names}) > 1:
+            names = [os.path.abspath(name) for name in names]
         try:
             root = os.path.commonpath([os.path.dirname(name) for name in names])
-        except ValueError:  # Absolute and relative ones are mixed.
+        except ValueError:  # Of several drives, or there are none.
             root = ""
     for name in names:
         # torchvision's names begin with the root, solo-learn's are below it.

@@ -357,8 +357,11 @@ def test_the_layout_in_memory_plays_no_part():
 
 def test_absolute_and_relative_names_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mixed = PlainDataset([str(tmp_path / "a.png"), "b.png"])
-    assert dataset_fingerprint(mixed) == dataset_fingerprint(PlainDataset(["a.png", "b.png"]))
+    mixed = dataset_fingerprint(PlainDataset([str(tmp_path / "a.png"), "b.png"]))
+    assert mixed == dataset_fingerprint(PlainDataset(["a.png", "b.png"]))
+    monkeypatch.chdir(tmp_path.parent)
+    above = [str(tmp_path / "a.png"), f"{tmp_path.name}/b.png"]
+    assert dataset_fingerprint(PlainDataset(above)) == mixed
 
 
 @pytest.mark.parametrize("kind", STORED)
