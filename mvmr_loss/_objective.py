@@ -63,21 +63,6 @@ def named_views(name: str, views: Any) -> dict[str, Tensor]:
     return {f"{name}[{i}]": view for i, view in enumerate(views)}
 
 
-def check_views(named: Mapping[str, Tensor]) -> Tensor:
-    """Returns the first view after checking that all are batches of one shape (N, D)."""
-    z = next(iter(named.values()))
-    for label, view in named.items():
-        check_batch(label, view)
-        if view.ndim != 2:
-            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        if view.shape != z.shape:
-            raise ValueError(
-                f"{label} must have the same shape as the other embeddings, "
-                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
-            )
-    return z
-
-
 def checked_batch(
     named: Mapping[str, Tensor],
     representations: Any,
@@ -101,7 +86,16 @@ def checked_batch(
         The batch.
     """
     first = next(iter(named))
-    z = check_views(named)
+    z = named[first]
+    for label, view in named.items():
+        check_batch(label, view)
+        if view.ndim != 2:
+            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
+        if view.shape != z.shape:
+            raise ValueError(
+                f"{label} must have the same shape as the other embeddings, "
+                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
+            )
     for label, view in (second or {}).items():
         check_batch(label, view)
         if view.ndim != 2 or len(view) != len(z):

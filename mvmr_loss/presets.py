@@ -49,7 +49,7 @@ _PRESETS: dict[str, Preset] = {
         {**_IDENTITY, "representation_weights": 0.0},
         ("scattering", "hog"),
         1024,
-        {"dependence_weight": 0.3, "scale": "coordinate"},
+        {"dependence_weight": 0.3, "scale": "coordinate", "stacked": False},
     ),
 }
 

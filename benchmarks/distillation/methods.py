@@ -100,7 +100,10 @@ class MVMR(Objective):
         return self.loss(z, z_augmented, {"teacher": batch.teacher} if self.teacher else None)
 
 
-_PLAIN: dict[str, Any] = {"hidden_dim": 0, "rotation": "none", "dependence_weight": 1.0}
+_PLAIN: dict[str, Any] = {
+    **{"hidden_dim": 0, "rotation": "none"},
+    **{"dependence_weight": 1.0, "stacked": False},
+}
 
 
 class Distillation(Objective):
@@ -109,7 +112,8 @@ class Distillation(Objective):
     Args:
         widths: As every objective has them.
         view_weight: Weight of MV-MR's view terms on the features; 0: none.
-        **options: Of the loss; a linear head, no rotation and a dependence of weight 1 if not given.
+        **options: Of the loss; if not given a linear head, no rotation, and a dependence of weight 1
+            of each view as it is.
     """
 
     def __init__(self, widths: Widths, *, view_weight: float = 0.0, **options: Any) -> None:

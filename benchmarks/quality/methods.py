@@ -85,6 +85,7 @@ class Regressed(nn.Module):
             regression_weight=regression,
             dependence_weight=dependence,
             scale="coordinate",
+            stacked=False,
         ).fit(representations)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvmr_loss._checks import check_batch, check_int, check_number
-from mvmr_loss._objective import named_views
+from mvmr_loss._objective import named_views, unit_length
 from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization
 
 
@@ -55,7 +55,8 @@ def regression_loss(
             )
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     prediction, target = prediction.to(dtype), target.to(dtype)
-    cosine = 1 - F.cosine_similarity(prediction, target, dim=1, eps=1e-6).mean()
+    # Of any size of numbers; 0 for features that are 0.
+    cosine = 1 - (unit_length(prediction) * unit_length(target)).sum(dim=1).mean()
     return weights[0] * cosine + weights[1] * F.smooth_l1_loss(prediction, target)
 
 

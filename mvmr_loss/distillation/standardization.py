@@ -218,7 +218,8 @@ class Standardization(nn.Module):
         total = self.count + number
         share = number / total.clamp(min=1)
         change = mean - self.mean
-        between = (1 - share) * self._over_coordinates(change.square())
+        # Weighted before they are squared, which may leave the range: the first batch's weight is 0.
+        between = self._over_coordinates(((1 - share).sqrt() * change).square())
         # Not a change of what is there: at first that is 1, beside which small variances have no digits.
         self.variance.mul_(1 - share).add_(share * (square + between))
         self.mean.add_(share * change)

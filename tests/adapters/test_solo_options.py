@@ -80,7 +80,7 @@ def test_the_preset_with_terms_on_the_features() -> None:
     options = check_method_options({"preset": "features"})
     assert options["representations"] == ["scattering", "hog"]
     assert options["sketch_dim"] == 1024
-    distilled = {"dependence_weight": 0.3, "scale": "coordinate", "gather_distributed": True}
+    distilled = {**preset_settings("features").distillation, "gather_distributed": True}
     teachers = {"scattering": 1024, "hog": 1024}
     assert options["distillation"] == {"teacher_dims": teachers, **distilled}
     given = {"preset": "features", "representations": {"edges": {"name": "hog"}}, "sketch_dim": 64}

@@ -12,6 +12,7 @@ from mvmr_loss.distillation import DistillationLoss
 
 DIMS = {"clip": 6, "dino": 5}
 ANCHORED = {"dependence_weight": 0.5, "anchors": 4}
+EACH_VIEW = {"stacked": False}
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def test_terms_are_those_of_their_parts(batch):
         DIMS,
         regression_weight={"clip": 2.0, "dino": 0.0},
         dependence_weight={"clip": 0.5, "dino": -1},
+        **EACH_VIEW,
     ).fit(teachers)
     found = criterion.forward_components(views, teachers)
     clip, dino = (
@@ -48,7 +50,8 @@ def test_terms_are_those_of_their_parts(batch):
 
 
 def test_without_regression_there_is_nothing_to_train(batch):
-    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, dependence_weight=0.5)
+    options = {"regression_weight": 0.0, "dependence_weight": 0.5, **EACH_VIEW}
+    criterion = DistillationLoss(4, DIMS, **options)
     assert list(criterion.parameters()) == []
     expected = MultiRepresentationRegularizer(0.5)(*batch)
     torch.testing.assert_close(criterion(*batch), expected)
@@ -63,7 +66,8 @@ def test_without_dependence_a_batch_of_one_will_do(batch):
 
 def test_anchors_join_the_batch(batch):
     views, teachers = batch
-    criterion = DistillationLoss(4, DIMS, regression_weight=0.0, dependence_weight=1.0, anchors=5)
+    options = {"regression_weight": 0.0, "dependence_weight": 1.0, **EACH_VIEW}
+    criterion = DistillationLoss(4, DIMS, anchors=5, **options)
     torch.testing.assert_close(criterion(*batch), MultiRepresentationRegularizer()(*batch))
     earlier = torch.randn(8, 4), {name: torch.randn(8, width) for name, width in DIMS.items()}
     criterion.update([earlier[0], earlier[0] + 1], earlier[1])
@@ -107,9 +111,8 @@ def test_directions_are_embeddings_and_features_of_length_1(batch, stacked, anch
 
 def test_stacked_views_are_one_batch_with_the_same_features(batch):
     views, teachers = batch
-    criterion = DistillationLoss(
-        4, DIMS, regression_weight=0.0, dependence_weight=1.0, stacked=True
-    )
+    options = {"regression_weight": 0.0, "dependence_weight": 1.0}
+    criterion = DistillationLoss(4, DIMS, stacked=True, **options)
     twice = {name: torch.cat([y, y]) for name, y in teachers.items()}
     expected = MultiRepresentationRegularizer()(torch.cat(views), twice)
     torch.testing.assert_close(criterion(*batch), expected)
@@ -123,7 +126,7 @@ def test_stacked_views_are_one_batch_with_the_same_features(batch):
 def test_views_and_teachers_have_one_number_of_samples(batch, stacked):
     views, teachers = batch
     criterion = DistillationLoss(4, DIMS, dependence_weight=1.0, stacked=stacked)
-    with pytest.raises(ValueError, match=r"embeddings\[1\] must have the same shape as the other"):
+    with pytest.raises(ValueError, match=r"embeddings\[1\] must have shape \(9, 4\)"):
         criterion([views[0], views[1][:-1]], teachers)
     with pytest.raises(ValueError, match=r"teachers\['clip'\] must have shape \(9, \.\.\.\)"):
         criterion(views, {name: y[:-1] for name, y in teachers.items()})
@@ -203,8 +206,18 @@ def test_fits_to_a_full_cache_only(tmp_path):
             ValueError,
             "without options",
         ),
-        ({"regression_weight": 0.0}, ValueError, "must not all be 0"),
-        ({"anchors": 4}, ValueError, "anchors must be 0 where dependence_weight is 0"),
+        (
+            {"regression_weight": 0.0, "dependence_weight": 0.0},
+            ValueError,
+            "must not all be 0",
+        ),
+        (
+            {"anchors": 4, "dependence_weight": 0.0},
+            ValueError,
+            "anchors must be 0 where dependence_weight is 0",
+        ),
+        ({"directions": 1}, TypeError, "directions must be True or False"),
+        ({"stacked": None}, TypeError, "stacked must be True or False"),
         ({"gather_distributed": 1}, TypeError, "gather_distributed must be True or False"),
     ],
 )
@@ -242,6 +255,7 @@ def test_dependence_is_on_features_standardised_coordinate_by_coordinate(
         dependence_weight=1.0,
         scale="coordinate",
         anchors=anchors,
+        **EACH_VIEW,
     )
     if fitted:
         criterion.fit({"y": y})
