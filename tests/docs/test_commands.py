@@ -71,6 +71,9 @@ ELSEWHERE = {
     ),
     # Hours: its parts are tried.
     "python tests/mutation": "tests/mutation/test_mutation.py::test_every_file_named_is_there",
+    # Minutes each: tried at small scales.
+    "python -m tests.trust store": "tests/trust/test_store.py::test_command",
+    "python -m tests.trust precision": "tests/trust/test_precision.py::test_command",
     "python tests/cpu/sanitized.py": "tests/cpu/test_sanitized.py::test_no_fault_is_found",
     # In an environment of its own: it clashes with solo-learn.
     "pip install '.[stable-pretraining]'": "noxfile.py::.[stable-pretraining]",
