@@ -44,7 +44,7 @@ _PLAIN = resolve_measure("distance_correlation").extra_repr()
 class DistillationLoss(nn.Module):
     """Distils one or several teachers: regression onto their features, and dependence on them.
 
-    For each teacher, and as a mean over the views::
+    For each teacher, with the regression's mean over the views z::
 
         L =   regression_weight (1 - cos(head(z), y') + smooth_l1(head(z), y'))
             + dependence_weight (1 - dependence(z, y'))

@@ -64,6 +64,8 @@ def assert_same(own, librarys, height, width):
 @pytest.mark.parametrize("shape", [(70, 111), (300, 233)])
 def test_processors_of_transformers(name, options, shape):
     transformers = pytest.importorskip("transformers")
+    if name.startswith("EfficientNet") and transformers.__version__ < "5":
+        pytest.skip("transformers 4 resizes to the nearest pixel, which is refused with a reason")
     processor = getattr(transformers, name)(**options)
     own = _of_processor(name, processor)
     assert_same(own, lambda x: processor(x, return_tensors="pt").pixel_values[0], *shape)
