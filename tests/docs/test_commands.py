@@ -86,6 +86,9 @@ ELSEWHERE = {
     "make test-slow": ".ci/run::make test-slow",
     "make lint": ".ci/run::make lint",
     "make docs": "tests/docs/test_site.py::test_strict_build",
+    "nox --sessions stable_pretraining torchdistill wheel_here": (
+        ".ci/run::--sessions stable_pretraining torchdistill wheel_here"
+    ),
     "python examples/log_terms.py --logger csv tensorboard wandb": (
         "tests/examples/test_examples.py::test_terms_reach_every_logger"
     ),
