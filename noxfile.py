@@ -131,7 +131,7 @@ def build(session: nox.Session) -> dict[str, str]:
 def run_core_tests(session: nox.Session) -> None:
     """Runs the core's tests away from the checkout, whose package would be imported otherwise."""
     folder = Path(session.create_tmp()).resolve()
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "benchmarks", ".ci"):
         session.run("cp", "-r", str(ROOT / name), str(folder), external=True)
     for name in ("pyproject.toml", "setup.cfg", "conftest.py"):
         session.run("cp", str(ROOT / name), str(folder), external=True)
