@@ -244,7 +244,12 @@ def test_variance(b, margin):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=precision * (1 + 10 * size))
 
 
-@cases(60, 800, b=batches())
+@cases(
+    60,
+    800,
+    b=batches(),
+    examples=[{"b": Batch("collapse", 2, 2, 14, 0, torch.float32, "plain")}],
+)
 def test_covariance(b):
     z = b.tensor(requires_grad=True)
     loss = covariance_loss(z.flatten(1))
