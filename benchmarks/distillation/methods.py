@@ -101,8 +101,10 @@ class MVMR(Objective):
 
 
 _PLAIN: dict[str, Any] = {
-    **{"hidden_dim": 0, "rotation": "none"},
-    **{"dependence_weight": 1.0, "stacked": False},
+    "hidden_dim": 0,
+    "rotation": "none",
+    "dependence_weight": 1.0,
+    "stacked": False,
 }
 
 
@@ -334,7 +336,7 @@ METHODS = {
         "dependence alone",
         Distillation,
         (
-            {**_ALONE},
+            _ALONE,
             {**_ALONE, **_STACKED},
             {**_ALONE, **_STACKED, "directions": True},
         ),

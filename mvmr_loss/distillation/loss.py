@@ -304,12 +304,12 @@ class DistillationLoss(nn.Module):
         views, teachers = list(named.values()), self._checked(teachers)
         for label, view in named.items():
             check_batch(label, view)
-            if view.ndim != 2 or view.shape != (len(views[0]), self.embedding_dim):
+            count = len(views[0])
+            if view.shape != (count, self.embedding_dim):
                 raise ValueError(
-                    f"{label} must have shape ({len(views[0])}, {self.embedding_dim}), as all "
-                    f"views, but has shape {tuple(view.shape)}."
+                    f"{label} must have shape ({count}, {self.embedding_dim}), as all views, but has "
+                    f"shape {tuple(view.shape)}."
                 )
-        count = len(views[0])
         for name, y in teachers.items():
             if len(y) != count:
                 raise ValueError(
@@ -322,7 +322,7 @@ class DistillationLoss(nn.Module):
             terms[f"regression/{name}"] = regression(views, teachers[name])
             weights[f"regression/{name}"] = self.regression_weight[name]
         if any(self.dependence_weight.values()):
-            met = self._met(list(named.values()), self._standardized(teachers))
+            met = self._met(views, self._standardized(teachers))
             for name, term in self._dependence_terms(*met).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
