@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -15,6 +15,16 @@ from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.harness.loops import progress
 from mvmr_loss.cache.folder import check_image, check_no_loop
+
+
+class Data(NamedTuple):
+    """Images, uint8 of shape (N, 3, H, W), and labels, to train on and to test on."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: Sequence[str]
 
 
 class ImageFolder(torchvision.datasets.ImageFolder):

@@ -6,12 +6,14 @@ Both give class scores of shape (N, C), which may be averaged over crops of an i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.harness.graphs import RepeatedStep, repeatable_adam
 from benchmarks.harness.loops import progress
 
 
@@ -196,19 +198,30 @@ def train_linear_probe(
             f"but are {epochs}, {batch_size} and {learning_rate}."
         )
     probe = LinearProbe(features, _num_classes(labels, num_classes)).to(features.device)
-    optimizer = torch.optim.Adam(
-        probe.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True
+    optimizer = repeatable_adam(
+        probe.parameters(), learning_rate, weight_decay, features.device
     )
     steps = epochs * -(-len(features) // batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
+    # Batches are equally large but for the last of an epoch.
+    sizes = {min(batch_size, len(features)), len(features) % batch_size or batch_size}
+    indices = {n: torch.zeros(n, dtype=torch.long, device=features.device) for n in sizes}
+
+    def step(index: Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(probe(features[index]), labels[index]).backward()
+        optimizer.step()
+
+    steps_of = {
+        n: RepeatedStep(functools.partial(step, index), features.device)
+        for n, index in indices.items()
+    }
     for _ in progress(range(epochs), description, unit="epoch"):
-        for index in torch.randperm(len(features), generator=generator).split(batch_size):
-            index = index.to(features.device)
-            loss = F.cross_entropy(probe(features[index]), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for index in order.split(batch_size):
+            indices[len(index)].copy_(index)
+            steps_of[len(index)]()
             scheduler.step()
     return probe.eval().requires_grad_(False)
 

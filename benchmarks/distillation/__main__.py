@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.common.encoder import check_widths
 from benchmarks.common.evaluation import evaluate_features
-from benchmarks.distillation.evaluation import evaluate_student, load_photographs
+from benchmarks.common.frozen import evaluate_frozen, load_photographs
 from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import (
@@ -29,8 +30,9 @@ from benchmarks.distillation.training import (
     teacher_embeddings,
     train_student,
 )
-from benchmarks.harness import Run, plain_errors, run_all
-from benchmarks.plain_pytorch.training import Data, check_training, load_data
+from benchmarks.harness import Run, plain_errors, run_all, run_in_processes, wait_for
+from benchmarks.common.data import Data
+from benchmarks.plain_pytorch.training import check_training, load_data, normalize
 
 FOLDER = Path(__file__).parent
 # While options are chosen, one in five training images is held out.
@@ -45,6 +47,7 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
 
     def run(place: str, teacher: str, student: str, epochs: int, method: str, **rest: Any) -> Run:
         told = {"teacher": teacher, "student": student, "epochs": epochs, "method": method}
+        told |= {"bf16": True} if settings.bf16 else {}
         held = {"held_out": HELD_OUT} if place.startswith("selection") else {}
         name = f"{teacher}/{student}-{epochs}/{place}"
         return Run(name, {**told, "options": rest["options"], **held, **common}, rest["seed"])
@@ -83,10 +86,9 @@ def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, An
 def chosen(method: str, folder: Path) -> Mapping[str, Any]:
     """Returns the method's candidate of the best linear accuracy on held-out training images."""
     candidates = METHODS[method].candidates
-    accuracy = [
-        json.loads((folder / f"{method}-{i}.json").read_text())["figures"]["accuracy"]["linear"]
-        for i in range(len(candidates))
-    ]
+    paths = [folder / f"{method}-{i}.json" for i in range(len(candidates))]
+    wait_for(paths)
+    accuracy = [json.loads(path.read_text())["figures"]["accuracy"]["linear"] for path in paths]
     return candidates[accuracy.index(max(accuracy))]
 
 
@@ -172,8 +174,14 @@ class Study:
         encoder, costs = train_student(
             run.settings, images, embeddings, run.seed or 0, self.settings.device
         )
-        accuracy = evaluate_student(
-            encoder, images, None if choosing else photographs, self.settings.device, run.seed or 0
+        accuracy = evaluate_frozen(
+            encoder,
+            images,
+            normalize,
+            photographs=photographs,
+            damaged=not choosing,
+            device=self.settings.device,
+            seed=run.seed or 0,
         )
         return {"accuracy": accuracy, **costs}
 
@@ -203,12 +211,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a student of each method for each")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     add("--runs", type=int, help="stop after this many students; None is all")
+    add("--minutes", type=float, help="begin no student later; None is no end")
+    add("--jobs", type=int, default=1, help="so many processes share the plan")
     add("--output", type=Path, default=FOLDER, help="where results and tables are")
     add("--work", type=Path, default=Path("runs/distillation"), help="where features are kept")
+    add("--bf16", action="store_true", help="run students in bfloat16 where autocast has it so")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     settings = parser.parse_args(arguments)
     minima = {"image_size": 8, "selection_epochs": 1, "teacher_epochs": 1}
-    minima |= {"batch_size": 4, "limit": 20, "runs": 1}
+    minima |= {"batch_size": 4, "limit": 20, "runs": 1, "jobs": 1}
     check_training(parser, settings, minima)
     if min(settings.epochs) < 1:
         parser.error(f"--epochs must be at least 1 but are {settings.epochs}.")
@@ -221,18 +232,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; what is wrong with it or the images becomes one sentence."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     settings = parse_arguments(arguments)
+    if settings.jobs > 1:
+        run_in_processes(settings.jobs, ["benchmarks.distillation", *arguments, "--jobs", "1"])
+        write_report(settings.output)
+        return
     study = Study(settings)
-
-    def run_one(run: Run) -> dict[str, Any]:
-        figures = study.run(run)
-        write_report(settings.output)  # those before it
-        return figures
-
-    with plain_errors():
-        complete = run_all(
-            planned(settings), settings.output / "results", run_one, limit=settings.runs
-        )
+    try:
+        with plain_errors():
+            complete = run_all(
+                planned(settings),
+                settings.output / "results",
+                study.run,
+                limit=settings.runs,
+                minutes=settings.minutes,
+            )
+    finally:
         write_report(settings.output)
     print("complete" if complete else "not complete yet: run the same command again to continue")
 

@@ -48,7 +48,12 @@ class Objective(nn.Module):
 
     Args:
         head: What turns the student's features into what the loss sees.
+
+    Attributes:
+        capturable: Whether a step can be a CUDA graph.
     """
+
+    capturable = True
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -124,6 +129,7 @@ class Distillation(Objective):
         self.loss = DistillationLoss(widths.student, {"teacher": widths.teacher}, **options)
         self.views = MVMRLoss()
         self.view_weight = view_weight
+        self.capturable = not options.get("anchors")  # How many there are changes.
 
     def fit(self, embeddings: Tensor) -> None:
         """Takes the teacher's statistics."""
@@ -224,6 +230,7 @@ class CKALoss(Objective):
     def __init__(self, widths: Widths, *, layers: int) -> None:
         super().__init__(projection(widths, layers))
         self.loss = PatchKernelAlignmentLoss()
+        self.capturable = False  # It looks at a value.
 
     def compare(self, features: Tensor, batch: Batch) -> Tensor:
         """Computes the loss; zeros make both equally wide, which a linear kernel does not see."""
@@ -263,6 +270,7 @@ class Joined(Objective):
         super().__init__(nn.Identity())
         self.base = METHODS[base].build(widths, **options)
         self.dependence = MultiRepresentationRegularizer(dependence_weight)
+        self.capturable = self.base.capturable
 
     def fit(self, embeddings: Tensor) -> None:
         """Shows the baseline the teacher's embeddings."""
@@ -318,9 +326,9 @@ METHODS = {
         "cosine + smooth L1 + dependence",
         Distillation,
         (
-            {"dependence_weight": 0.3, **_PHI_S},
             {"dependence_weight": 0.3, **_PHI_S, **_STACKED},
             {"dependence_weight": 0.3, **_PHI_S, **_STACKED, "directions": True},
+            {"dependence_weight": 1.0, **_PHI_S, **_STACKED},
         ),
     ),
     "mimicry": Method(

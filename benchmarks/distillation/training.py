@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from benchmarks.common.checkpoints import contents_of
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.distillation.augmentation import augment
+from benchmarks.common.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths
 from benchmarks.distillation.teachers import efficientnet_lite0
-from benchmarks.harness import atomic_path, portable, progress
+from benchmarks.harness import RepeatedStep, atomic_path, portable, progress
 from benchmarks.plain_pytorch.training import (
     Data,
     adam_in_one_cycle,
-    epoch_means,
     evaluate,
     normalize,
     random_batches,
@@ -177,7 +176,8 @@ def train_student(
 
     Args:
         run: Its ``student``, ``epochs``, ``method``, ``options``, ``batch_size``, ``learning_rate``
-            and ``color_jitter``.
+            and ``color_jitter``; ``bf16``: whether the student runs in bfloat16 where autocast
+            has it so.
         data: Training images with labels.
         embeddings: The teacher's of the training images, shape (N, E).
         seed: Of the weights, the order and the augmentations.
@@ -192,34 +192,47 @@ def train_student(
     encoder = encoder.to(device, memory_format=torch.channels_last)
     widths = Widths(encoder.output_dim, embeddings.shape[1], len(data.classes))
     objective = METHODS[method].build(widths, **run["options"]).to(device)
+    embeddings = embeddings.to(device)
     objective.fit(embeddings)
     recipe = argparse.Namespace(epochs=run["epochs"], batch_size=run["batch_size"])
     steps_per_epoch = len(data.train_images) // recipe.batch_size
     steps = recipe.epochs * steps_per_epoch
     parameters = [*encoder.parameters(), *objective.parameters()]
     optimizer, scheduler = adam_in_one_cycle(parameters, run["learning_rate"], steps)
+    images, labels = data.train_images.to(device), data.train_labels.to(device)
+    # What a step reads and writes stays where it is, so that a GPU can repeat it as one graph.
+    chosen = torch.zeros(recipe.batch_size, dtype=torch.long, device=device)
+    latest: list[Batch] = []
+    loss = torch.zeros((), device=device)
+    device_type = torch.device(device).type
+
+    def step() -> None:
+        plain = images[chosen].float() / 255
+        with torch.autocast(device_type, torch.bfloat16, enabled=run.get("bf16", False)):
+            view = encoder(normalize(plain))
+            augmented = encoder(normalize(augment(plain, run["color_jitter"])))
+        batch = Batch(view.float(), augmented.float(), embeddings[chosen], labels[chosen])
+        optimizer.zero_grad()
+        value = objective(batch)
+        value.backward()
+        optimizer.step()
+        loss.copy_(value.detach())
+        latest[:] = [batch]
+
+    repeated = RepeatedStep(step, device, captured=objective.capturable)
     # Methods draw different numbers of random weights; order and augmentation are equal again.
     torch.manual_seed(seed)
-    history: list[dict[str, float]] = []
+    losses: list[Tensor] = []
     clocks = time.perf_counter(), time.process_time()
     for index in progress(random_batches(len(data.train_images), recipe), method, steps):
-        images = data.train_images[index].to(device).float() / 255
-        batch = Batch(
-            encoder(normalize(images)),
-            encoder(normalize(augment(images, run["color_jitter"]))),
-            embeddings[index].to(device),
-            data.train_labels[index].to(device),
-        )
-        loss = objective(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        chosen.copy_(index)
+        repeated()
         scheduler.step()
-        objective.update(batch)
-        history.append({"loss": loss.item()})
+        objective.update(latest[0])
+        losses.append(loss.clone())
     seconds, cpu_seconds = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
     return encoder, {
-        "loss_per_epoch": [epoch["loss"] for epoch in epoch_means(history, steps_per_epoch)],
+        "loss_per_epoch": torch.stack(losses).view(-1, steps_per_epoch).mean(1).tolist(),
         "student_passes": 2 * steps * recipe.batch_size,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_seconds": round(seconds, 1),

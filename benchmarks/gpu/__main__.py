@@ -1,10 +1,11 @@
 """Measures on a GPU what there is to measure, and leaves JSON as each run ends.
 
-python -m benchmarks.gpu --data CIFAR --minutes 8 --output runs/gpu   again, it goes on where it stopped
+python -m benchmarks.gpu --minutes 8 --output runs/gpu                again, it goes on where it stopped
 python -m benchmarks.gpu --report                                     pages of what is there
 python -m benchmarks.gpu --device cpu --miniature --output runs/try   everything, small, in a minute
 
-Under the output, folders are those of benchmarks/: speed/results/, gpu/results/, quality/results/.
+Under the output, folders are those of benchmarks/: speed/results/ and gpu/results/. The studies of
+learning have commands of their own, which use a GPU, too: benchmarks.quality and .distillation.
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ import torch
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import write_report
 from benchmarks.harness import Run, plain_errors, run_all
-from benchmarks.quality import report as quality_report
-from benchmarks.quality.plan import plan as quality_plan
-from benchmarks.quality.training import train
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed.table import write_report as write_speed_report
 
@@ -45,8 +43,6 @@ class Size(NamedTuple):
         steps: Of the preset.
         repeats: Timed rounds.
         speed: Parts of the speed table, in the order of worth.
-        quality: What differs from the plan of the quality study.
-        rows: How many of its rows.
     """
 
     sides: Mapping[int, int]
@@ -58,8 +54,6 @@ class Size(NamedTuple):
     steps: int
     repeats: int
     speed: Sequence[str]
-    quality: Mapping[str, Any]
-    rows: int | None
 
 
 FULL = Size(
@@ -75,8 +69,6 @@ FULL = Size(
         *("limits", "loss", "peers", "scattering", "memory", "step", "growth", "handcrafted"),
         "modes",
     ),
-    quality={},
-    rows=None,
 )
 MINIATURE = Size(
     sides={32: 4},
@@ -88,8 +80,6 @@ MINIATURE = Size(
     steps=3,
     repeats=1,
     speed=("limits",),
-    quality={"epochs": 1, "per_class": 30},
-    rows=1,
 )
 
 
@@ -102,13 +92,12 @@ class Planned(NamedTuple):
     measure: Measure
 
 
-def plan(size: Size, device: str, data: Path | None) -> Iterator[Planned]:
+def plan(size: Size, device: str) -> Iterator[Planned]:
     """Yields all runs, what tells most for its time first.
 
     Args:
         size: How large they are.
         device: ``"cuda"``, or ``"cpu"`` to try it.
-        data: Images of the quality study; None: photographs.
     """
 
     def measure(run: Run) -> Mapping[str, Any]:
@@ -143,18 +132,6 @@ def plan(size: Size, device: str, data: Path | None) -> Iterator[Planned]:
                 repeats=size.repeats,
             )
     yield from table[4:]
-    longest = [
-        run
-        for run in quality_plan("main", data.name if data else "photographs")
-        if run.seed == 0 and run.settings["epochs"] == 30
-    ]
-    for run in longest[: size.rows]:
-        yield Planned(
-            "quality",
-            "quality/results",
-            run._replace(settings={**run.settings, **size.quality}),
-            lambda run: train(run.settings, run.seed or 0, data, device),
-        )
 
 
 def run_in_time(planned: Sequence[Planned], output: Path, minutes: float) -> list[str]:
@@ -191,12 +168,11 @@ def main(command: Sequence[str] | None = None) -> None:
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parts = ("speed", *PARTS, "quality")
+    parts = ("speed", *PARTS)
     add = parser.add_argument
     add("--device", default="cuda", choices=("cuda", "cpu"), help="where to run")
     add("--minutes", type=float, default=8, help="no run begins later")
     add("--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help="these parts")
-    add("--data", type=Path, help="folder with train/ and test/ for the quality study")
     add("--miniature", action="store_true", help="everything small, to try it")
     add("--report", action="store_true", help="measure nothing, write pages of the results")
     add("--output", type=Path, default=BENCHMARKS, help="folder of the results")
@@ -205,15 +181,13 @@ def main(command: Sequence[str] | None = None) -> None:
         with plain_errors():
             write_report(given.output / "gpu")
             write_speed_report(given.output / "speed")
-            quality = given.output / "quality"
-            quality_report.main(quality / "results", quality / "RESULTS.md")
         return
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees, and there is none")
     if given.miniature and given.output.resolve() == BENCHMARKS:
         parser.error("--miniature needs an --output: its results are no results")
     size = MINIATURE if given.miniature else FULL
-    planned = [p for p in plan(size, given.device, given.data) if p.part in given.only]
+    planned = [p for p in plan(size, given.device) if p.part in given.only]
     with plain_errors():
         failed = run_in_time(planned, given.output, given.minutes)
     left = [p for p in planned if not (given.output / p.folder / f"{p.run.name}.json").exists()]

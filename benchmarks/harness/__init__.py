@@ -3,6 +3,7 @@
 The contract is in benchmarks/README.md.
 """
 
+from benchmarks.harness.graphs import RepeatedStep
 from benchmarks.harness.loops import progress
 from benchmarks.harness.pages import plot_points, save_figure, spread, table, write_between
 from benchmarks.harness.records import (
@@ -12,11 +13,20 @@ from benchmarks.harness.records import (
     validate,
     write_json,
 )
-from benchmarks.harness.runs import Run, load, plain_errors, record, run_all
+from benchmarks.harness.runs import (
+    Run,
+    load,
+    plain_errors,
+    record,
+    run_all,
+    run_in_processes,
+    wait_for,
+)
 from benchmarks.harness.timing import Ratio, interleaved, medians, peak_memory, ratio
 
 __all__ = [
     "Ratio",
+    "RepeatedStep",
     "Run",
     "atomic_path",
     "environment",
@@ -31,10 +41,12 @@ __all__ = [
     "ratio",
     "record",
     "run_all",
+    "run_in_processes",
     "save_figure",
     "spread",
     "table",
     "validate",
+    "wait_for",
     "write_between",
     "write_json",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from benchmarks.harness.records import environment, portable, validate, write_json
 
@@ -60,11 +62,14 @@ def run_all(
     *,
     limit: int | None = None,
     again: bool = False,
+    minutes: float | None = None,
 ) -> bool:
     """Makes the results that are not there yet, in the order of the plan, each in a file of its own.
 
-    A file is written whole when its run ends, so that the same command continues after a stop. The
-    plan may be a generator: what comes after a ``yield`` sees the results before it.
+    A file is written whole when its run ends, so that the same command continues after a stop, and
+    several processes can share a plan: what another is making is passed over. The plan may be a
+    generator: what comes after a ``yield`` sees the results before it, or waits for them by
+    :func:`wait_for`.
 
     Args:
         plan: The runs.
@@ -72,6 +77,7 @@ def run_all(
         run_one: From a run to its figures.
         limit: At most as many runs now; None is all.
         again: Whether to make results anew that are there.
+        minutes: No run begins later; None is no end.
 
     Returns:
         Whether all results of the plan are there now.
@@ -88,18 +94,88 @@ def run_all(
         ...     done, [result["figures"]["value"] for result in load(folder)]
         (True, [4, 9])
     """
-    made = 0
+    made, begun, passed_over = 0, time.monotonic(), False
     for run in plan:
         path = Path(folder) / f"{run.name}.json"
         if path.exists() and not again:
             _check_same(read(path), run, path)
             continue
-        if limit is not None and made >= limit:
+        late = minutes is not None and time.monotonic() - begun > 60 * minutes
+        if late or (limit is not None and made >= limit):
             return False
-        print(f"{run.name}: running", file=sys.stderr, flush=True)
-        write_json(path, record(run, run_one(run)))
-        made += 1
+        with _claim(path) as claimed:
+            # Another process may have ended it since.
+            if not claimed or (path.exists() and not again):
+                passed_over = True
+                continue
+            print(f"{run.name}: running", file=sys.stderr, flush=True)
+            write_json(path, record(run, run_one(run)))
+            made += 1
+    return not passed_over
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Yields whether this process alone is to make a result; gives it free if the process ends."""
+    mark = path.with_name(f".{path.name}.claim")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with mark.open("w") as file:
+        claimed = _locked(file)
+        try:
+            yield claimed
+        finally:
+            if claimed:
+                mark.unlink(missing_ok=True)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Locks a file, and returns whether nobody else has; where there are no locks, nobody has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
+
+
+def wait_for(paths: Iterable[Path]) -> None:
+    """Waits until other processes have made results.
+
+    Args:
+        paths: Their files.
+
+    Raises:
+        FileNotFoundError: If one is not there and nobody is making it.
+    """
+    for path in paths:
+        while not path.exists():
+            with _claim(path) as claimed:
+                if claimed and not path.exists():
+                    raise FileNotFoundError(
+                        f"{portable(path)} must be there, or another process must be making it: run "
+                        "what is planned before it."
+                    )
+            time.sleep(0.1)
+
+
+def run_in_processes(count: int, command: Sequence[str]) -> None:
+    """Runs a command several times at once, the copies sharing its plan, and waits for all.
+
+    Args:
+        count: How many.
+        command: Words after ``python -m``.
+
+    Raises:
+        SystemExit: If one of them failed; the others go on.
+    """
+    line = [sys.executable, "-m", *command]
+    processes = [subprocess.Popen(line) for _ in range(count)]
+    failed = sum(process.wait() != 0 for process in processes)
+    if failed:
+        raise SystemExit(f"{failed} of {count} processes failed")
 
 
 def read(path: Path) -> Record:

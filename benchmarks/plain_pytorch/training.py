@@ -16,7 +16,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -25,11 +25,12 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from benchmarks.common.checkpoints import contents_of
-from benchmarks.common.data import ImageFolder, image_tensor
+from benchmarks.common.data import Data, ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
 from benchmarks.harness import Run, atomic_path, plain_errors, progress, record, write_json
+from benchmarks.harness.graphs import repeatable_adam
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
@@ -107,7 +108,7 @@ def adam_in_one_cycle(
     parameters: Sequence[nn.Parameter], learning_rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Builds Adam and a schedule that warms up in a tenth of the steps and falls to about 0."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=1e-6)
+    optimizer = repeatable_adam(parameters, learning_rate, 1e-6, parameters[0].device)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, steps, pct_start=0.1, cycle_momentum=False
     )
@@ -125,16 +126,6 @@ def normalize(images: Tensor) -> Tensor:
     # Convolutions on a CPU are faster on images whose channels come last in memory.
     ready = Normalization.imagenet().apply(images)
     return ready.contiguous(memory_format=torch.channels_last)
-
-
-class Data(NamedTuple):
-    """Images, uint8 of shape (N, 3, S, S), and labels of both splits."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: list[str]
 
 
 def load_data(settings: argparse.Namespace) -> Data:

@@ -7,15 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightly.loss import (
-    BarlowTwinsLoss,
-    LeJEPALoss,
-    NegativeCosineSimilarity,
-    NTXentLoss,
-    VICRegLoss,
-)
-from lightly.models.utils import update_momentum
+from lightly.loss import BarlowTwinsLoss, LeJEPALoss, NegativeCosineSimilarity
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mvmr_loss import (
     DistillationLoss,
@@ -56,7 +50,19 @@ def second_head(width: int) -> nn.Sequential:
     )
 
 
-class Regressed(nn.Module):
+class Method(nn.Module):
+    """From a :class:`Batch` to the loss and its terms by name.
+
+    Attributes:
+        projector: The head whose embeddings are judged.
+        capturable: Whether a step can be a CUDA graph.
+    """
+
+    projector: nn.Module
+    capturable = True
+
+
+class Regressed(Method):
     """A method, and beside it what the encoder's features have to do with the representations.
 
     Args:
@@ -66,26 +72,29 @@ class Regressed(nn.Module):
             standardised.
         regression: Weight of the regression onto them.
         dependence: Weight of the dependence on them.
+        stacked: Whether that is of all views as one batch, rather than of each.
     """
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method,
         encoder: nn.Module,
         representations: Mapping[str, Tensor],
         regression: float,
         dependence: float,
+        stacked: bool,
     ) -> None:
         super().__init__()
         self.method = method
         self.projector = method.projector
+        self.capturable = method.capturable
         self.regression = DistillationLoss(
             width_of(encoder),
             {name: y.shape[1] for name, y in representations.items()},
             regression_weight=regression,
             dependence_weight=dependence,
             scale="coordinate",
-            stacked=False,
+            stacked=stacked,
         ).fit(representations)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -100,7 +109,7 @@ def embed(head: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
     return list(head(torch.cat(list(features))).chunk(len(features)))
 
 
-class MVMR(nn.Module):
+class MVMR(Method):
     """A preset of the loss.
 
     Args:
@@ -131,8 +140,8 @@ class MVMR(nn.Module):
         ).as_dict()
 
 
-class Peer(nn.Module):
-    """A loss of pairs of views, as lightly has it; each view meets the first, and the mean is taken.
+class Peer(Method):
+    """A loss of pairs of views; each view meets the first, and the mean is taken.
 
     Args:
         encoder: Maps images to features; has ``output_dim``.
@@ -167,6 +176,51 @@ class Peer(nn.Module):
         return torch.stack([self.loss(first, other) for other in others]).mean()
 
 
+class NTXent(nn.Module):
+    """lightly's NTXentLoss, without the masks for which a GPU must be waited for.
+
+    Source: SimCLR, Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
+    """
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the loss of two views, shapes (N, D)."""
+        z = F.normalize(torch.cat([a, b]), dim=1)
+        logits = z @ z.T / self.temperature
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        place = torch.arange(len(z), device=z.device)
+        return F.cross_entropy(logits.masked_fill(itself, -torch.inf), place.roll(len(a)))
+
+
+class VICReg(nn.Module):
+    """lightly's VICRegLoss, likewise.
+
+    Source: VICReg, Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 6.
+    """
+
+    def __init__(
+        self, lambda_param: float = 25.0, mu_param: float = 25.0, nu_param: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.weights = lambda_param, mu_param, nu_param
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the loss of two views, shapes (N, D)."""
+        invariance, variance, covariance = self.weights
+        spread = torch.stack([F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean() for z in (a, b)])
+        between = torch.stack([_covariance(z) for z in (a, b)])
+        return invariance * F.mse_loss(a, b) + variance * spread.mean() + covariance * between.sum()
+
+
+def _covariance(z: Tensor) -> Tensor:
+    z = z - z.mean(dim=0)
+    squares = (z.T @ z / (len(z) - 1)).square()
+    return (squares.sum() - squares.diagonal().sum()) / z.shape[1]
+
+
 class LeJEPA(Peer):
     """LeJEPA, which takes all views at once: the first is global, the others local."""
 
@@ -190,8 +244,8 @@ class BYOL(Peer):
 
     def compare(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
         """Computes the loss after a step of the moving average."""
-        update_momentum(self.online[0], self.target[0], self.momentum)
-        update_momentum(self.projector, self.target[1], self.momentum)
+        self._follow(self.online[0], self.target[0])
+        self._follow(self.projector, self.target[1])
         full = [view for view in batch.views if view.shape == batch.views[0].shape]
         with torch.no_grad():
             targets = embed(self.target[1], batch.encode(self.target[0], full))
@@ -204,34 +258,38 @@ class BYOL(Peer):
         ]
         return torch.stack(losses).mean()
 
+    @torch.no_grad()
+    def _follow(self, online: nn.Module, target: nn.Module) -> None:
+        """Moves the average, in place as a CUDA graph must."""
+        ends = [list(module.parameters()) for module in (target, online)]
+        torch._foreach_lerp_(*ends, 1 - self.momentum)
+
 
 def build(
     name: str,
     encoder: nn.Module,
     options: Mapping[str, Any],
     representations: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
+) -> Method:
     """Returns the method of a name.
 
     Args:
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
         options: ``preset``, ``head`` and those of the loss; for the others the loss's own, and
-            ``regularizer`` and ``head``; for all ``regression`` and ``dependence``, see
-            :class:`Regressed`.
+            ``regularizer`` and ``head``; for all ``regression``, ``dependence`` and ``stacked``,
+            see :class:`Regressed`.
         representations: All training images', for the regression.
-
-    Returns:
-        A module from a :class:`Batch` to the loss and its terms by name.
 
     Raises:
         ValueError: If there is no such method.
     """
     options = dict(options)
     weights = [options.pop(term, 0.0) for term in ("regression", "dependence")]
+    stacked = options.pop("stacked", False)
     if any(weights):
         method = build(name, encoder, options)
-        return Regressed(method, encoder, representations or {}, *weights)
+        return Regressed(method, encoder, representations or {}, *weights, stacked)
     on_top = {key: options.pop(key) for key in ("regularizer", "head") if key in options}
     if name == "mvmr":
         return MVMR(encoder, **on_top, **options)
@@ -239,7 +297,7 @@ def build(
         return BYOL(encoder, **on_top, **options)
     if name == "lejepa":
         return LeJEPA(encoder, LeJEPALoss(**options), **on_top)
-    losses = {"vicreg": VICRegLoss, "simclr": NTXentLoss, "barlow_twins": BarlowTwinsLoss}
+    losses: dict[str, Any] = {"vicreg": VICReg, "simclr": NTXent, "barlow_twins": BarlowTwinsLoss}
     if name not in losses:
         raise ValueError(
             f"method must be one of mvmr, byol, lejepa, {', '.join(losses)} but is {name!r}."

@@ -1,107 +1,208 @@
-"""What is run: rows of the tables, in the order of what they tell."""
+"""What is run: each method's options are chosen on held-out images, then come the tables.
+
+The rows stand in the order of what they tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Run
+from benchmarks.harness import Run, wait_for
 
+Settings = dict[str, Any]
 PAPER = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 KNOWN = ["scattering", "hog"]
-IDENTITY: dict[str, Any] = {"method": "mvmr", "options": {"preset": "identity"}}
-ALONE: dict[str, Any] = {**IDENTITY, "representations": []}
-SECOND = {"representations": KNOWN, "options": {"preset": "identity", "head": "second"}}
+LBP = "local_binary_patterns"
+_IDENTITY: Settings = {"preset": "identity"}
 # The encoder's features are regressed onto the representations, each coordinate standardised; what is
 # recommended has them depend on these, too.
-_REGRESSED = {"preset": "identity", "representation_weights": 0.0, "regression": 1.0}
-_ON_FEATURES = {"regression": 1.0, "dependence": 0.3}
-REGRESSED: dict[str, Any] = {"method": "mvmr", "representations": KNOWN, "options": _REGRESSED}
-RECOMMENDED: dict[str, Any] = {**REGRESSED, "options": {**_REGRESSED, "dependence": 0.3}}
+_REGRESSED: Settings = {"preset": "identity", "representation_weights": 0.0, "regression": 1.0}
+_ON_FEATURES: Settings = {"regression": 1.0, "dependence": 0.3}
+_RECOMMENDED: Settings = {**_REGRESSED, "dependence": 0.3}
+_PAPER: Settings = {"preset": "paper"}
 
-# Row -> what differs from the common settings.
-MAIN: dict[str, dict[str, Any]] = {
-    "recommended-crops": {**RECOMMENDED, "views": "crops"},
-    "regressed-crops": {**REGRESSED, "views": "crops"},
-    "vicreg-crops": {"method": "vicreg", "views": "crops"},
-    "simclr-crops": {"method": "simclr", "options": {"temperature": 0.2}, "views": "crops"},
-    "paper": {
-        "method": "mvmr",
-        "options": {"preset": "paper"},
-        "representations": PAPER,
-        "views": "plain",
-    },
-    "lejepa-crops": {"method": "lejepa", "views": "crops"},
-    "barlow_twins-crops": {"method": "barlow_twins", "views": "crops"},
-    "byol-crops": {"method": "byol", "views": "crops"},
-    "recommended": RECOMMENDED,
-    "vicreg": {"method": "vicreg"},
-    "simclr": {"method": "simclr", "options": {"temperature": 0.2}},
-    "barlow_twins": {"method": "barlow_twins"},
-    "byol": {"method": "byol"},
-    "identity-crops": {**IDENTITY, **SECOND, "views": "crops"},
-}
-
-
-def _changed(**options: Any) -> dict[str, Any]:
-    """Returns what is recommended, with small crops, with other options."""
-    return {**RECOMMENDED, "views": "crops", "options": {**RECOMMENDED["options"], **options}}
-
-
-def _gaussian(bandwidth: float) -> dict[str, Any]:
-    return {"name": "debiased_cka", "kernel": "gaussian", "bandwidth": bandwidth}
-
-
-ABLATION: dict[str, dict[str, Any]] = {
-    "recommended": _changed(),
-    "without dependence": _changed(dependence=0.0),
-    "without regression": _changed(regression=0.0),
-    "without either": {**ALONE, "views": "crops"},
-    "without the identity term": _changed(identity_weight=0.0),
-    "scattering alone": {**_changed(), "representations": ["scattering"]},
-    "HOG alone": {**_changed(), "representations": ["hog"]},
-    "pixels and local_std as well": {
-        **_changed(),
-        "representations": [*KNOWN, "pixels", "local_std"],
-    },
-    "dependence 1": _changed(dependence=1.0),
-    "regression 0.3": _changed(regression=0.3),
-    "bandwidth 0.35": _changed(identity_measure=_gaussian(0.35)),
-    "bandwidth 0.7": _changed(identity_measure=_gaussian(0.7)),
-    "identity by distance correlation": _changed(
-        identity_measure={"name": "u_distance_correlation_sqr"}
+# Method -> what it is, and three sets of what it can be.
+METHODS: dict[str, tuple[Settings, tuple[Settings, ...]]] = {
+    "recommended": (
+        {"method": "mvmr"},
+        (
+            {"representations": KNOWN, "options": _RECOMMENDED},
+            {"representations": [*KNOWN, LBP], "options": _RECOMMENDED},
+            {
+                "representations": [*KNOWN, LBP],
+                "options": {**_RECOMMENDED, "regression": 2.0, "dependence": 0.6},
+            },
+        ),
     ),
-    "with covariance 0.04": _changed(covariance_weight=0.04),
-    "the paper's terms between views": {
-        **_changed(),
-        "options": {"preset": "paper", "representation_weights": 0.0, **_ON_FEATURES},
-    },
-    "two full crops": RECOMMENDED,
-    # As it was recommended before features met the representations.
-    "representations on a second head": {**IDENTITY, **SECOND, "views": "crops"},
+    "simclr": (
+        {"method": "simclr"},
+        tuple({"options": {"temperature": value}} for value in (0.1, 0.2, 0.5)),
+    ),
+    "vicreg": (
+        {"method": "vicreg"},
+        ({}, {"options": {"nu_param": 5.0}}, {"options": {"lambda_param": 10.0}}),
+    ),
+    "barlow_twins": (
+        {"method": "barlow_twins"},
+        tuple({"options": {"lambda_param": value}} for value in (0.005, 0.02, 0.05)),
+    ),
+    "byol": (
+        {"method": "byol"},
+        tuple({"options": {"momentum": value}} for value in (0.99, 0.97, 0.9)),
+    ),
+    "lejepa": (
+        {"method": "lejepa"},
+        tuple({"options": {"lambda_param": value}} for value in (0.05, 0.02, 0.15)),
+    ),
+    "paper": (
+        {"method": "mvmr", "representations": PAPER, "views": "plain"},
+        (
+            {"options": _PAPER},
+            {"options": {**_PAPER, "representation_weights": 0.3}},
+            {"options": {**_PAPER, "representation_views": "both"}},
+        ),
+    ),
 }
-
-# Each method with nothing added, and with the terms on the features that are recommended.
-ON_TOP: dict[str, dict[str, Any]] = {}
-for _name in ("vicreg", "simclr", "barlow_twins", "byol"):
-    _own = {"temperature": 0.2} if _name == "simclr" else {}
-    ON_TOP[_name] = {"method": _name, "options": _own}
-    ON_TOP[f"{_name} and features"] = {
-        "method": _name,
-        "representations": KNOWN,
-        "options": {**_own, **_ON_FEATURES},
-    }
-
-TABLES = {"main": MAIN, "ablation": ABLATION, "on_top": ON_TOP}
-PLANS = tuple(TABLES)
-COMMON: dict[str, Any] = {
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+COMMON: Settings = {
     "options": {},
     "representations": [],
     "views": "two",
     "encoder": "small",
     "split": "test",
     "per_class": None,
+    "learning_rate": 1e-3,
+    "looks": 1,
+    "bf16": False,
 }
+_CROPS: Settings = {"views": "crops"}
+
+# Row -> its method, and what else differs from the common settings.
+MAIN: dict[str, tuple[str, Settings]] = {
+    **{f"{m}-crops": (m, _CROPS) for m in ("recommended", "simclr", "vicreg")},
+    **{m: (m, {}) for m in ("recommended", "simclr", "vicreg", "barlow_twins", "byol", "paper")},
+    **{f"{m}-crops": (m, _CROPS) for m in ("barlow_twins", "byol", "lejepa")},
+}
+_LONG = ("recommended-crops", "simclr-crops", "vicreg", "barlow_twins-crops", "byol-crops")
+LITTLE: dict[str, tuple[str, Settings]] = {
+    f"{row}, {count} images a class": (MAIN[row][0], {**MAIN[row][1], "per_class": count})
+    for count in (100, 300)
+    for row in ("recommended-crops", "simclr-crops", "vicreg")
+}
+
+
+def _gaussian(bandwidth: float) -> Settings:
+    return {"name": "debiased_cka", "kernel": "gaussian", "bandwidth": bandwidth}
+
+
+# Row -> options beside those recommended; other settings, "also" more representations.
+_CHANGES: dict[str, tuple[Settings, Settings]] = {
+    "recommended": ({}, {}),
+    "without dependence": ({"dependence": 0.0}, {}),
+    "without regression": ({"regression": 0.0}, {}),
+    "without either": ({"dependence": 0.0, "regression": 0.0}, {"representations": []}),
+    "without the identity term": ({"identity_weight": 0.0}, {}),
+    "scattering alone": ({}, {"representations": ["scattering"]}),
+    "HOG alone": ({}, {"representations": ["hog"]}),
+    "pixels as well": ({}, {"also": ["pixels"]}),
+    "local_std as well": ({}, {"also": ["local_std"]}),
+    "dct as well": ({}, {"also": ["dct"]}),
+    "colour histogram as well": ({}, {"also": ["color_histogram"]}),
+    "Gabor energies as well": ({}, {"also": ["gabor"]}),
+    "local binary patterns as well": ({}, {"also": [LBP]}),
+    "scattering and HOG": ({}, {"representations": KNOWN}),
+    "random network as well": ({}, {"also": ["random_network"]}),
+    "dependence 1": ({"dependence": 1.0}, {}),
+    "regression 0.3": ({"regression": 0.3}, {}),
+    "bandwidth 0.35": ({"identity_measure": _gaussian(0.35)}, {}),
+    "bandwidth 0.7": ({"identity_measure": _gaussian(0.7)}, {}),
+    "identity by distance correlation": (
+        {"identity_measure": {"name": "u_distance_correlation_sqr"}},
+        {},
+    ),
+    "with covariance 0.04": ({"covariance_weight": 0.04}, {}),
+    "two full crops": ({}, {"views": "two"}),
+    "the paper's terms between views": (
+        {},
+        {"options": {"preset": "paper", "representation_weights": 0.0, **_ON_FEATURES}},
+    ),
+    # As it was recommended before features met the representations.
+    "representations on a second head": ({}, {"options": {**_IDENTITY, "head": "second"}}),
+}
+ON_TOP = ("vicreg", "simclr", "barlow_twins", "byol")
+# A plan -> lengths in epochs, and number of seeds.
+PLANS: dict[str, tuple[tuple[int, ...], int]] = {
+    "selection": ((10,), 1),
+    "main": ((10, 30), 5),
+    "ablation": ((10,), 3),
+    "on_top": ((10,), 3),
+    "long": ((100,), 3),
+    "little": ((30,), 3),
+    "photographs": ((30,), 3),
+    "resnet18": ((30, 200), 3),
+}
+
+
+def tries(method: str) -> list[Settings]:
+    """Returns what is tried of a method: each set with three learning rates."""
+    common, sets = METHODS[method]
+    return [
+        {**COMMON, **_CROPS, **common, **own, "learning_rate": rate}
+        for own in sets
+        for rate in LEARNING_RATES
+    ]
+
+
+def chosen(method: str, results: Path) -> Settings:
+    """Returns what was best in linear accuracy on the held-out training images.
+
+    Waits for another process that is at it.
+
+    Args:
+        method: A key of :data:`METHODS`.
+        results: Folder of the results.
+
+    Raises:
+        FileNotFoundError: If a result is missing that nobody is making.
+    """
+    tried = tries(method)
+    paths = [results / "selection" / f"{method}-{i}.json" for i in range(len(tried))]
+    wait_for(paths)
+    linear = [json.loads(path.read_text())["figures"]["linear"] for path in paths]
+    return tried[linear.index(max(linear))]
+
+
+def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
+    """Yields the rows of a table and their settings, beside epochs and data.
+
+    Args:
+        name: A key of :data:`PLANS` but ``selection``.
+        results: Folder of the results, where the options are read from.
+    """
+    if name == "ablation":
+        base = {**chosen("recommended", results), "split": "validation"}
+        for row, (options, settings) in _CHANGES.items():
+            changed = {**base, "options": {**base["options"], **options}, **settings}
+            also = [name for name in changed.pop("also", ()) if name not in base["representations"]]
+            yield row, {**changed, "representations": [*changed["representations"], *also]}
+    elif name == "on_top":
+        for method in ON_TOP:
+            own = {**chosen(method, results), "views": "two", "split": "validation"}
+            yield method, own
+            options = {**own["options"], **_ON_FEATURES}
+            yield f"{method} and features", {**own, "options": options, "representations": KNOWN}
+    else:
+        table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN
+        if name in ("long", "resnet18"):
+            table = {row: MAIN[row] for row in _LONG}
+        for row, (method, settings) in table.items():
+            own = {**chosen(method, results), **{"views": COMMON["views"]}}
+            own |= {"views": METHODS[method][0].get("views", COMMON["views"]), **settings}
+            own |= {"looks": 5 if name in ("main", "long") else 1, "split": "test"}
+            yield row, {**own, "encoder": "resnet18" if name == "resnet18" else "small"}
 
 
 def file_name(row: str) -> str:
@@ -109,23 +210,29 @@ def file_name(row: str) -> str:
     return row.replace(", ", " ").replace(" ", "-")
 
 
-def plan(name: str, data: str = "photographs") -> Iterator[Run]:
-    """Yields the runs of a table: all rows with the first seed, then all with the next.
+def plan(name: str, data: str, results: Path) -> Iterator[Run]:
+    """Yields the runs of a plan: all rows with the first seed, then all with the next.
 
     Args:
-        name: A key of ``TABLES``.
+        name: A key of :data:`PLANS`.
         data: What the images are called.
+        results: Folder of the results.
     """
-    # Options are chosen on held-out training images; the main table is of the test images.
-    split = "test" if name == "main" else "validation"
-    lengths = (10, 30) if name == "main" else (10,)
-    seeds = range(5 if name == "main" else 3)
+    if name == "selection":
+        for i in range(len(LEARNING_RATES) * 3):
+            for method in METHODS:
+                told = {**tries(method)[i], "split": "validation", "data": data, "epochs": 10}
+                yield Run(f"selection/{method}-{i}", told, 0)
+        return
+    lengths, seeds = PLANS[name]
+    data = "photographs" if name == "photographs" else data
     for epochs in lengths:
-        for seed in seeds:
-            for row, differs in TABLES[name].items():
-                settings = {**COMMON, "data": data, "split": split, **differs, "epochs": epochs}
+        for seed in range(seeds):
+            for row, settings in rows(name, results):
+                # Fewer images are seen as many times.
+                more = 1000 // settings["per_class"] if settings["per_class"] else 1
                 yield Run(
                     f"{name}/{file_name(row)}-epochs{epochs}-seed{seed}",
-                    settings,
+                    {**settings, "data": data, "epochs": epochs * more},
                     seed,
                 )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.data import ImageFolder, image_tensor
+from benchmarks.common.augmentation import augment
+from benchmarks.common.data import Data, ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
-from benchmarks.common.evaluation import evaluate_features, extract_features
+from benchmarks.common.evaluation import extract_features
+from benchmarks.common.frozen import evaluate_frozen
 from benchmarks.common.photographs import Photographs
-from benchmarks.harness import progress
+from benchmarks.harness import RepeatedStep, progress
+from benchmarks.plain_pytorch.training import adam_in_one_cycle
+from benchmarks.quality import representations as _registered  # noqa: F401
 from benchmarks.quality.methods import Batch, build
 from mvmr_loss import Normalization, Representations
 
@@ -24,13 +28,15 @@ NORMALIZATION = Normalization.cifar10()
 VALIDATION_PER_CLASS = 100
 
 
-class Data(NamedTuple):
-    """Images, uint8 of shape (N, 3, 32, 32), and labels of what is trained and evaluated on."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+@functools.cache
+def read(folder: Path | None) -> Data:
+    """Reads all images, once a process; see :func:`load`."""
+    parts: list[Any]
+    if folder is None:
+        parts = [Photographs("train"), Photographs("test")]
+    else:
+        parts = [ImageFolder(folder / part, image_size=SIZE) for part in ("train", "test")]
+    return Data(*(x for part in parts for x in image_tensor(part, SIZE)), parts[0].classes)
 
 
 def load(folder: Path | None, split: str, per_class: int | None, device: str) -> Data:
@@ -44,20 +50,15 @@ def load(folder: Path | None, split: str, per_class: int | None, device: str) ->
         per_class: Trains on the first so many images of each class; None: all.
         device: Where they are put.
     """
-    parts: list[Any]
-    if folder is None:
-        parts = [Photographs("train"), Photographs("test")]
-    else:
-        parts = [ImageFolder(folder / part, image_size=SIZE) for part in ("train", "test")]
-    (x, y), (x_test, y_test) = (image_tensor(part, SIZE) for part in parts)
+    x, y, x_test, y_test, classes = read(folder)
     places = [torch.nonzero(y == label)[:, 0] for label in y.unique()]
     if split == "validation":
         held_out = torch.cat([place[-VALIDATION_PER_CLASS:] for place in places])
         x_test, y_test = x[held_out], y[held_out]
         places = [place[:-VALIDATION_PER_CLASS] for place in places]
     kept = torch.cat([place[:per_class] for place in places])
-    tensors = (x[kept], y[kept], x_test, y_test)
-    return Data(*(tensor.to(device) for tensor in tensors))
+    # Labels are for the classifiers, which stay on the CPU.
+    return Data(x[kept].to(device), y[kept], x_test.to(device), y_test, classes)
 
 
 def make_encoder(name: str) -> nn.Module:
@@ -76,19 +77,6 @@ def make_encoder(name: str) -> nn.Module:
     raise ValueError(f"encoder must be 'small' or 'resnet18' but is {name!r}.")
 
 
-def augmentation(size: int, scale: tuple[float, float]) -> nn.Module:
-    """Returns crops of a part of the area, flips and colours, for images in [0, 1]."""
-    return K.AugmentationSequential(
-        K.RandomResizedCrop((size, size), scale=scale),
-        K.RandomHorizontalFlip(),
-        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        K.RandomGrayscale(p=0.2),
-    )
-
-
-FULL, SMALL = augmentation(SIZE, (0.2, 1.0)), augmentation(SIZE // 2, (0.08, 0.5))
-
-
 def make_views(kind: str, images: Tensor) -> list[Tensor]:
     """Returns normalised views of images in [0, 1].
 
@@ -98,11 +86,13 @@ def make_views(kind: str, images: Tensor) -> list[Tensor]:
         images: Shape (N, 3, 32, 32).
     """
     if kind == "plain":
-        views = [images, FULL(images)]
+        views = [images, augment(images, grey=0.2)]
     elif kind == "two":
-        views = list(FULL(images.repeat(2, 1, 1, 1)).chunk(2))
+        views = list(augment(images.repeat(2, 1, 1, 1), grey=0.2).chunk(2))
     elif kind == "crops":
-        views = [FULL(images), *SMALL(images.repeat(4, 1, 1, 1)).chunk(4)]
+        repeated, side = images.repeat(4, 1, 1, 1), images.shape[-1] // 2
+        small = augment(repeated, size=side, scale=(0.08, 0.5), grey=0.2)
+        views = [augment(images, grey=0.2), *small.chunk(4)]
     else:
         raise ValueError(f"views must be plain, two or crops but are {kind!r}.")
     return [normalized(view) for view in views]
@@ -113,12 +103,14 @@ def normalized(images: Tensor) -> Tensor:
     return NORMALIZATION.apply(images).contiguous(memory_format=torch.channels_last)
 
 
-def encode(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+def encode(encoder: nn.Module, views: Sequence[Tensor], *, bf16: bool = False) -> list[Tensor]:
     """Returns the features of each view, of which those of one size go through together."""
     features: dict[int, Tensor] = {}
     for size in sorted({view.shape[-1] for view in views}):
         same = [i for i, view in enumerate(views) if view.shape[-1] == size]
-        parts = encoder(torch.cat([views[i] for i in same])).chunk(len(same))
+        with torch.autocast(views[0].device.type, torch.bfloat16, enabled=bf16):
+            found = encoder(torch.cat([views[i] for i in same]))
+        parts = found.float().chunk(len(same))
         features |= dict(zip(same, parts, strict=True))
     return [features[i] for i in range(len(views))]
 
@@ -130,14 +122,16 @@ def train(
 
     Args:
         settings: Of the plan: ``method``, ``options``, ``representations``, ``views``, ``encoder``,
-            ``epochs``, ``split``, ``per_class``.
+            ``epochs``, ``split``, ``per_class``, ``learning_rate``, ``looks``,
+            ``bf16``: whether the encoder runs in bfloat16 where autocast has it so.
         seed: Of all that is drawn.
         folder: As in :func:`load`.
         device: Where everything is computed.
 
     Returns:
-        Figures: accuracies in percent after each fifth of the epochs and at the end, effective rank of
-        features and embeddings, the terms of the loss, seconds an epoch.
+        Figures: accuracies in percent, as of :func:`evaluate_frozen`, and effective rank of features
+        and embeddings at the end; ``curve`` has them, and the terms of the loss, at equally many
+        ``looks`` over the training; seconds an epoch.
     """
     data = load(folder, settings["split"], settings["per_class"], device)
     torch.manual_seed(seed)
@@ -147,36 +141,58 @@ def train(
     live = Representations(["augmented_pixels"], normalization=NORMALIZATION).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
     steps = settings["epochs"] * (len(data.train_images) // BATCH_SIZE)
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=1e-6)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-3, steps, pct_start=0.1, cycle_momentum=False
-    )
+    optimizer, scheduler = adam_in_one_cycle(parameters, settings["learning_rate"], steps)
+    # What a step reads and writes stays where it is, so that a GPU can repeat it as one graph.
+    index = torch.zeros(BATCH_SIZE, dtype=torch.long, device=device)
+    changing: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    through = functools.partial(encode, bf16=settings["bf16"])
+
+    def step() -> None:
+        images = data.train_images[index].float() / 255
+        views = make_views(settings["views"], images)
+        met = {name: values[index] for name, values in features.items()} | changing
+        terms = method(Batch(through(encoder, views), met, views, through))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        for name, term in terms.items():
+            if name not in sums:
+                sums[name] = torch.zeros_like(term)
+            sums[name] += term.detach()
+
+    repeated = RepeatedStep(step, device, captured=method.capturable)
     curve: list[dict[str, Any]] = []
-    seconds: list[float] = []
-    looks = {round(settings["epochs"] * part / 5) for part in range(1, 6)}
+    seconds: list[tuple[float, float]] = []
+    count = settings["looks"]
+    looks = {round(settings["epochs"] * part / count) for part in range(1, count + 1)}
     for epoch in progress(range(1, settings["epochs"] + 1), settings["method"], unit="epoch"):
         clocks = time.perf_counter(), time.process_time()
-        sums: dict[str, Tensor] = {}
-        order = torch.randperm(len(data.train_images))
-        for index in order[: len(order) - len(order) % BATCH_SIZE].split(BATCH_SIZE):
-            images = data.train_images[index].float() / 255
-            views = make_views(settings["views"], images)
-            met = {name: values[index] for name, values in features.items()}
+        for total in sums.values():
+            total.zero_()
+        order = torch.randperm(len(data.train_images)).to(device)
+        for batch in order[: len(order) - len(order) % BATCH_SIZE].split(BATCH_SIZE):
+            index.copy_(batch)
             if "augmented_pixels" in settings["representations"]:
-                met |= live(normalized(images))
-            terms = method(Batch(encode(encoder, views), met, views, encode))
-            optimizer.zero_grad()
-            terms["loss"].backward()
-            optimizer.step()
+                for name, values in live(normalized(data.train_images[index].float() / 255)).items():
+                    changing.setdefault(name, torch.empty_like(values)).copy_(values)
+            repeated()
             scheduler.step()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
-        seconds.append(time.process_time() - clocks[1])
+        seconds.append((time.perf_counter() - clocks[0], time.process_time() - clocks[1]))
         if epoch in looks:
             count = len(order) // BATCH_SIZE
             means = {name: total.item() / count for name, total in sums.items()}
-            curve.append({"epoch": epoch, "terms": means, **evaluate(encoder, method, data, seed)})
-    return {**curve[-1], "curve": curve, "cpu_seconds_per_epoch": sum(seconds) / len(seconds)}
+            # What options are chosen by needs no more.
+            last = epoch == settings["epochs"] and settings["split"] == "test"
+            found = evaluate(encoder, method, data, seed, damaged=last)
+            curve.append({"epoch": epoch, "terms": means, **found})
+    wall, cpu = (sum(parts) / len(parts) for parts in zip(*seconds, strict=True))
+    return {
+        **curve[-1],
+        "curve": curve,
+        "seconds_per_epoch": wall,
+        "cpu_seconds_per_epoch": cpu,
+    }
 
 
 def _represent(names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
@@ -190,23 +206,23 @@ def _represent(names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def evaluate(encoder: nn.Module, method: nn.Module, data: Data, seed: int) -> dict[str, Any]:
+def evaluate(
+    encoder: nn.Module, method: nn.Module, data: Data, seed: int, *, damaged: bool
+) -> dict[str, Any]:
     """Returns accuracies in percent on frozen features, and effective ranks (RankMe)."""
-    x, x_test = (
-        extract_features(encoder, (normalized(part.float() / 255) for part in images.split(512)))
-        for images in (data.train_images, data.test_images)
+    device = data.test_images.device
+    accuracy = evaluate_frozen(
+        encoder, data, normalized, damaged=damaged, device=device, seed=seed
     )
-    accuracy = evaluate_features(
-        x, data.train_labels.cpu(), x_test, data.test_labels.cpu(), seed=seed
-    )
+    images = data.test_images[:2048].float() / 255
+    x = extract_features(encoder, [normalized(images)])
     method.eval()
     with torch.no_grad():
-        z = method.projector(x_test[:2048].to(data.test_images.device))  # type: ignore[operator]
+        z = method.projector(x.to(device))  # type: ignore[operator]
     method.train()
     return {
-        "linear": accuracy["linear"]["top1"],
-        "knn": accuracy["knn"]["top1"],
-        "rank_of_features": effective_rank(x_test),
+        **accuracy,
+        "rank_of_features": effective_rank(x),
         "rank_of_embeddings": effective_rank(z),
     }
 
