@@ -47,7 +47,7 @@ _PRESETS: dict[str, Preset] = {
     ),
     "features": Preset(
         {**_IDENTITY, "representation_weights": 0.0},
-        ("scattering", "hog"),
+        ("scattering", "hog", "local_binary_patterns"),
         1024,
         {"dependence_weight": 0.3, "scale": "coordinate", "stacked": False},
     ),
@@ -69,8 +69,8 @@ def preset_settings(name: str) -> Preset:
 
     ``paper`` is the paper's. ``identity`` replaces the terms between two views by the identity term,
     and lets all embeddings meet the representations. ``features``, which learned best here, has the
-    identity term alone on the embeddings; the backbone's features are regressed onto scattering and
-    HOG and depend on them.
+    identity term alone on the embeddings; the backbone's features are regressed onto scattering, HOG
+    and local binary patterns and depend on them.
 
     Args:
         name: One of :func:`list_presets`.
@@ -80,7 +80,7 @@ def preset_settings(name: str) -> Preset:
 
     Examples:
         >>> preset_settings("features").representations
-        ('scattering', 'hog')
+        ('scattering', 'hog', 'local_binary_patterns')
         >>> preset_settings("identity").loss["identity_weight"]
         1.0
     """

@@ -69,8 +69,9 @@ def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> I
     machine, figures = first["machine"], first["figures"]
     yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"
     yield (
-        f"Each run: {figures['student_passes']:,} images through the student; {machine['cpu']}, "
-        f"{machine['threads']} thread(s), torch {first['versions']['torch']}. Top-1 accuracy in %, "
+        f"Each run: {figures['student_passes']:,} images through the student; "
+        f"{', '.join(machine['gpus']) or machine['cpu']}, torch {first['versions']['torch']}. "
+        "Top-1 accuracy in %, "
         "mean ± standard deviation over seeds."
     )
     rows = []

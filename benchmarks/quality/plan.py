@@ -112,7 +112,6 @@ _CHANGES: dict[str, tuple[Settings, Settings]] = {
     "dct as well": ({}, {"also": ["dct"]}),
     "colour histogram as well": ({}, {"also": ["color_histogram"]}),
     "Gabor energies as well": ({}, {"also": ["gabor"]}),
-    "local binary patterns as well": ({}, {"also": [LBP]}),
     "scattering and HOG": ({}, {"representations": KNOWN}),
     "random network as well": ({}, {"also": ["random_network"]}),
     "dependence 1": ({"dependence": 1.0}, {}),
@@ -229,7 +228,7 @@ def plan(name: str, data: str, results: Path) -> Iterator[Run]:
     for epochs in lengths:
         for seed in range(seeds):
             for row, settings in rows(name, results):
-                # Fewer images are seen as many times.
+                # So that there are about as many steps.
                 more = 1000 // settings["per_class"] if settings["per_class"] else 1
                 yield Run(
                     f"{name}/{file_name(row)}-epochs{epochs}-seed{seed}",

@@ -3,94 +3,220 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import load, save_figure, spread, table, write_between
-from benchmarks.quality.plan import TABLES, file_name
+from benchmarks.quality.plan import LEARNING_RATES, METHODS, PLANS, tries
 
 HERE = Path(__file__).parent
-# Table -> the row that the others are compared with; a row "NAME and ..." with row NAME.
-BASELINES = {"main": "vicreg", "ablation": "recommended"}
+# Plan -> the row that the others are compared with; those not here: "NAME and ..." with NAME.
+BASELINES = {
+    **dict.fromkeys(("main", "long", "photographs", "resnet18"), "simclr-crops"),
+    "ablation": "recommended",
+}
+MORE = {"few_labels": "10 labels", "noise": "noise", "blur": "blur", "contrast": "contrast"}
+Records = list[dict[str, Any]]
+Rows = dict[str, Records]
 
 
-def rows_of(
-    name: str, records: Sequence[dict[str, Any]], epochs: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Returns the results of each row of a table, of one length of training, by seed.
-
-    Args:
-        name: The table, a key of ``TABLES``.
-        records: All results of the table.
-        epochs: The length.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in TABLES[name]:
-        prefix = f"{name}/{file_name(row)}-epochs{epochs}-seed"
-        own = [record for record in records if record["name"].startswith(prefix)]
-        if own:
-            found[row] = sorted(own, key=lambda record: record["seed"])
-    return found
+def rows_of(records: Sequence[dict[str, Any]]) -> dict[int, Rows]:
+    """Returns the results of a plan: epochs -> row -> results by seed, the best row first."""
+    found: dict[int, Rows] = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
+        row, _, rest = record["name"].partition("/")[2].partition("-epochs")
+        epochs = int(rest.partition("-")[0])
+        found.setdefault(epochs, {}).setdefault(row, []).append(record)
+    return {
+        epochs: dict(sorted(rows.items(), key=lambda item: -mean(item[1], "linear")))
+        for epochs, rows in sorted(found.items())
+    }
 
 
-def accuracy_table(rows: dict[str, list[dict[str, Any]]], baseline: str | None) -> str:
+def values(records: Records, name: str) -> list[float]:
+    """Returns a figure of each result that has it."""
+    return [record["figures"][name] for record in records if name in record["figures"]]
+
+
+def mean(records: Records, name: str) -> float:
+    """Returns the mean of a figure over results."""
+    return statistics.mean(values(records, name))
+
+
+def accuracy_table(rows: Rows, baseline: str | None) -> str:
     """Returns accuracies, ranks and time of each row; differences are paired by seed.
 
     Args:
-        rows: As of :func:`rows_of`.
-        baseline: The row that the others are compared with; None: "NAME and ..." with NAME.
+        rows: Of one length, as of :func:`rows_of`.
+        baseline: The row that the others are compared with; None: "NAME-and-..." with NAME.
     """
-    linear = {
-        row: {record["seed"]: record["figures"]["linear"] for record in own}
-        for row, own in rows.items()
-    }
+    linear = {row: {r["seed"]: r["figures"]["linear"] for r in own} for row, own in rows.items()}
     lines = []
     for row, own in rows.items():
-        figures = [record["figures"] for record in own]
-        other = baseline or row.partition(" and ")[0]
+        other = baseline or row.partition("-and-")[0]
         both = sorted(set(linear[row]) & set(linear.get(other, {})))
         paired = [linear[row][seed] - linear[other][seed] for seed in both]
         lines.append(
             [
-                row,
-                spread([figure["linear"] for figure in figures]),
-                spread([figure["knn"] for figure in figures]),
-                "" if row == other else spread(paired, sign="+"),
-                f"{statistics.mean(figure['rank_of_features'] for figure in figures):.0f}",
-                f"{statistics.mean(figure['cpu_seconds_per_epoch'] for figure in figures):.0f}",
+                row.replace("-", " "),
+                spread(values(own, "linear")),
+                spread(values(own, "knn")),
+                "" if row == other or not paired else spread(paired, sign="+"),
+                f"{mean(own, 'rank_of_features'):.0f}",
+                f"{mean(own, 'seconds_per_epoch'):.2f}",
                 ", ".join(str(record["seed"]) for record in own),
             ]
         )
-    less = f"linear less {baseline or 'the method'}'s"
-    header = ["row", "linear", "kNN", less, "rank", "CPU s / epoch", "seeds"]
-    return table(header, lines)
+    less = f"linear less {(baseline or 'the method').replace('-', ' ')}'s"
+    return table(["row", "linear", "kNN", less, "rank", "s / epoch", "seeds"], lines)
 
 
-def plot_curves(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draws linear accuracy over training: a line a row, a band from least to greatest over seeds."""
+def more_table(rows: Rows) -> str | None:
+    """Returns the accuracies with few labels and on damaged images, of rows that have them."""
+    lines = [
+        [row.replace("-", " "), *(spread(values(own, name)) for name in MORE)]
+        for row, own in rows.items()
+        if values(own, "few_labels")
+    ]
+    return table(["row", *MORE.values()], lines) if lines else None
+
+
+def selection_table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the linear accuracy of each try: a line a set of options, a column a learning rate."""
+    linear = {record["name"]: record["figures"]["linear"] for record in records}
+    lines = []
+    for method in METHODS:
+        all_tries = tries(method)
+        for first in range(0, len(all_tries), len(LEARNING_RATES)):
+            told = all_tries[first]
+            options = [f"{name} = {value}" for name, value in told["options"].items()]
+            if told["representations"]:
+                options.append("with " + ", ".join(told["representations"]))
+            cells = [
+                linear.get(f"selection/{method}-{first + i}") for i in range(len(LEARNING_RATES))
+            ]
+            lines.append(
+                [method, "; ".join(options), *("" if c is None else f"{c:.1f}" for c in cells)]
+            )
+    return table(["method", "options", *(f"rate {rate}" for rate in LEARNING_RATES)], lines)
+
+
+def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for i, (row, own) in enumerate(rows.items()):
-        epochs = [point["epoch"] for point in own[0]["figures"]["curve"]]
-        curves = [[point["linear"] for point in record["figures"]["curve"]] for record in own]
-        ends = list(zip(*curves, strict=True))
-        style = "-" if i < 10 else "--"
-        (line,) = axes.plot(epochs, [statistics.mean(e) for e in ends], style, label=row, lw=1.5)
-        axes.fill_between(
-            epochs,
-            *zip(*[(min(e), max(e)) for e in ends], strict=True),
-            alpha=0.15,
-            color=line.get_color(),
-        )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("linear accuracy in %")
-    axes.legend(fontsize=7, ncols=2)
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_curves(
+    rows: Mapping[str, Records],
+    path: Path,
+    label: str,
+    value: Callable[[dict[str, Any]], float],
+) -> None:
+    """Draws a figure over training: a line a row, a band from least to greatest over seeds.
+
+    Args:
+        rows: Of one length.
+        path: Where the picture goes.
+        label: Of the axis.
+        value: From a point of a result's curve to the figure.
+    """
+    figure, axes = _axes()
+    for i, (row, own) in enumerate(rows.items()):
+        epochs = [point["epoch"] for point in own[0]["figures"]["curve"]]
+        ends = list(
+            zip(*[[value(p) for p in record["figures"]["curve"]] for record in own], strict=True)
+        )
+        style = "-" if i < 10 else "--"
+        (line,) = axes.plot(
+            epochs,
+            [statistics.mean(e) for e in ends],
+            style,
+            label=row.replace("-", " "),
+            lw=1.5,
+        )
+        low, high = zip(*[(min(e), max(e)) for e in ends], strict=True)
+        axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.legend(fontsize=7, ncols=2)
     save_figure(path, figure)
+
+
+def plot_terms(own: Records, path: Path) -> None:
+    """Draws how much a row's features depend on each representation over training.
+
+    Args:
+        own: Its results.
+        path: Where the picture goes.
+    """
+    names = [n for n in own[0]["figures"]["terms"] if n.startswith("dependence/")]
+    figure, axes = _axes()
+    epochs = [point["epoch"] for point in own[0]["figures"]["curve"]]
+    for name in names:
+        curves = [[1 - p["terms"][name] for p in r["figures"]["curve"]] for r in own]
+        ends = list(zip(*curves, strict=True))
+        (line,) = axes.plot(epochs, [statistics.mean(e) for e in ends], label=name.split("/")[1])
+        low, high = zip(*[(min(e), max(e)) for e in ends], strict=True)
+        axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("distance correlation of features and representation")
+    axes.legend()
+    save_figure(path, figure)
+
+
+def plot_effects(rows: Rows, baseline: str, path: Path) -> None:
+    """Draws each row's difference from a row, paired by seed, with the standard deviation."""
+    base = {record["seed"]: record["figures"]["linear"] for record in rows[baseline]}
+    figure, axes = _axes()
+    figure.set_size_inches(7, 0.28 * len(rows) + 1)
+    effects = {
+        row: [r["figures"]["linear"] - base[r["seed"]] for r in own if r["seed"] in base]
+        for row, own in rows.items()
+        if row != baseline
+    }
+    effects = {row: found for row, found in effects.items() if found}
+    for i, found in enumerate(reversed(effects.values())):
+        error = statistics.stdev(found) if len(found) > 1 else 0.0
+        axes.barh(i, statistics.mean(found), xerr=error, color="C0", alpha=0.7)
+    axes.set_yticks(range(len(effects)), [row.replace("-", " ") for row in reversed(effects)])
+    axes.set_xlabel(f"linear accuracy less that of what is {baseline}, in points")
+    save_figure(path, figure)
+
+
+def _parts(name: str, records: Records, page: Path) -> list[str]:
+    """Returns the parts of a plan's text, and draws its pictures beside the page."""
+    if name == "selection":
+        return [selection_table(records)] if records else []
+    parts = []
+    for epochs, rows in rows_of(records).items():
+        parts += [f"{epochs} epochs:", accuracy_table(rows, BASELINES.get(name))]
+        more = more_table(rows)
+        parts += ["Few labels, and damaged test images (linear):", more] if more else []
+        curves = all(len(own[0]["figures"]["curve"]) > 1 for own in rows.values())
+        if curves:
+            drawn = page.with_name(f"{name}_{epochs}.png")
+            plot_curves(rows, drawn, "linear accuracy in %", lambda point: point["linear"])
+            ranks = page.with_name(f"{name}_{epochs}_rank.png")
+            plot_curves(
+                rows, ranks, "effective rank of features", lambda point: point["rank_of_features"]
+            )
+            parts += [f"![Linear accuracy over training]({drawn.name})"]
+            parts += [f"![Effective rank over training]({ranks.name})"]
+            if "recommended-crops" in rows:
+                terms = page.with_name(f"{name}_{epochs}_dependence.png")
+                plot_terms(rows["recommended-crops"], terms)
+                parts += [f"![Dependence on each representation over training]({terms.name})"]
+        elif name in BASELINES and BASELINES[name] in rows and len(rows) > 1:
+            drawn = page.with_name(f"{name}_{epochs}.png")
+            plot_effects(rows, BASELINES[name], drawn)
+            parts += [f"![Difference of each row]({drawn.name})"]
+    return parts
 
 
 def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> None:
@@ -100,18 +226,8 @@ def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> N
         folder: Of the results.
         page: Where the tables stand.
     """
-    for name in TABLES:
-        records = load(folder / name)
-        parts = []
-        for epochs in sorted({record["settings"]["epochs"] for record in records}):
-            rows = rows_of(name, records, epochs)
-            picture = page.with_name(f"{name}_{epochs}.png")
-            plot_curves(rows, picture)
-            parts += [
-                f"{epochs} epochs:",
-                accuracy_table(rows, BASELINES.get(name)),
-                f"![Linear accuracy over training]({picture.name})",
-            ]
+    for name in PLANS:
+        parts = _parts(name, load(folder / name), page)
         write_between(page, name, "\n\n".join(parts) or "Not run yet.")
 
 

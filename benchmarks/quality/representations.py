@@ -69,30 +69,6 @@ class Gabor(Representation):
         return (384,)
 
 
-@register_representation("local_binary_patterns")
-class LocalBinaryPatterns(Representation):
-    """Histograms of the signs of a pixel's eight neighbours less the pixel, of each quarter.
-
-    Source: Ojala, Pietikäinen and Mäenpää, TPAMI 24(7), 2002, section 2, without rotation invariance.
-    """
-
-    def extract(self, images: Tensor) -> Tensor:
-        """Computes shares of the pixels, shape (N, 4 * 256)."""
-        x = grey(images)[:, 0]
-        middle = x[:, 1:-1, 1:-1]
-        height, width = middle.shape[1:]
-        code = torch.zeros_like(middle, dtype=torch.long)
-        around = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0)]
-        for bit, (i, j) in enumerate(around):
-            code += (x[:, i : i + height, j : j + width] >= middle).long() << bit
-        of_each = F.one_hot(code, 256).movedim(-1, 1).to(images)
-        return F.adaptive_avg_pool2d(of_each, 2).flatten(1)
-
-    def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (1024,)."""
-        return (1024,)
-
-
 @register_representation("random_network")
 class RandomNetwork(Representation):
     """One layer of 256 random filters on patches of 6 x 6 of mean 0 and variance 1, of each quarter.

@@ -5,6 +5,10 @@ from mvmr_loss.representations.base import Representation
 from mvmr_loss.representations.collection import Representations
 from mvmr_loss.representations.dct import DCT, dct
 from mvmr_loss.representations.hog import HOG, hog
+from mvmr_loss.representations.local_binary_patterns import (
+    LocalBinaryPatterns,
+    local_binary_patterns,
+)
 from mvmr_loss.representations.local_std import LocalStd, local_std
 from mvmr_loss.representations.patch_scattering import PatchScattering, patch_scattering
 from mvmr_loss.representations.pixels import Pixels
@@ -18,6 +22,7 @@ __all__ = [
     "HOG",
     "AugmentedPixels",
     "FoldedSignSketch",
+    "LocalBinaryPatterns",
     "LocalStd",
     "PatchScattering",
     "Pixels",
@@ -30,6 +35,7 @@ __all__ = [
     "folded_sign_sketch",
     "hog",
     "list_representations",
+    "local_binary_patterns",
     "local_std",
     "patch_scattering",
     "register_representation",

@@ -18,6 +18,17 @@ from mvmr_loss.representations.registry import Specification, build, describe, l
 from mvmr_loss.representations.sketch import Sketched
 
 
+# Values of the images of a slice on an accelerator.
+_SLICE_ACCELERATOR = 2**25
+
+
+def _slice_size(images: Tensor) -> int:
+    """Returns how many images are worked on at once where nobody says."""
+    if images.is_cpu:
+        return 32
+    return max(32, _SLICE_ACCELERATOR // images[0].numel())
+
+
 class Representations(nn.Module):
     """Several representations of the same images: computed in slices, or kept on disk.
 
@@ -47,7 +58,9 @@ class Representations(nn.Module):
         normalization: How the images were normalised: a
             :class:`~mvmr_loss.normalization.Normalization`, a pair (mean, std), ``"imagenet"``,
             ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1].
-        slice_size: How many images are worked on at once; bounds the temporary memory.
+        slice_size: How many images are worked on at once; bounds the temporary memory. None: 32 on a
+            CPU; on an accelerator, where each slice costs as many launches as all images, as many as
+            have 2**25 values.
         differentiable: If True, the gradient flows through to the images; an option of the same
             name in the specification takes precedence. Not with a ``cache``.
         sketch_dim: If given, every representation wider than this is replaced by its folded sign
@@ -86,14 +99,16 @@ class Representations(nn.Module):
         specification: Specification | None,
         *,
         normalization: NormalizationLike = "imagenet",
-        slice_size: int = 32,
+        slice_size: int | None = None,
         differentiable: bool = False,
         sketch_dim: int | None = None,
         sketch_seed: int = 0,
         cache: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.slice_size = check_int("slice_size", slice_size, minimum=1)
+        if slice_size is not None:
+            slice_size = check_int("slice_size", slice_size, minimum=1)
+        self.slice_size = slice_size
         self.normalization = Normalization.of(normalization)
         check_bool("differentiable", differentiable)
         nothing = specification is None and cache is not None
@@ -178,13 +193,14 @@ class Representations(nn.Module):
 
     def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
         """Returns the flattened features, each slice written at once to where it stays."""
-        first, *others = images.split(self.slice_size)
+        size = self.slice_size or _slice_size(images)
+        first, *others = images.split(size)
         part: Tensor = representation(first).flatten(1)
         features = part.new_empty(len(images), part.shape[1])
         features[: len(part)] = part
         for i, images_of_slice in enumerate(others, 1):
             part = representation(images_of_slice).flatten(1)
-            features[i * self.slice_size : i * self.slice_size + len(part)] = part
+            features[i * size : i * size + len(part)] = part
         return features
 
     def open_cache(self, dataset: Any) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from benchmarks.harness import (
     ratio,
     record,
     run_all,
+    run_in_processes,
     spread,
     table,
     validate,
+    wait_for,
     write_between,
 )
+from benchmarks.harness import runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +47,69 @@ def test_finished_runs_are_skipped_and_a_stop_leaves_no_half_result(tmp_path):
     assert run_all(plan(), tmp_path, run_one)
     assert seen == [0, 1, 1, 2]
     assert [r["figures"]["loss"] for r in load(tmp_path)] == [0, 1, 2]
+
+
+SHARED = """
+import sys, time
+from benchmarks.harness import Run, run_all, wait_for
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+
+def plan():
+    for seed in range(6):
+        yield Run(f"one/{seed}", {}, seed)
+    wait_for([folder / f"one/{seed}.json" for seed in range(6)])
+    yield Run("last", {})
+
+def run_one(run):
+    with (folder / "log").open("a") as file:
+        file.write(run.name + "\\n")
+    time.sleep(0.2)
+    return {"value": 1}
+
+run_all(plan(), folder, run_one)
+"""
+
+
+def test_processes_share_a_plan(tmp_path, monkeypatch):
+    """Each run is made once, and what needs others waits for them."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shared_plan.py").write_text(SHARED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    folder = tmp_path / "results"
+    folder.mkdir()
+    run_in_processes(3, ["shared_plan", str(folder)])
+    made = (folder / "log").read_text().split()
+    assert sorted(made) == sorted({*(f"one/{seed}" for seed in range(6)), "last"})
+    assert made[-1] == "last"
+    assert not list(folder.rglob("*.claim"))
+    with pytest.raises(SystemExit, match="2 of 2 processes failed"):
+        run_in_processes(2, ["no_such_module"])
+
+
+def test_what_another_process_makes_is_passed_over(tmp_path):
+    path = tmp_path / "part" / "run-seed1.json"
+    with runs._claim(path) as claimed:
+        assert claimed
+        with runs._claim(path) as again:
+            assert not again
+        assert not run_all(plan(), tmp_path, lambda run: {"a": 1})
+    assert sorted(p.name for p in tmp_path.rglob("*.json")) == ["run-seed0.json", "run-seed2.json"]
+    assert run_all(plan(), tmp_path, lambda run: {"a": 1})
+
+
+def test_nobody_waits_for_what_nobody_makes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one.json must be there, or another process"):
+        wait_for([tmp_path / "one.json"])
+    (tmp_path / "one.json").write_text("{}")
+    wait_for([tmp_path / "one.json"])
+
+
+def test_no_run_begins_when_the_time_is_up(tmp_path):
+    assert not run_all(plan(), tmp_path, lambda run: {"a": 1}, minutes=-1)
+    assert load(tmp_path) == []
+    assert run_all(plan(), tmp_path, lambda run: {"a": 1}, minutes=10)
 
 
 def test_limit_again_and_lazy_plans(tmp_path):

@@ -1,22 +1,34 @@
-"""The comparison of methods at equal budget: every row of its plan trains, and what it says of it."""
+"""The comparison of methods at equal budget: every row of its plans trains, and what is said of it."""
 
 import pytest
 import torch
+from lightly.loss import NTXentLoss, VICRegLoss
 
 from benchmarks.harness import record, validate
 from benchmarks.quality import __main__ as command
+from benchmarks.quality import plan as planning
 from benchmarks.quality import report, training
-from benchmarks.quality.plan import TABLES, plan
+from benchmarks.quality.methods import BYOL, NTXent, VICReg
+from benchmarks.quality.plan import METHODS, PLANS, plan, tries
+from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetwork
+
+
+@pytest.fixture
+def first_chosen(monkeypatch):
+    """The first try of each method is taken for the best."""
+    monkeypatch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
 
 
 def rows():
-    """One run of each row of each table."""
-    return {
-        (table, run.name): run
-        for table in TABLES
-        for run in plan(table)
-        if (run.seed, run.settings["epochs"]) == (0, 10)
-    }
+    """One run of each row of each plan, but of those that others have, longer or wider."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
+        return {
+            (name, run.name.partition("-epochs")[0]): run
+            for name in ("main", "ablation", "on_top")
+            for run in plan(name, "photographs", None)
+            if run.seed == 0
+        }
 
 
 @pytest.mark.parametrize(
@@ -29,18 +41,65 @@ def test_every_row_trains_and_is_evaluated(row, monkeypatch):
     figures = training.train(settings, 0, None, "cpu")
     validate(record(run, figures), run.name)
     assert 0 <= figures["linear"] <= 100
+    assert set(figures) >= {"few_labels", "noise", "blur", "contrast"}
     assert [point["epoch"] for point in figures["curve"]] == [1]
     met = {term.rpartition("/")[2] for term in figures["terms"] if "/" in term}
     assert met == set(settings["representations"])
 
 
-def test_plans_name_each_run_once_and_choose_on_held_out_images():
-    for table in TABLES:
-        runs = list(plan(table))
-        assert len({run.name for run in runs}) == len(runs)
-        assert {run.settings["split"] for run in runs} == {
-            "test" if table == "main" else "validation"
-        }
+def test_a_curve_has_as_many_points_as_looks(monkeypatch):
+    monkeypatch.setattr(training, "BATCH_SIZE", 16)
+    settings = {**tries("simclr")[0], "epochs": 4, "per_class": 3, "looks": 2}
+    figures = training.train(settings, 0, None, "cpu")
+    assert [point["epoch"] for point in figures["curve"]] == [2, 4]
+    assert "few_labels" not in figures["curve"][0]
+    # What options are chosen by needs no more.
+    chosen = training.train({**settings, "split": "validation"}, 0, None, "cpu")
+    assert "few_labels" not in chosen
+
+
+def test_every_method_has_equally_many_tries():
+    assert {len(tries(method)) for method in METHODS} == {9}
+    for method in METHODS:
+        told = [str(sorted(settings.items())) for settings in tries(method)]
+        assert len(set(told)) == 9
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_name_each_run_once_and_choose_on_held_out_images(name, first_chosen):
+    found = list(plan(name, "FOLDER", None))
+    assert len({run.name for run in found}) == len(found)
+    of_test = name not in ("selection", "ablation", "on_top")
+    assert {run.settings["split"] for run in found} == {"test" if of_test else "validation"}
+    assert {run.settings["data"] for run in found} == {
+        "photographs" if name == "photographs" else "FOLDER"
+    }
+    # Few images are seen as often as many.
+    for run in found:
+        part = (run.settings["per_class"] or 1000) / 1000
+        whole = int(run.name.partition("-epochs")[2].partition("-")[0] or 10)
+        assert 0.9 * whole <= run.settings["epochs"] * part <= whole
+        assert whole in PLANS[name][0]
+
+
+def test_the_best_on_held_out_images_is_chosen(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vicreg-0.json must be there"):
+        planning.chosen("vicreg", tmp_path)
+    (tmp_path / "selection").mkdir(exist_ok=True)
+    for i in range(9):
+        linear = 50.0 - abs(i - 4)
+        path = tmp_path / "selection" / f"vicreg-{i}.json"
+        path.write_text(f'{{"figures": {{"linear": {linear}}}}}')
+    assert planning.chosen("vicreg", tmp_path) == tries("vicreg")[4]
+
+
+def test_the_ablation_changes_what_was_chosen(first_chosen):
+    base = tries("recommended")[0]
+    changed = dict(planning.rows("ablation", None))
+    assert changed["recommended"] == {**base, "split": "validation"}
+    assert changed["dct as well"]["representations"] == [*base["representations"], "dct"]
+    assert changed["dependence 1"]["options"] == {**base["options"], "dependence": 1.0}
+    assert all("also" not in settings for settings in changed.values())
 
 
 def test_held_out_images_are_not_trained_on():
@@ -61,14 +120,70 @@ def test_crops_cost_what_two_views_do():
         training.make_views("three", images)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (NTXent(0.2), NTXentLoss(0.2)),
+        (VICReg(), VICRegLoss()),
+        (VICReg(10.0, 20.0, 3.0), VICRegLoss(10.0, 20.0, 3.0)),
+    ],
+)
+def test_losses_without_masks_are_lightlys(ours, theirs):
+    a, b = torch.randn(2, 12, 20, dtype=torch.float64, requires_grad=True)
+    expected = theirs(a, b)
+    torch.testing.assert_close(ours(a, b), expected)
+    for found, wanted in zip(
+        torch.autograd.grad(ours(a, b), (a, b)),
+        torch.autograd.grad(expected, (a, b)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_byols_average_follows():
+    encoder = torch.nn.Linear(4, 4)
+    encoder.output_dim = 4
+    byol = BYOL(encoder, momentum=0.9)
+    before, kept = encoder.weight.detach().clone(), byol.target[0].weight
+    with torch.no_grad():
+        encoder.weight += 1
+    byol._follow(encoder, byol.target[0])
+    torch.testing.assert_close(byol.target[0].weight, before + 0.1)
+    assert byol.target[0].weight is kept
+
+
+@pytest.mark.parametrize("representation", [ColorHistogram(), Gabor(), RandomNetwork()])
+def test_representations_that_stay_out(representation):
+    images = torch.rand(3, 3, 32, 32)
+    features = representation(images)
+    assert features.shape == (3, *representation.output_shape(3, 32, 32))
+    assert torch.isfinite(features).all()
+    torch.testing.assert_close(features[1:2], representation(images[1:2]))
+    assert (features[0] - features[1]).abs().max() > 1e-3
+
+
+def test_a_colour_histogram_counts():
+    image = torch.zeros(1, 3, 8, 8)
+    image[..., :4, :4] = 1.0  # one quarter is white
+    histogram = ColorHistogram()(image).view(64, 4)
+    assert histogram[63].tolist() == [1, 0, 0, 0]
+    assert histogram[0].tolist() == [0, 1, 1, 1]
+
+
+def test_gabor_energies_tell_the_direction():
+    stripes = torch.sin(torch.arange(32.0) * 2 * torch.pi / 5).expand(1, 3, 32, 32)
+    energies = Gabor()(stripes).view(3, 8, 16).mean(dim=2)
+    assert energies.flatten().argmax() == 8  # the wavelength of 5, along the rows
+
+
 def test_differences_are_from_the_methods_own_row():
     def run(linear, seed):
         figures = {"linear": linear, "knn": 1.0, "rank_of_features": 2.0}
-        return {"seed": seed, "figures": {**figures, "cpu_seconds_per_epoch": 3.0}}
+        return {"seed": seed, "figures": {**figures, "seconds_per_epoch": 3.0}}
 
-    rows = {"byol": [run(40.0, 0), run(41.0, 1)], "byol and features": [run(45.0, 1)]}
+    rows = {"byol": [run(40.0, 0), run(41.0, 1)], "byol-and-features": [run(45.0, 1)]}
     assert "| +4.0 |" in report.accuracy_table(rows, None).splitlines()[-1]
-    assert "| -4.0 |" in report.accuracy_table(rows, "byol and features").splitlines()[-2]
+    assert "| -4.0 |" in report.accuracy_table(rows, "byol-and-features").splitlines()[-2]
 
 
 def test_the_command_runs_what_is_missing(tmp_path, monkeypatch):
@@ -76,20 +191,56 @@ def test_the_command_runs_what_is_missing(tmp_path, monkeypatch):
     asked = []
 
     def train(settings, seed, data, device):
-        asked.append((seed, data.name))
+        asked.append((seed, data.name, settings["bf16"]))
         return {"linear": 50.0}
 
     monkeypatch.setattr(command, "train", train)
-    line = "benchmarks.quality --data FOLDER --plan main --device cpu --limit 2 --results"
-    monkeypatch.setattr("sys.argv", [*line.split(), str(tmp_path)])
+    line = ["--data", "FOLDER", "--device", "cpu", "--results", str(tmp_path)]
     for total in (2, 4):
-        command.main()
+        command.main([*line, "--plan", "selection", "main", "--limit", "2"])
         assert len(asked) == len(list(tmp_path.rglob("*.json"))) == total
-    assert {name for _, name in asked} == {"FOLDER"}
+    assert {name for _, name, _ in asked} == {"FOLDER"}
+    command.main([*line, "--plan", "selection"])
+    assert len(asked) == 63
+    command.main([*line, "--plan", "main", "--rows", "simclr-crops", "--seeds", "3", "--bf16"])
+    assert asked[63:] == [(3, "FOLDER", True)] * 2  # of ten and of thirty epochs
+
+
+def test_several_processes_are_the_same_command(monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "run_in_processes", lambda *arguments: called.append(arguments))
+    command.main(["--plan", "main", "--jobs", "4"])
+    assert called == [(4, ["benchmarks.quality", "--plan", "main", "--jobs", "4", "--jobs", "1"])]
 
 
 def test_the_page_says_what_is_not_run(tmp_path):
     page = tmp_path / "RESULTS.md"
-    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in TABLES))
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in PLANS))
     report.main(tmp_path / "results", page)
-    assert page.read_text().count("Not run yet.") == len(TABLES)
+    assert page.read_text().count("Not run yet.") == len(PLANS)
+
+
+def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
+    def train(settings, seed, data, device):
+        point = {"epoch": 1, "linear": 50.0 + seed, "knn": 40.0, "rank_of_features": 9.0}
+        terms = {"dependence/hog": 0.25}
+        curve = [{**point, "epoch": e, "terms": terms} for e in range(settings["looks"])]
+        whole = {**point, "terms": terms, "few_labels": 30.0, "noise": 20.0, "blur": 21.0}
+        return {**whole, "contrast": 22.0, "seconds_per_epoch": 1.5, "curve": curve}
+
+    monkeypatch.setattr(command, "train", train)
+    results, page = tmp_path / "results", tmp_path / "RESULTS.md"
+    for name in PLANS:
+        command.main(
+            ["--data", "F", "--plan", name, "--seeds", "0", "1", "--results", str(results)]
+        )
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in PLANS))
+    report.main(results, page)
+    text = page.read_text()
+    assert "Not run yet." not in text
+    assert "| simclr crops | 50.5 ± 0.7 | 40.0 ± 0.0 |  | 9 | 1.50 | 0, 1 |" in text
+    assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
+    assert "ablation_10.png" in pictures
+    assert all(f"]({name})" in text for name in pictures)

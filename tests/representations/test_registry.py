@@ -12,6 +12,7 @@ import yaml
 
 from mvmr_loss import Representations, register_representation
 from mvmr_loss.representations import HOG, LocalStd, Pixels, Representation
+from mvmr_loss.representations.collection import _slice_size
 from mvmr_loss.representations import registry as registry_module
 
 FIVE = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
@@ -99,6 +100,14 @@ def test_labels_let_one_kind_occur_twice(images):
     )(images)
     torch.testing.assert_close(features["coarse"], LocalStd(window_size=7)(images).flatten(1))
     assert not torch.equal(features["fine"], features["coarse"])
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "size"),
+    [("cpu", (3, 8, 8), 32), ("meta", (3, 32, 32), 2**25 // 3072), ("meta", (3, 1024, 1024), 32)],
+)
+def test_an_accelerator_works_on_large_slices(device, shape, size):
+    assert _slice_size(torch.empty(2, *shape, device=device)) == size
 
 
 @pytest.mark.parametrize("slice_size", [1, 2, 5, 100])

@@ -10,6 +10,7 @@ from benchmarks.common.photographs import Photographs
 from mvmr_loss import Representations
 from mvmr_loss._random import random_bits, random_signs
 from mvmr_loss.dependence import distance_correlation
+from mvmr_loss.representations import sketch as sketch_module
 from mvmr_loss.representations.pixels import Pixels
 from mvmr_loss.representations.sketch import FoldedSignSketch, Sketched, folded_sign_sketch
 
@@ -245,3 +246,20 @@ def test_a_sketched_representation_asks_for_images_as_large():
     small = wrapped.minimum_size - 1
     with pytest.raises(ValueError, match=f"at least {small + 1}"):
         sketched(torch.randn(1, 3, small, small))
+
+
+@pytest.mark.parametrize(("width", "dim"), [(7, 3), (12, 4), (100, 7), (5000, 64), (1025, 1024)])
+def test_folded_at_once_is_folded_slice_by_slice(width, dim, monkeypatch):
+    """What an accelerator computes in few launches."""
+    cpu = torch.device("cpu")
+    x = torch.randn(6, width, dtype=torch.float64)
+    rotations = sketch_module._rotations(3, dim, -(-width // dim))
+    signs = sketch_module._signs(cpu, 3, width, x.dtype)
+    expected = sketch_module._fold(x, signs, rotations, dim)
+    places, turned = sketch_module._turned(cpu, 3, dim, width, x.dtype)
+    for values in (2**27, 2 * width):  # all rows, and few at a time
+        monkeypatch.setattr(sketch_module, "_SLICE_ACCELERATOR", values)
+        found = sketch_module._fold_at_once(x, places, turned, dim)
+        torch.testing.assert_close(found, expected)
+        low = sketch_module._fold_at_once(x.half(), places, turned, dim)
+        assert low.dtype == torch.float64
