@@ -51,7 +51,8 @@ def main():
     backbone = resnet18()
     backbone.fc = torch.nn.Identity()
     # (1) Fixed features of the images; a loss on the embeddings, and one on the features.
-    representations = Representations(["scattering", "hog"], sketch_dim=1024)
+    names = ["scattering", "hog", "local_binary_patterns"]
+    representations = Representations(names, sketch_dim=1024)
     criterion = MVMRLoss.from_preset("features")
     on_features = DistillationLoss.from_preset("features", 512, representations.sizes(3, 64, 64))
     head = MVMRProjectionHead(512, hidden_dim=512, output_dim=512)

@@ -54,7 +54,8 @@ def main():
     loader = photographs(8 * settings.batch_size, settings.batch_size, views)
     loader_val = photographs(4 * settings.batch_size, settings.batch_size, plain)
 
-    representations = mvmr_loss.Representations(["scattering", "hog"], sketch_dim=1024)
+    names = ["scattering", "hog", "local_binary_patterns"]
+    representations = mvmr_loss.Representations(names, sketch_dim=1024)
     if settings.vicreg:
         method = {
             "forward": regularized(vicreg),
@@ -62,11 +63,9 @@ def main():
             "loss": mvmr_loss.MultiRepresentationRegularizer(),
         }
     else:
-        on_features = mvmr_loss.DistillationLoss.from_preset(
-            "features", 512, representations.sizes(3, 64, 64)
-        )
+        sizes = representations.sizes(3, 64, 64)
         method = {"forward": mvmr, "loss": mvmr_loss.MVMRLoss.from_preset("features")}
-        method["distillation"] = on_features
+        method["distillation"] = mvmr_loss.DistillationLoss.from_preset("features", 512, sizes)
     module = spt.Module(
         **method,
         backbone=spt.backbone.from_timm("resnet18", pretrained=False, num_classes=0),

@@ -43,7 +43,11 @@ def augment(
         >>> augment(torch.rand(4, 3, 32, 32), size=16, scale=(0.1, 0.5)).shape
         torch.Size([4, 3, 16, 16])
     """
-    return _colored(_cropped(images, size or images.shape[-1], scale), jitter, jitter / 4 if grey is None else grey)
+    return _colored(
+        _cropped(images, size or images.shape[-1], scale),
+        jitter,
+        jitter / 4 if grey is None else grey,
+    )
 
 
 @functools.cache

@@ -198,9 +198,7 @@ def train_linear_probe(
             f"but are {epochs}, {batch_size} and {learning_rate}."
         )
     probe = LinearProbe(features, _num_classes(labels, num_classes)).to(features.device)
-    optimizer = repeatable_adam(
-        probe.parameters(), learning_rate, weight_decay, features.device
-    )
+    optimizer = repeatable_adam(probe.parameters(), learning_rate, weight_decay, features.device)
     steps = epochs * -(-len(features) // batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.data import Data
 from benchmarks.common.encoder import check_widths
 from benchmarks.common.evaluation import evaluate_features
 from benchmarks.common.frozen import evaluate_frozen, load_photographs
@@ -31,7 +32,6 @@ from benchmarks.distillation.training import (
     train_student,
 )
 from benchmarks.harness import Run, plain_errors, run_all, run_in_processes, wait_for
-from benchmarks.common.data import Data
 from benchmarks.plain_pytorch.training import check_training, load_data, normalize
 
 FOLDER = Path(__file__).parent

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.common.augmentation import augment
 from benchmarks.common.checkpoints import contents_of
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import extract_features, topk_accuracy
-from benchmarks.common.augmentation import augment
 from benchmarks.distillation.methods import METHODS, Batch, Widths
 from benchmarks.distillation.teachers import efficientnet_lite0
 from benchmarks.harness import RepeatedStep, atomic_path, portable, progress

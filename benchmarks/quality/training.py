@@ -174,7 +174,9 @@ def train(
         for batch in order[: len(order) - len(order) % BATCH_SIZE].split(BATCH_SIZE):
             index.copy_(batch)
             if "augmented_pixels" in settings["representations"]:
-                for name, values in live(normalized(data.train_images[index].float() / 255)).items():
+                for name, values in live(
+                    normalized(data.train_images[index].float() / 255)
+                ).items():
                     changing.setdefault(name, torch.empty_like(values)).copy_(values)
             repeated()
             scheduler.step()
@@ -211,9 +213,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns accuracies in percent on frozen features, and effective ranks (RankMe)."""
     device = data.test_images.device
-    accuracy = evaluate_frozen(
-        encoder, data, normalized, damaged=damaged, device=device, seed=seed
-    )
+    accuracy = evaluate_frozen(encoder, data, normalized, damaged=damaged, device=device, seed=seed)
     images = data.test_images[:2048].float() / 255
     x = extract_features(encoder, [normalized(images)])
     method.eval()

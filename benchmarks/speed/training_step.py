@@ -89,7 +89,9 @@ def make_steps(
     forward, criterion = ready(model), ready(MVMRLoss())
 
     def loss(z: Tensor, v: Tensor, representations: Callable[..., Any] | None) -> Tensor:
-        value: Tensor = criterion(z, v, representations(images) if representations is not None else None)
+        value: Tensor = criterion(
+            z, v, representations(images) if representations is not None else None
+        )
         return value
 
     def step(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:

@@ -26,10 +26,11 @@ images.shape
 # By name they are computed together, flattened, ready for the loss. It sees them through distances
 # alone, so that their sizes need not agree.
 
-names = ["pixels", "augmented_pixels", "scattering", "hog", "local_std", "dct", "patch_scattering"]
+names = ["pixels", "augmented_pixels", "scattering", "patch_scattering", "hog", "local_std", "dct"]
+names += ["local_binary_patterns"]
 representations = Representations(names, normalization="none")
 for name, features in representations(images).items():
-    print(f"{name:16} {features.shape[1]:>7,} numbers")
+    print(f"{name:21} {features.shape[1]:>7,} numbers")
 
 # %%
 # Each is a function as well, whose result still has the image's layout. Of the scattering we look

@@ -17,7 +17,6 @@ from mvmr_loss.representations.base import Representation, check_images, check_s
 from mvmr_loss.representations.registry import Specification, build, describe, labelled
 from mvmr_loss.representations.sketch import Sketched
 
-
 # Values of the images of a slice on an accelerator.
 _SLICE_ACCELERATOR = 2**25
 

@@ -17,13 +17,13 @@ from benchmarks.harness import (
     record,
     run_all,
     run_in_processes,
+    runs,
     spread,
     table,
     validate,
     wait_for,
     write_between,
 )
-from benchmarks.harness import runs
 
 ROOT = Path(__file__).parents[2]
 

@@ -78,7 +78,7 @@ def test_interrupted_run_is_not_kept(folder, monkeypatch):
     monkeypatch.setitem(RUN, "interrupted", True)
     with pytest.raises(KeyboardInterrupt):
         run.run_missing("study", [0], [], results)
-    assert not results.exists()
+    assert not [path for path in results.rglob("*") if path.is_file()]
 
 
 def test_other_settings_are_not_mixed(folder):

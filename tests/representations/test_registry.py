@@ -12,8 +12,8 @@ import yaml
 
 from mvmr_loss import Representations, register_representation
 from mvmr_loss.representations import HOG, LocalStd, Pixels, Representation
-from mvmr_loss.representations.collection import _slice_size
 from mvmr_loss.representations import registry as registry_module
+from mvmr_loss.representations.collection import _slice_size
 
 FIVE = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 ALL = [*FIVE, "patch_scattering", "dct"]
