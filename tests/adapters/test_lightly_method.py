@@ -343,9 +343,10 @@ def test_a_preset_of_the_loss():
 
 def test_the_preset_with_terms_on_the_features():
     model = method(preset="features", representations=None)
-    assert list(model.representations.by_name) == ["scattering", "hog"]
-    assert model.distillation.teacher_dims == {"scattering": 1024, "hog": 1024}
-    assert model.distillation.dependence_weight == {"scattering": 0.3, "hog": 0.3}
+    names = ["scattering", "hog", "local_binary_patterns"]
+    assert list(model.representations.by_name) == names
+    assert model.distillation.teacher_dims == dict.fromkeys(names, 1024)
+    assert model.distillation.dependence_weight == dict.fromkeys(names, 0.3)
     assert (model.distillation.scale, model.criterion.representation_weights) == ("coordinate", 0)
     own = {"edges": {"name": "hog", "pixels_per_cell": 4}}
     model = method(preset="features", representations=own, sketch_dim=16, lr=1e-2)

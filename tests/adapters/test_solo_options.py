@@ -78,10 +78,11 @@ def test_a_preset_is_what_is_not_said() -> None:
 
 def test_the_preset_with_terms_on_the_features() -> None:
     options = check_method_options({"preset": "features"})
-    assert options["representations"] == ["scattering", "hog"]
+    names = ["scattering", "hog", "local_binary_patterns"]
+    assert options["representations"] == names
     assert options["sketch_dim"] == 1024
     distilled = {**preset_settings("features").distillation, "gather_distributed": True}
-    teachers = {"scattering": 1024, "hog": 1024}
+    teachers = dict.fromkeys(names, 1024)
     assert options["distillation"] == {"teacher_dims": teachers, **distilled}
     given = {"preset": "features", "representations": {"edges": {"name": "hog"}}, "sketch_dim": 64}
     options = check_method_options({**given, "distillation": {"dependence_weight": 0.1}})

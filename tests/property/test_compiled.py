@@ -27,6 +27,7 @@ REPRESENTATIONS = {
     "pixels": {},
     "dct": {},
     "local_std": {},
+    "local_binary_patterns": {"cells": 3},
     "hog": {"block_norm": "L2"},
     "scattering": {"L": 3},
     "patch_scattering": {"J": 1, "L": 3, "grid_size": 2},

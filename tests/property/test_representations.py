@@ -16,6 +16,7 @@ from mvmr_loss.representations import (
     Scattering2D,
     folded_sign_sketch,
     list_representations,
+    local_binary_patterns,
     patch_scattering,
     scattering,
 )
@@ -364,3 +365,32 @@ def test_head(b, hidden, out, layers):
 
 def test_every_representation_is_in_the_collections():
     assert set(SMALL) == set(OPTIONS) < set(list_representations())
+
+
+@cases(40, 400, images=image_batches(), cells=st.integers(1, 4))
+def test_local_binary_patterns(images, cells):
+    """Shares of patterns, those of a reference by shifted copies, whatever the images' size."""
+    x = images.tensor()
+    if min(x.shape[2:]) < cells + 2:
+        with pytest.raises(ValueError, match="must be at least"):
+            local_binary_patterns(x, cells)
+        return
+    found = local_binary_patterns(x, cells)
+    assert found.dtype == torch.promote_types(x.dtype, torch.float32)
+    torch.testing.assert_close(found.sum(dim=3), torch.ones_like(found[..., 0]))
+    if x.shape[1] == 3:  # weights of the colours, rounded otherwise in the reference
+        return
+    grey = x.to(found.dtype).mean(dim=1)
+    before, same, after = slice(0, -2), slice(1, -1), slice(2, None)
+    middle = grey[:, same, same]
+    above = [(before, before), (before, same), (before, after), (same, after)]
+    below = [(after, after), (after, same), (after, before), (same, before)]
+    bits = [grey[:, i, j] >= middle for i, j in (*above, *below)]
+    pattern = sum(bit.long() << k for k, bit in enumerate(bits))
+    rows = torch.arange(pattern.shape[1]) * cells // pattern.shape[1]
+    columns = torch.arange(pattern.shape[2]) * cells // pattern.shape[2]
+    for i in range(cells):
+        for j in range(cells):
+            part = pattern[:, rows == i][:, :, columns == j].flatten(1)
+            shares = torch.nn.functional.one_hot(part, 256).to(found.dtype).mean(dim=1)
+            torch.testing.assert_close(found[:, i, j], shares)

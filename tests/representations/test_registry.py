@@ -17,6 +17,7 @@ from mvmr_loss.representations.collection import _slice_size
 
 FIVE = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
 ALL = [*FIVE, "patch_scattering", "dct"]
+LBP = "local_binary_patterns"
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_the_five_of_the_release(images):
 
 
 def test_sizes_at_stl10():
-    sizes = Representations(ALL).sizes(3, 96, 96)
+    sizes = Representations([*ALL, LBP]).sizes(3, 96, 96)
     assert sizes == {
         "pixels": 27_648,
         "augmented_pixels": 27_648,
@@ -49,13 +50,14 @@ def test_sizes_at_stl10():
         "local_std": 27_648,
         "patch_scattering": 139_968,
         "dct": 27_648,
+        "local_binary_patterns": 1_024,
     }
     assert sum(sizes[name] for name in FIVE) == 233_280
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 33), (4, 64, 48)])
 def test_sizes_are_those_computed(shape):
-    representations = Representations(ALL)
+    representations = Representations([*ALL, LBP])
     computed = {k: y.shape[1] for k, y in representations(torch.rand(2, *shape)).items()}
     assert computed == representations.sizes(*shape)
 

@@ -192,6 +192,12 @@ def test_every_representation_in_deterministic_mode(sketch_dim, differentiable, 
         assert torch.equal(values, results[1][name]), name
 
 
+def test_local_binary_patterns_in_deterministic_mode(deterministic):
+    x = torch.randn(5, 3, 32, 32)
+    features = [Representations(["local_binary_patterns"], slice_size=2)(x) for _ in range(2)]
+    assert torch.equal(*(f["local_binary_patterns"] for f in features))
+
+
 def test_reading_a_store_is_the_same_after_resume(tmp_path):
     """Rows come from the store in both epochs, so that a resumed run meets the same features."""
     x = Training().images
