@@ -142,6 +142,7 @@ PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "little": ((30,), 3),
     "photographs": ((30,), 3),
     "resnet18": ((30, 200), 3),
+    "vit": ((10,), 3),
 }
 
 
@@ -195,13 +196,15 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
             yield f"{method} and features", {**own, "options": options, "representations": KNOWN}
     else:
         table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN
-        if name in ("long", "resnet18"):
+        if name in ("long", "resnet18", "vit"):
             table = {row: MAIN[row] for row in _LONG}
         for row, (method, settings) in table.items():
             own = {**chosen(method, results), **{"views": COMMON["views"]}}
             own |= {"views": METHODS[method][0].get("views", COMMON["views"]), **settings}
             own |= {"looks": 5 if name in ("main", "long") else 1, "split": "test"}
-            yield row, {**own, "encoder": "resnet18" if name == "resnet18" else "small"}
+            if name == "vit":  # Not chosen for it, and the same for all.
+                own |= {"learning_rate": 2e-3}
+            yield row, {**own, "encoder": name if name in ("resnet18", "vit") else "small"}
 
 
 def file_name(row: str) -> str:

@@ -13,7 +13,7 @@ from benchmarks.quality.plan import LEARNING_RATES, METHODS, PLANS, tries
 HERE = Path(__file__).parent
 # Plan -> the row that the others are compared with; those not here: "NAME and ..." with NAME.
 BASELINES = {
-    **dict.fromkeys(("main", "long", "photographs", "resnet18"), "simclr-crops"),
+    **dict.fromkeys(("main", "long", "photographs", "resnet18", "vit"), "simclr-crops"),
     "ablation": "recommended",
 }
 MORE = {"few_labels": "10 labels", "noise": "noise", "blur": "blur", "contrast": "contrast"}

@@ -62,7 +62,7 @@ def load(folder: Path | None, split: str, per_class: int | None, device: str) ->
 
 
 def make_encoder(name: str) -> nn.Module:
-    """Returns an encoder with ``output_dim``: "small" (0.3M parameters) or "resnet18" (11M)."""
+    """Returns an encoder with ``output_dim``: "small", "resnet18" (11M parameters) or "vit" (0.15M)."""
     if name == "small":
         return SmallResNet((32, 64, 128))
     if name == "resnet18":
@@ -74,7 +74,22 @@ def make_encoder(name: str) -> nn.Module:
         network.fc = nn.Identity()  # type: ignore[assignment]
         network.output_dim = 512
         return network
-    raise ValueError(f"encoder must be 'small' or 'resnet18' but is {name!r}.")
+    if name == "vit":
+        from timm.models import VisionTransformer
+
+        transformer = VisionTransformer(
+            img_size=SIZE,
+            patch_size=4,
+            embed_dim=64,
+            depth=3,
+            num_heads=4,
+            num_classes=0,
+            global_pool="avg",
+            dynamic_img_size=True,  # small crops
+        )
+        transformer.output_dim = 64
+        return transformer
+    raise ValueError(f"encoder must be small, resnet18 or vit but is {name!r}.")
 
 
 def make_views(kind: str, images: Tensor) -> list[Tensor]:

@@ -244,3 +244,15 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
     assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
     assert "ablation_10.png" in pictures
     assert all(f"]({name})" in text for name in pictures)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "vit"])
+def test_encoders_take_both_sizes_of_crops(name):
+    encoder = training.make_encoder(name)
+    for size in (32, 16):
+        assert encoder(torch.rand(2, 3, size, size)).shape == (2, encoder.output_dim)
+
+
+def test_encoders_are_known():
+    with pytest.raises(ValueError, match="encoder must be small, resnet18 or vit but is 'mlp'"):
+        training.make_encoder("mlp")
