@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,16 @@ def test_the_installed_wheel_computes_the_same_with_all_kernels(archives, tmp_pa
     assert installed["loss"] == here["loss"]
     said = subprocess.run([python, "-m", "mvmr_loss"], capture_output=True, text=True, check=True)
     assert said.stdout.count(" on\n") == 3
+
+
+def test_what_solo_learn_pins_is_its_own_extras_and_the_tests():
+    """Its torchmetrics and setuptools are old: no user of another host shall get them."""
+    config = ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    extras = dict(config["options.extras_require"])
+    core = config["options"]["install_requires"]
+    pinned = {name for name, wanted in extras.items() if "<0.12" in wanted or "<81" in wanted}
+    assert pinned == {"solo"}
+    assert "<" not in core
+    assert {name for name, wanted in extras.items() if "%(solo)s" in wanted} == {"tests"}
+    assert {name for name, wanted in extras.items() if "%(tests)s" in wanted} == {"dev"}
