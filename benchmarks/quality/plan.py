@@ -199,12 +199,13 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
         if name in ("long", "resnet18", "vit"):
             table = {row: MAIN[row] for row in _LONG}
         for row, (method, settings) in table.items():
-            own = {**chosen(method, results), **{"views": COMMON["views"]}}
-            own |= {"views": METHODS[method][0].get("views", COMMON["views"]), **settings}
-            own |= {"looks": 5 if name in ("main", "long") else 1, "split": "test"}
+            views = METHODS[method][0].get("views", COMMON["views"])
+            own = {**chosen(method, results), "views": views, **settings}
+            own |= {"looks": 5 if name in ("main", "long") else 1}
+            own |= {"encoder": name if name in ("resnet18", "vit") else "small"}
             if name == "vit":  # Not chosen for it, and the same for all.
                 own |= {"learning_rate": 2e-3}
-            yield row, {**own, "encoder": name if name in ("resnet18", "vit") else "small"}
+            yield row, {**own, "split": "test"}
 
 
 def file_name(row: str) -> str:
@@ -221,7 +222,7 @@ def plan(name: str, data: str, results: Path) -> Iterator[Run]:
         results: Folder of the results.
     """
     if name == "selection":
-        for i in range(len(LEARNING_RATES) * 3):
+        for i in range(len(tries("recommended"))):
             for method in METHODS:
                 told = {**tries(method)[i], "split": "validation", "data": data, "epochs": 10}
                 yield Run(f"selection/{method}-{i}", told, 0)
