@@ -212,7 +212,7 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
                 terms = page.with_name(f"{name}_{epochs}_dependence.png")
                 plot_terms(rows["recommended-crops"], terms)
                 parts += [f"![Dependence on each representation over training]({terms.name})"]
-        elif name in BASELINES and BASELINES[name] in rows and len(rows) > 1:
+        elif name == "ablation" and BASELINES[name] in rows and len(rows) > 1:
             drawn = page.with_name(f"{name}_{epochs}.png")
             plot_effects(rows, BASELINES[name], drawn)
             parts += [f"![Difference of each row]({drawn.name})"]

@@ -115,7 +115,7 @@ class FoldedSignSketch(nn.Module):
         rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
         if not x.is_cpu:
             places, turned = _turned(x.device, self.seed, self.dim, width, dtype)
-            return _fold_at_once(x, places, turned, self.dim)
+            return _fold_at_once(x, places, turned, -(-width // self.dim), self.dim)
         function = _fold_on_cpu if can_run(x) else _fold
         sketch: Tensor = function(x, signs, rotations, self.dim)
         return sketch
@@ -133,15 +133,21 @@ def _fold(x: Tensor, signs: Tensor, rotations: Sequence[int], dim: int) -> Tenso
     return unfolded[:, :dim] + unfolded[:, dim:]
 
 
-def _fold_at_once(x: Tensor, places: Tensor, signs: Tensor, dim: int) -> Tensor:
+def _fold_at_once(x: Tensor, places: Tensor, signs: Tensor, slices: int, dim: int) -> Tensor:
     """Gives what :func:`_fold` does but for rounding, in few launches and in more memory."""
-    # Of so many rows at a time, each having the width twice.
-    rows = max(1, _SLICE_ACCELERATOR // len(places))
-    parts = [
-        (part[:, places].to(signs.dtype) * signs).unflatten(1, (-1, dim)).sum(dim=1)
-        for part in x.split(rows)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def folded(part: Tensor) -> Tensor:
+        return (
+            (part.index_select(1, places).to(signs.dtype) * signs)
+            .view(len(part), slices, dim)
+            .sum(dim=1)
+        )
+
+    # Of so many rows at a time; a compiler joins the copies anyway.
+    rows = max(1, _SLICE_ACCELERATOR // (slices * dim))
+    if torch.compiler.is_compiling() or len(x) <= rows:
+        return folded(x)
+    return torch.cat([folded(part) for part in x.split(rows)])
 
 
 @constant(maxsize=32)

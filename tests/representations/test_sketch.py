@@ -259,7 +259,26 @@ def test_folded_at_once_is_folded_slice_by_slice(width, dim, monkeypatch):
     places, turned = sketch_module._turned(cpu, 3, dim, width, x.dtype)
     for values in (2**27, 2 * width):  # all rows, and few at a time
         monkeypatch.setattr(sketch_module, "_SLICE_ACCELERATOR", values)
-        found = sketch_module._fold_at_once(x, places, turned, dim)
+        found = sketch_module._fold_at_once(x, places, turned, -(-width // dim), dim)
         torch.testing.assert_close(found, expected)
-        low = sketch_module._fold_at_once(x.half(), places, turned, dim)
+        low = sketch_module._fold_at_once(x.half(), places, turned, -(-width // dim), dim)
         assert low.dtype == torch.float64
+
+
+def test_folded_at_once_compiles_for_any_batch_and_works_in_fake_tensors():
+    """As an accelerator's path is compiled, here on a CPU, and for a GPU that need not be there."""
+
+    def fold(x):
+        places, turned = sketch_module._turned(x.device, 0, 64, 1000, torch.float32)
+        return sketch_module._fold_at_once(x, places, turned, 16, 64)
+
+    compiled = torch.compile(fold, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (8, 9):
+        x = torch.randn(n, 1000, requires_grad=True)
+        torch.testing.assert_close(compiled(x), folded_sign_sketch(x, 64))
+        (gradient,) = torch.autograd.grad(compiled(x).square().sum(), x)
+        (expected,) = torch.autograd.grad(folded_sign_sketch(x, 64).square().sum(), x)
+        torch.testing.assert_close(gradient, expected)
+    with FakeTensorMode():
+        sketch = FoldedSignSketch(64)(torch.empty(8, 1000, device="cuda"))
+        assert (sketch.shape, sketch.device.type) == ((8, 64), "cuda")
