@@ -3,7 +3,7 @@
 The contract is in benchmarks/README.md.
 """
 
-from benchmarks.harness.graphs import RepeatedStep
+from benchmarks.harness.graphs import RepeatedStep, repeatable_adam
 from benchmarks.harness.loops import progress
 from benchmarks.harness.pages import plot_points, save_figure, spread, table, write_between
 from benchmarks.harness.records import (
@@ -40,6 +40,7 @@ __all__ = [
     "progress",
     "ratio",
     "record",
+    "repeatable_adam",
     "run_all",
     "run_in_processes",
     "save_figure",

@@ -29,8 +29,15 @@ from benchmarks.common.data import Data, ImageFolder, image_tensor
 from benchmarks.common.encoder import SmallResNet
 from benchmarks.common.evaluation import evaluate_features, extract_features
 from benchmarks.common.photographs import Photographs
-from benchmarks.harness import Run, atomic_path, plain_errors, progress, record, write_json
-from benchmarks.harness.graphs import repeatable_adam
+from benchmarks.harness import (
+    Run,
+    atomic_path,
+    plain_errors,
+    progress,
+    record,
+    repeatable_adam,
+    write_json,
+)
 from mvmr_loss import MVMRLoss, MVMRProjectionHead, Normalization, Representations
 
 REPRESENTATIONS = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from mvmr_loss import (
     DistillationLoss,
-    MultiRepresentationRegularizer,
     MVMRLoss,
     MVMRProjectionHead,
 )
@@ -146,32 +145,20 @@ class Peer(Method):
     Args:
         encoder: Maps images to features; has ``output_dim``.
         loss: The loss of two batches of embeddings.
-        regularizer: Weight of the representation terms on top; 0 leaves them out.
-        head: As in :class:`MVMR`, for the representation terms.
     """
 
-    def __init__(
-        self, encoder: nn.Module, loss: nn.Module, *, regularizer: float = 0.0, head: str = "second"
-    ) -> None:
+    def __init__(self, encoder: nn.Module, loss: nn.Module) -> None:
         super().__init__()
         width = width_of(encoder)
         self.projector = MVMRProjectionHead(width, WIDTH, WIDTH)
         self.loss = loss
-        self.regularizer = MultiRepresentationRegularizer(regularizer) if regularizer else None
-        self.second = second_head(width) if regularizer and head == "second" else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes the loss, and its terms by name."""
-        embeddings = embed(self.projector, batch.features)
-        own = self.compare(embeddings, batch)
-        if self.regularizer is None:
-            return {"loss": own}
-        met = embeddings if self.second is None else embed(self.second, batch.features)
-        terms = self.regularizer.forward_components(met, batch.representations)
-        return {**terms.as_dict(), "own": own, "loss": own + terms.total}
+        """Computes the loss."""
+        return {"loss": self.compare(embed(self.projector, batch.features), batch)}
 
     def compare(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
-        """Computes the peer's own loss."""
+        """Computes the loss of the views' embeddings."""
         first, *others = embeddings
         return torch.stack([self.loss(first, other) for other in others]).mean()
 
@@ -234,8 +221,8 @@ class LeJEPA(Peer):
 class BYOL(Peer):
     """BYOL: a predictor, and a moving average of the encoder that sees the full views."""
 
-    def __init__(self, encoder: nn.Module, *, momentum: float = 0.99, **options: Any) -> None:
-        super().__init__(encoder, NegativeCosineSimilarity(), **options)
+    def __init__(self, encoder: nn.Module, *, momentum: float = 0.99) -> None:
+        super().__init__(encoder, NegativeCosineSimilarity())
         self.momentum = momentum
         self.online = [encoder]  # in a list: its parameters are not this module's
         self.predictor = MVMRProjectionHead(WIDTH, WIDTH, WIDTH, num_layers=2)
@@ -276,9 +263,8 @@ def build(
     Args:
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
-        options: ``preset``, ``head`` and those of the loss; for the others the loss's own, and
-            ``regularizer`` and ``head``; for all ``regression``, ``dependence`` and ``stacked``,
-            see :class:`Regressed`.
+        options: ``preset``, ``head`` and those of the loss; for the others the loss's own; for all
+            ``regression``, ``dependence`` and ``stacked``, see :class:`Regressed`.
         representations: All training images', for the regression.
 
     Raises:
@@ -290,16 +276,15 @@ def build(
     if any(weights):
         method = build(name, encoder, options)
         return Regressed(method, encoder, representations or {}, *weights, stacked)
-    on_top = {key: options.pop(key) for key in ("regularizer", "head") if key in options}
     if name == "mvmr":
-        return MVMR(encoder, **on_top, **options)
+        return MVMR(encoder, **options)
     if name == "byol":
-        return BYOL(encoder, **on_top, **options)
+        return BYOL(encoder, **options)
     if name == "lejepa":
-        return LeJEPA(encoder, LeJEPALoss(**options), **on_top)
+        return LeJEPA(encoder, LeJEPALoss(**options))
     losses: dict[str, Any] = {"vicreg": VICReg, "simclr": NTXent, "barlow_twins": BarlowTwinsLoss}
     if name not in losses:
         raise ValueError(
             f"method must be one of mvmr, byol, lejepa, {', '.join(losses)} but is {name!r}."
         )
-    return Peer(encoder, losses[name](**options), **on_top)
+    return Peer(encoder, losses[name](**options))

@@ -112,6 +112,16 @@ def _axes() -> tuple[Any, Any]:
     return figure, axes
 
 
+def _band(
+    axes: Any, epochs: Sequence[int], curves: Sequence[Sequence[float]], style: str, label: str
+) -> None:
+    """Draws the mean of curves, and a band from the least to the greatest of them."""
+    ends = list(zip(*curves, strict=True))
+    (line,) = axes.plot(epochs, [statistics.mean(e) for e in ends], style, label=label, lw=1.5)
+    low, high = zip(*[(min(e), max(e)) for e in ends], strict=True)
+    axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+
+
 def plot_curves(
     rows: Mapping[str, Records],
     path: Path,
@@ -129,19 +139,8 @@ def plot_curves(
     figure, axes = _axes()
     for i, (row, own) in enumerate(rows.items()):
         epochs = [point["epoch"] for point in own[0]["figures"]["curve"]]
-        ends = list(
-            zip(*[[value(p) for p in record["figures"]["curve"]] for record in own], strict=True)
-        )
-        style = "-" if i < 10 else "--"
-        (line,) = axes.plot(
-            epochs,
-            [statistics.mean(e) for e in ends],
-            style,
-            label=row.replace("-", " "),
-            lw=1.5,
-        )
-        low, high = zip(*[(min(e), max(e)) for e in ends], strict=True)
-        axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+        curves = [[value(p) for p in record["figures"]["curve"]] for record in own]
+        _band(axes, epochs, curves, "-" if i < 10 else "--", row.replace("-", " "))
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.legend(fontsize=7, ncols=2)
@@ -160,10 +159,7 @@ def plot_terms(own: Records, path: Path) -> None:
     epochs = [point["epoch"] for point in own[0]["figures"]["curve"]]
     for name in names:
         curves = [[1 - p["terms"][name] for p in r["figures"]["curve"]] for r in own]
-        ends = list(zip(*curves, strict=True))
-        (line,) = axes.plot(epochs, [statistics.mean(e) for e in ends], label=name.split("/")[1])
-        low, high = zip(*[(min(e), max(e)) for e in ends], strict=True)
-        axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+        _band(axes, epochs, curves, "-", name.split("/")[1])
     axes.set_xlabel("epoch")
     axes.set_ylabel("distance correlation of features and representation")
     axes.legend()

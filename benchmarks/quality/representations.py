@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from kornia.color import rgb_to_grayscale
 from torch import Tensor
 from torch.nn import functional as F
 
 from mvmr_loss import register_representation
 from mvmr_loss.representations import Representation
-
-GREY = (0.299, 0.587, 0.114)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Returns the luminance of images, shape (N, 1, H, W)."""
-    return torch.einsum("nchw,c->nhw", images, images.new_tensor(GREY))[:, None]
 
 
 @register_representation("color_histogram")
@@ -60,7 +54,7 @@ class Gabor(Representation):
     def extract(self, images: Tensor) -> Tensor:
         """Computes mean energies, shape (N, 24 * 16)."""
         filters: Tensor = self.get_buffer("filters").to(images)
-        parts = F.conv2d(F.pad(grey(images), (7, 7, 7, 7), mode="reflect"), filters)
+        parts = F.conv2d(F.pad(rgb_to_grayscale(images), (7, 7, 7, 7), mode="reflect"), filters)
         energy = parts.unflatten(1, (-1, 2)).square().sum(2).sqrt()
         return F.adaptive_avg_pool2d(energy, 4).flatten(1)
 

@@ -20,7 +20,7 @@ from benchmarks.common.photographs import Photographs
 from benchmarks.harness import RepeatedStep, progress
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
 from benchmarks.quality import representations as _registered  # noqa: F401
-from benchmarks.quality.methods import Batch, build
+from benchmarks.quality.methods import Batch, Method, build
 from mvmr_loss import Normalization, Representations
 
 SIZE, BATCH_SIZE, SKETCH_DIM = 32, 256, 1024
@@ -224,7 +224,7 @@ def _represent(names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
 
 
 def evaluate(
-    encoder: nn.Module, method: nn.Module, data: Data, seed: int, *, damaged: bool
+    encoder: nn.Module, method: Method, data: Data, seed: int, *, damaged: bool
 ) -> dict[str, Any]:
     """Returns accuracies in percent on frozen features, and effective ranks (RankMe)."""
     device = data.test_images.device
@@ -233,7 +233,7 @@ def evaluate(
     x = extract_features(encoder, [normalized(images)])
     method.eval()
     with torch.no_grad():
-        z = method.projector(x.to(device))  # type: ignore[operator]
+        z = method.projector(x.to(device))
     method.train()
     return {
         **accuracy,

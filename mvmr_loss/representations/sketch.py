@@ -111,11 +111,12 @@ class FoldedSignSketch(nn.Module):
         width = operator.index(x.shape[1])
         if width <= self.dim:
             return x.to(dtype)
-        signs = _signs(x.device, self.seed, width, dtype)
-        rotations = _rotations(self.seed, self.dim, -(-width // self.dim))
+        slices = -(-width // self.dim)
         if not x.is_cpu:
             places, turned = _turned(x.device, self.seed, self.dim, width, dtype)
-            return _fold_at_once(x, places, turned, -(-width // self.dim), self.dim)
+            return _fold_at_once(x, places, turned, slices, self.dim)
+        signs = _signs(x.device, self.seed, width, dtype)
+        rotations = _rotations(self.seed, self.dim, slices)
         function = _fold_on_cpu if can_run(x) else _fold
         sketch: Tensor = function(x, signs, rotations, self.dim)
         return sketch
