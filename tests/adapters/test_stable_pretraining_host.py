@@ -29,6 +29,12 @@ EXAMPLE = ROOT / "examples" / "stable_pretraining_mvmr.py"
 SIZE, BATCH = 16, 8
 
 
+@pytest.fixture(autouse=True)
+def _no_runs_in_the_users_cache(tmp_path, monkeypatch):
+    """stable-pretraining keeps checkpoints of each run of its command in the user's cache folder."""
+    monkeypatch.setenv("SPT_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def loader(views, n=16):
     images = torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     pairs = [(image, i % 4) for i, image in enumerate(images)]

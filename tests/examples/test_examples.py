@@ -32,7 +32,7 @@ def run(path, folder, *options, launcher=()):
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "WANDB_SILENT": "true"},
+        env={**os.environ, "WANDB_SILENT": "true", "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=500,
