@@ -72,6 +72,7 @@ class Regressed(Method):
         regression: Weight of the regression onto them.
         dependence: Weight of the dependence on them.
         stacked: Whether that is of all views as one batch, rather than of each.
+        measure: What it is measured by.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Regressed(Method):
         method: Method,
         encoder: nn.Module,
         representations: Mapping[str, Tensor],
-        regression: float,
-        dependence: float,
-        stacked: bool,
+        *,
+        regression: float = 0.0,
+        dependence: float = 0.0,
+        stacked: bool = False,
+        measure: Any = "distance_correlation",
     ) -> None:
         super().__init__()
         self.method = method
@@ -94,6 +97,7 @@ class Regressed(Method):
             dependence_weight=dependence,
             scale="coordinate",
             stacked=stacked,
+            dependence_measure=measure,
         ).fit(representations)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,16 +120,23 @@ class MVMR(Method):
         preset: One of :func:`mvmr_loss.list_presets`.
         head: Which embeddings meet the representations: the "same" as the views', or those of a
             "second" head.
+        width: Of the projector.
         **options: Options of :class:`mvmr_loss.MVMRLoss` in the place of the preset's.
     """
 
     def __init__(
-        self, encoder: nn.Module, *, preset: str, head: str = "same", **options: Any
+        self,
+        encoder: nn.Module,
+        *,
+        preset: str,
+        head: str = "same",
+        width: int = WIDTH,
+        **options: Any,
     ) -> None:
         super().__init__()
-        width = width_of(encoder)
-        self.projector = MVMRProjectionHead(width, WIDTH, WIDTH)
-        self.second = second_head(width) if head == "second" else None
+        features = width_of(encoder)
+        self.projector = MVMRProjectionHead(features, width, width)
+        self.second = second_head(features) if head == "second" else None
         self.criterion = MVMRLoss.from_preset(preset, **options)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -263,19 +274,19 @@ def build(
     Args:
         name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
-        options: ``preset``, ``head`` and those of the loss; for the others the loss's own; for all
-            ``regression``, ``dependence`` and ``stacked``, see :class:`Regressed`.
+        options: ``preset``, ``head``, ``width`` and those of the loss; for the others the loss's own;
+            for all those of :class:`Regressed`.
         representations: All training images', for the regression.
 
     Raises:
         ValueError: If there is no such method.
     """
-    options = dict(options)
-    weights = [options.pop(term, 0.0) for term in ("regression", "dependence")]
-    stacked = options.pop("stacked", False)
-    if any(weights):
+    beside = ("regression", "dependence", "stacked", "measure")
+    regressed = {option: value for option, value in options.items() if option in beside}
+    options = {option: value for option, value in options.items() if option not in beside}
+    if any(regressed.get(term) for term in beside[:2]):
         method = build(name, encoder, options)
-        return Regressed(method, encoder, representations or {}, *weights, stacked)
+        return Regressed(method, encoder, representations or {}, **regressed)
     if name == "mvmr":
         return MVMR(encoder, **options)
     if name == "byol":

@@ -67,6 +67,7 @@ METHODS: dict[str, tuple[Settings, tuple[Settings, ...]]] = {
     ),
 }
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+BATCH_SIZE = 256
 COMMON: Settings = {
     "options": {},
     "representations": [],
@@ -131,12 +132,38 @@ _CHANGES: dict[str, tuple[Settings, Settings]] = {
     # As it was recommended before features met the representations.
     "representations on a second head": ({}, {"options": {**_IDENTITY, "head": "second"}}),
 }
+# What the objective is measured with, and how large: as above.
+_SHAPES: dict[str, tuple[Settings, Settings]] = {
+    "recommended": ({}, {}),
+    **{
+        f"exponent {exponent} on the features": (
+            {"measure": {"name": "distance_correlation", "exponent": exponent}},
+            {},
+        )
+        for exponent in (0.5, 1.5)
+    },
+    **{
+        f"identity by distance correlation, exponent {exponent}": (
+            {"identity_measure": {"name": "u_distance_correlation_sqr", "exponent": exponent}},
+            {},
+        )
+        for exponent in (0.5, 1.0)
+    },
+    "sign of the release": ({"dependence": -0.3}, {}),
+    **{
+        f"batch {batch}, projector {width}": ({"width": width}, {"batch_size": batch})
+        for batch in (64, 256, 1024)
+        for width in (128, 512, 2048)
+        if (batch, width) != (256, 512)  # as recommended
+    },
+}
 ON_TOP = ("vicreg", "simclr", "barlow_twins", "byol")
 # A plan -> lengths in epochs, and number of seeds.
 PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "selection": ((10,), 1),
     "main": ((10, 30), 5),
     "ablation": ((10,), 3),
+    "shapes": ((10,), 2),
     "on_top": ((10,), 3),
     "long": ((100,), 3),
     "little": ((30,), 3),
@@ -182,10 +209,12 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
         name: A key of :data:`PLANS` but ``selection``.
         results: Folder of the results, where the options are read from.
     """
-    if name == "ablation":
+    if name in ("ablation", "shapes"):
         base = {**chosen("recommended", results), "split": "validation"}
-        for row, (options, settings) in _CHANGES.items():
+        for row, (options, settings) in (_CHANGES if name == "ablation" else _SHAPES).items():
             changed = {**base, "options": {**base["options"], **options}, **settings}
+            # Adam's rate goes with the root of the batch.
+            changed["learning_rate"] *= (changed.get("batch_size", BATCH_SIZE) / BATCH_SIZE) ** 0.5
             also = [name for name in changed.pop("also", ()) if name not in base["representations"]]
             yield row, {**changed, "representations": [*changed["representations"], *also]}
     elif name == "on_top":

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 # Plan -> the row that the others are compared with; those not here: "NAME and ..." with NAME.
 BASELINES = {
     **dict.fromkeys(("main", "long", "photographs", "resnet18", "vit"), "simclr-crops"),
-    "ablation": "recommended",
+    **dict.fromkeys(("ablation", "shapes"), "recommended"),
 }
 MORE = {"few_labels": "10 labels", "noise": "noise", "blur": "blur", "contrast": "contrast"}
 Records = list[dict[str, Any]]

@@ -21,9 +21,10 @@ from benchmarks.harness import RepeatedStep, progress
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
 from benchmarks.quality import representations as _registered  # noqa: F401
 from benchmarks.quality.methods import Batch, Method, build
+from benchmarks.quality.plan import BATCH_SIZE
 from mvmr_loss import Normalization, Representations
 
-SIZE, BATCH_SIZE, SKETCH_DIM = 32, 256, 1024
+SIZE, SKETCH_DIM = 32, 1024
 NORMALIZATION = Normalization.cifar10()
 VALIDATION_PER_CLASS = 100
 
@@ -138,7 +139,8 @@ def train(
     Args:
         settings: Of the plan: ``method``, ``options``, ``representations``, ``views``, ``encoder``,
             ``epochs``, ``split``, ``per_class``, ``learning_rate``, ``looks``,
-            ``bf16``: whether the encoder runs in bfloat16 where autocast has it so.
+            ``bf16``: whether the encoder runs in bfloat16 where autocast has it so;
+            ``batch_size``, if not :data:`BATCH_SIZE`.
         seed: Of all that is drawn.
         folder: As in :func:`load`.
         device: Where everything is computed.
@@ -155,10 +157,11 @@ def train(
     method = build(settings["method"], encoder, settings["options"], features).to(device)
     live = Representations(["augmented_pixels"], normalization=NORMALIZATION).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
-    steps = settings["epochs"] * (len(data.train_images) // BATCH_SIZE)
+    batch_size = settings.get("batch_size", BATCH_SIZE)
+    steps = settings["epochs"] * (len(data.train_images) // batch_size)
     optimizer, scheduler = adam_in_one_cycle(parameters, settings["learning_rate"], steps)
     # What a step reads and writes stays where it is, so that a GPU can repeat it as one graph.
-    index = torch.zeros(BATCH_SIZE, dtype=torch.long, device=device)
+    index = torch.zeros(batch_size, dtype=torch.long, device=device)
     changing: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
     through = functools.partial(encode, bf16=settings["bf16"])
@@ -186,7 +189,7 @@ def train(
         for total in sums.values():
             total.zero_()
         order = torch.randperm(len(data.train_images)).to(device)
-        for batch in order[: len(order) - len(order) % BATCH_SIZE].split(BATCH_SIZE):
+        for batch in order[: len(order) - len(order) % batch_size].split(batch_size):
             index.copy_(batch)
             if "augmented_pixels" in settings["representations"]:
                 for name, values in live(
@@ -197,7 +200,7 @@ def train(
             scheduler.step()
         seconds.append((time.perf_counter() - clocks[0], time.process_time() - clocks[1]))
         if epoch in looks:
-            count = len(order) // BATCH_SIZE
+            count = len(order) // batch_size
             means = {name: total.item() / count for name, total in sums.items()}
             # What options are chosen by needs no more.
             last = epoch == settings["epochs"] and settings["split"] == "test"

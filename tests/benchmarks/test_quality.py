@@ -25,7 +25,7 @@ def rows():
         patch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
         return {
             (name, run.name.partition("-epochs")[0]): run
-            for name in ("main", "ablation", "on_top")
+            for name in ("main", "ablation", "shapes", "on_top")
             for run in plan(name, "photographs", None)
             if run.seed == 0
         }
@@ -38,6 +38,8 @@ def test_every_row_trains_and_is_evaluated(row, monkeypatch):
     run = rows()[row]
     monkeypatch.setattr(training, "BATCH_SIZE", 16)
     settings = {**run.settings, "epochs": 1, "per_class": 3, "split": "test"}
+    if "batch_size" in settings:
+        settings["batch_size"] //= 32  # 2, 8, 32 of 33 images
     figures = training.train(settings, 0, None, "cpu")
     validate(record(run, figures), run.name)
     assert 0 <= figures["linear"] <= 100
@@ -69,7 +71,7 @@ def test_every_method_has_equally_many_tries():
 def test_plans_name_each_run_once_and_choose_on_held_out_images(name, first_chosen):
     found = list(plan(name, "FOLDER", None))
     assert len({run.name for run in found}) == len(found)
-    of_test = name not in ("selection", "ablation", "on_top")
+    of_test = name not in ("selection", "ablation", "shapes", "on_top")
     assert {run.settings["split"] for run in found} == {"test" if of_test else "validation"}
     assert {run.settings["data"] for run in found} == {
         "photographs" if name == "photographs" else "FOLDER"
@@ -100,6 +102,20 @@ def test_the_ablation_changes_what_was_chosen(first_chosen):
     assert changed["dct as well"]["representations"] == [*base["representations"], "dct"]
     assert changed["dependence 1"]["options"] == {**base["options"], "dependence": 1.0}
     assert all("also" not in settings for settings in changed.values())
+
+
+def test_batch_and_projector_change_what_was_chosen(first_chosen):
+    base = tries("recommended")[0]
+    changed = dict(planning.rows("shapes", None))
+    assert changed["recommended"] == {**base, "split": "validation"}
+    wide = changed["batch 1024, projector 2048"]
+    assert wide == {
+        **changed["recommended"],
+        "options": {**base["options"], "width": 2048},
+        "batch_size": 1024,
+        "learning_rate": 2 * base["learning_rate"],
+    }
+    assert changed["sign of the release"]["options"]["dependence"] == -0.3
 
 
 def test_held_out_images_are_not_trained_on():
