@@ -49,7 +49,7 @@ def progress(
         return
     start = time.monotonic()
     due = start
-    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    units = f"{unit}es" if unit.endswith("tch") else f"{unit}s"
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()

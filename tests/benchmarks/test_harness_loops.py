@@ -3,6 +3,8 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
+
 from benchmarks.harness import loops as module
 from benchmarks.harness.loops import progress
 
@@ -33,9 +35,10 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "3" in terminal.getvalue()
 
 
-def test_batches_in_the_plural(capsys):
-    assert list(progress("ab", "features", unit="batch")) == ["a", "b"]
-    assert capsys.readouterr().err.splitlines()[-1].startswith("features: 2 of 2 batches, ")
+@pytest.mark.parametrize("unit, units", [("batch", "batches"), ("epoch", "epochs")])
+def test_units_in_the_plural(capsys, unit, units):
+    assert list(progress("ab", "features", unit=unit)) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"features: 2 of 2 {units}, ")
 
 
 def test_none_tells_nothing(capsys):
