@@ -35,7 +35,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "3" in terminal.getvalue()
 
 
-@pytest.mark.parametrize("unit, units", [("batch", "batches"), ("epoch", "epochs")])
+@pytest.mark.parametrize(("unit", "units"), [("batch", "batches"), ("epoch", "epochs")])
 def test_units_in_the_plural(capsys, unit, units):
     assert list(progress("ab", "features", unit=unit)) == ["a", "b"]
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"features: 2 of 2 {units}, ")
