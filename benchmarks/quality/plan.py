@@ -20,7 +20,7 @@ _IDENTITY: Settings = {"preset": "identity"}
 # The encoder's features are regressed onto the representations, each coordinate standardised; what is
 # recommended has them depend on these, too.
 _REGRESSED: Settings = {"preset": "identity", "representation_weights": 0.0, "regression": 1.0}
-_ON_FEATURES: Settings = {"regression": 1.0, "dependence": 0.3}
+ON_FEATURES: Settings = {"regression": 1.0, "dependence": 0.3}
 _RECOMMENDED: Settings = {**_REGRESSED, "dependence": 0.3}
 _PAPER: Settings = {"preset": "paper"}
 
@@ -127,7 +127,7 @@ _CHANGES: dict[str, tuple[Settings, Settings]] = {
     "two full crops": ({}, {"views": "two"}),
     "the paper's terms between views": (
         {},
-        {"options": {"preset": "paper", "representation_weights": 0.0, **_ON_FEATURES}},
+        {"options": {"preset": "paper", "representation_weights": 0.0, **ON_FEATURES}},
     ),
     # As it was recommended before features met the representations.
     "representations on a second head": ({}, {"options": {**_IDENTITY, "head": "second"}}),
@@ -221,7 +221,7 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
         for method in ON_TOP:
             own = {**chosen(method, results), "views": "two", "split": "validation"}
             yield method, own
-            options = {**own["options"], **_ON_FEATURES}
+            options = {**own["options"], **ON_FEATURES}
             yield f"{method} and features", {**own, "options": options, "representations": KNOWN}
     else:
         table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import load, save_figure, spread, table, write_between
+from benchmarks.harness import load, ratio, save_figure, spread, table, write_between
 from benchmarks.quality.plan import LEARNING_RATES, METHODS, PLANS, tries
 
 HERE = Path(__file__).parent
@@ -100,6 +100,20 @@ def selection_table(records: Sequence[dict[str, Any]]) -> str:
                 [method, "; ".join(options), *("" if c is None else f"{c:.1f}" for c in cells)]
             )
     return table(["method", "options", *(f"rate {rate}" for rate in LEARNING_RATES)], lines)
+
+
+def cost_table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns by how much the terms on the features lengthen a step of each method."""
+    lines = []
+    for record in records:
+        told, machine = record["settings"], record["machine"]
+        where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+        for method, times in record["figures"]["times"].items():
+            found = ratio(times["and features"], times["alone"])
+            alone = f"{1000 * statistics.median(times['alone']):.0f}"
+            cells = [method, told["encoder"], str(told["batch_size"]), where, alone]
+            lines.append([*cells, f"{found.value:.3f} ± {found.spread:.3f}"])
+    return table(["method", "encoder", "batch", "machine", "alone (ms)", "with, over alone"], lines)
 
 
 def _axes() -> tuple[Any, Any]:
@@ -225,6 +239,8 @@ def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> N
     for name in PLANS:
         parts = _parts(name, load(folder / name), page)
         write_between(page, name, "\n\n".join(parts) or "Not run yet.")
+    costs = load(folder / "cost")
+    write_between(page, "cost", cost_table(costs) if costs else "Not run yet.")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def train(
     data = load(folder, settings["split"], settings["per_class"], device)
     torch.manual_seed(seed)
     encoder = make_encoder(settings["encoder"]).to(device, memory_format=torch.channels_last)
-    features = _represent(settings["representations"], data.train_images)
+    features = represent(settings["representations"], data.train_images)
     method = build(settings["method"], encoder, settings["options"], features).to(device)
     live = Representations(["augmented_pixels"], normalization=NORMALIZATION).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
@@ -215,7 +215,7 @@ def train(
     }
 
 
-def _represent(names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+def represent(names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
     """Returns sketches of the representations of all images, which never change."""
     kept = [name for name in names if name != "augmented_pixels"]
     if not kept:

@@ -6,8 +6,8 @@ from lightly.loss import NTXentLoss, VICRegLoss
 
 from benchmarks.harness import record, validate
 from benchmarks.quality import __main__ as command
+from benchmarks.quality import cost, report, training
 from benchmarks.quality import plan as planning
-from benchmarks.quality import report, training
 from benchmarks.quality.methods import BYOL, NTXent, VICReg
 from benchmarks.quality.plan import METHODS, PLANS, plan, tries
 from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetwork
@@ -192,6 +192,24 @@ def test_gabor_energies_tell_the_direction():
     assert energies.flatten().argmax() == 8  # the wavelength of 5, along the rows
 
 
+def test_what_a_step_costs_is_compared_round_by_round():
+    machine = {"gpus": [], "cpu": "C", "threads": 2}
+    times = {"byol": {"alone": [1.0, 2.0, 4.0], "and features": [1.1, 2.2, 4.8]}}
+    settings = {"encoder": "small", "batch_size": 8}
+    record = {"settings": settings, "machine": machine, "figures": {"times": times}}
+    last = report.cost_table([record]).splitlines()[-1]
+    assert last == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 |"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_step_that_is_timed_trains(beside, monkeypatch):
+    encoder = training.make_encoder("small")
+    monkeypatch.setattr(cost, "make_encoder", lambda name: encoder)
+    before = [p.detach().clone() for p in encoder.parameters()]
+    cost.make_step("simclr", "small", 4, "cpu", beside=beside)()
+    assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
+
+
 def test_differences_are_from_the_methods_own_row():
     def run(linear, seed):
         figures = {"linear": linear, "knn": 1.0, "rank_of_features": 2.0}
@@ -232,8 +250,9 @@ def test_several_processes_are_the_same_command(monkeypatch):
 def test_the_page_says_what_is_not_run(tmp_path):
     page = tmp_path / "RESULTS.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in PLANS))
+    page.write_text(page.read_text() + "<!-- cost -->\n<!-- end of cost -->\n")
     report.main(tmp_path / "results", page)
-    assert page.read_text().count("Not run yet.") == len(PLANS)
+    assert page.read_text().count("Not run yet.") == len(PLANS) + 1
 
 
 def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
@@ -250,12 +269,16 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
         command.main(
             ["--data", "F", "--plan", name, "--seeds", "0", "1", "--results", str(results)]
         )
-    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in PLANS))
+    small = ["--encoders", "small", "--batch-size", "4", "--repeats", "2", "--threads", "1"]
+    cost.main([*small, "--device", "cpu", "--results", str(results)])
+    names = [*PLANS, "cost"]
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     report.main(results, page)
     text = page.read_text()
     assert "Not run yet." not in text
     assert "| simclr crops | 50.5 ± 0.7 | 40.0 ± 0.0 |  | 9 | 1.50 | 0, 1 |" in text
     assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
+    assert text.count(" | small | 4 | ") == 4  # what each method's step costs
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
     assert "ablation_10.png" in pictures

@@ -1,0 +1,97 @@
+"""Time of a step of each method with the terms on the features beside it, over that of it alone.
+
+python -m benchmarks.quality.cost
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Run, interleaved, plain_errors, run_all
+from benchmarks.harness.timing import Times
+from benchmarks.plain_pytorch.training import adam_in_one_cycle
+from benchmarks.quality.methods import Batch, build
+from benchmarks.quality.plan import KNOWN, ON_FEATURES, ON_TOP
+from benchmarks.quality.training import encode, make_encoder, make_views, read, represent
+
+HERE = Path(__file__).parent
+
+
+def make_step(
+    name: str, encoder_name: str, batch_size: int, device: str, *, beside: bool
+) -> Callable[[], None]:
+    """Returns a training step on photographs, two full crops of each, with stored sketches.
+
+    Args:
+        name: Of the method.
+        encoder_name: As of :func:`make_encoder`.
+        batch_size: Images a step.
+        device: Where it runs.
+        beside: Whether the features meet the representations.
+    """
+    torch.manual_seed(0)
+    images = read(None).train_images[:batch_size].to(device)
+    stored = represent(KNOWN, images) if beside else {}
+    encoder = make_encoder(encoder_name).to(device, memory_format=torch.channels_last)
+    method = build(name, encoder, ON_FEATURES if beside else {}, stored).to(device)
+    parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
+    optimizer, _ = adam_in_one_cycle(parameters, 1e-3, 1000)
+
+    def step() -> None:
+        views = make_views("two", images.float() / 255)
+        loss = method(Batch(encode(encoder, views), stored, views, encode))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(run: Run) -> dict[str, dict[str, Times]]:
+    """Returns ``times``: method -> "alone" and "and features" -> seconds of each round."""
+    told = run.settings
+    times = {}
+    for name in ON_TOP:
+        made = {
+            label: make_step(
+                name, told["encoder"], told["batch_size"], told["device"], beside=beside
+            )
+            for label, beside in (("alone", False), ("and features", True))
+        }
+        times[name] = interleaved(made, told["device"], repeats=told["repeats"], warmup=1)
+    return {"times": times}
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[Run]:
+    """Yields the runs, one an encoder."""
+    for encoder in arguments.encoders:
+        settings: dict[str, Any] = {"encoder": encoder}
+        settings |= {name: getattr(arguments, name) for name in ("batch_size", "repeats", "device")}
+        yield Run(f"cost/{encoder}-{arguments.device}", settings)
+
+
+def main(command: Sequence[str] | None = None) -> None:
+    """Reads the command line and measures what is not measured yet."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.cost", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--encoders", nargs="+", choices=("small", "resnet18", "vit"), default=["resnet18", "small"]
+    )
+    add("--batch-size", type=int, default=128, help="images a step")
+    add("--repeats", type=int, default=9, help="timed rounds")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=2, help="threads on a CPU")
+    add("--results", type=Path, default=HERE / "results", help="folder of the results")
+    arguments = parser.parse_args(command)
+    torch.set_num_threads(arguments.threads)
+    with plain_errors():
+        run_all(plan(arguments), arguments.results, measure)
+
+
+if __name__ == "__main__":
+    main()
