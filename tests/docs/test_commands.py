@@ -144,6 +144,7 @@ OF_BENCHMARKS = {
         "gpu.py::test_one_command_leaves_every_part_and_goes_on_where_it_stopped"
     ),
     "python -m benchmarks.plain_pytorch": "plain_pytorch_training.py::test_smoke",
+    "python -m benchmarks.quality.cost": "quality.py::test_the_page_has_tables_and_pictures",
     "python -m benchmarks.quality.report": "quality.py::test_the_page_says_what_is_not_run",
     "python -m benchmarks.quality --data": "quality.py::test_the_command_runs_what_is_missing",
     "python -m benchmarks.speed": "speed.py::test_goals_name_rows_that_exist",
