@@ -284,7 +284,7 @@ def build(
     beside = ("regression", "dependence", "stacked", "measure")
     regressed = {option: value for option, value in options.items() if option in beside}
     options = {option: value for option, value in options.items() if option not in beside}
-    if any(regressed.get(term) for term in beside[:2]):
+    if regressed.get("regression") or regressed.get("dependence"):
         method = build(name, encoder, options)
         return Regressed(method, encoder, representations or {}, **regressed)
     if name == "mvmr":
