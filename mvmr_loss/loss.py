@@ -126,7 +126,7 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         rows: Which rows of the Gram matrix are computed in this process.
 
     Returns:
-        Scalar tensor, at least 0 up to rounding; held within the dtype's range. It has no gradient
+        Scalar tensor, at least 0; held within the dtype's range. It has no gradient
         where the fourth power of the largest deviation nears the end of that range (1e9 in float32).
 
     Examples:
@@ -148,6 +148,8 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     squares = rows.sum(gram.square().sum()) / (n - 1) ** 2
     variances = centered.square().sum(dim=0) / (n - 1)
     value = (squares - variances.square().sum()) / width
+    # In these units a negative rounding is small, in the caller's it may be the largest number.
+    value = value - value.detach().clamp(max=0)
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     # On its way back the gradient is divided by the deviation; the margin is for its terms.
     beyond = unit.to(wide).pow(4) > deviation.to(wide) * (torch.finfo(z.dtype).max / 64)
