@@ -17,6 +17,14 @@ from hypothesis import strategies as st
 # A change is judged on the same cases as the one before it. For "new" the conftest draws the seed, and
 # pytest's header tells it.
 SEED = int(os.environ.get("MVMR_PROPERTY_SEED", "0"))
+# hypothesis also draws numbers that stand in the source of the modules that are loaded: by them the
+# cases would be others after any change, and in each process that had run other tests before.
+try:
+    from hypothesis.internal.conjecture.providers import Constants, HypothesisProvider
+except ImportError:  # an older hypothesis, which does not
+    pass
+else:
+    HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]
 # A failure is made smaller, unless that it fails is all that is asked.
 _PHASES = [p for p in Phase if p != Phase.shrink or "MVMR_PROPERTY_AS_DRAWN" not in os.environ]
 # How many cases the large runs draw, by test.

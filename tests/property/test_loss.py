@@ -111,9 +111,7 @@ def test_finite(problem, name, weights, new, second):
         assert term.dtype == total.dtype
         if name == "variance":
             assert 0 <= term <= 2
-        elif name == "invariance":
-            assert term >= 0
-        elif name == "covariance":
+        elif name in ("invariance", "covariance"):
             assert term >= 0
         elif name == "identity":
             assert -1e-5 <= term <= 2 + 1e-5
