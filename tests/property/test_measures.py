@@ -244,11 +244,14 @@ def test_partial_distance_correlation(three):
 @cases(30, 400, pair=TWO)
 def test_partial_distance_correlation_given_nothing_and_all(pair):
     x, y = (b.tensor() for b in pair)
+    assert partial_distance_correlation(x, y, x) == 0
+    numbers = [b.numbers().double() for b in pair]
+    if 1e-6 * reference("u_distance_correlation_sqr", *numbers).condition > 0.1:
+        return  # whether anything is left but rounding is a matter of rounding
     nothing = torch.zeros(len(x), 1, dtype=torch.float64)
     value = partial_distance_correlation(x, y, nothing)
     expected = u_distance_correlation_sqr(x, y)
     torch.testing.assert_close(value, expected, check_dtype=False, rtol=1e-4, atol=1e-4)
-    assert partial_distance_correlation(x, y, x) == 0
 
 
 @cases(

@@ -134,7 +134,8 @@ def test_value_and_gradient_are_the_references(representation, images):
     features, expected = module(leaf), REPRESENTATIONS[name](x, **options)
     assert features.shape == expected.shape
     normalized = name == "hog" and options.get("block_norm") is not None
-    size = 1.0 if normalized else x.detach().abs().max().item()
+    # A coefficient of the whole image is larger than its largest pixel.
+    size = 1.0 if normalized else max(y.detach().abs().max().item() for y in (x, expected))
     precision = 1e-10 if images.dtype == torch.float64 else 1e-5
     differ = (features.double() - expected).abs() > precision * (1e-30 + size)
     # An angle at the edge of two bins may fall into the other one by a rounding.
@@ -235,8 +236,6 @@ def test_teachers_preprocessing_is_torchvisions(
     x = images.tensor().float()
     if isinstance(resize, int) and max(x.shape[2:]) * resize // min(x.shape[2:]) > 200:
         return
-    if x.shape[3] == 1:
-        return  # torch's answer depends on the layout: contiguous ones, one wide, are read wrongly
     prepare = TeacherPreprocessing(
         resize, crop, tuple(mean), tuple(std), interpolation, flip_channels=flip
     )
@@ -247,6 +246,8 @@ def test_teachers_preprocessing_is_torchvisions(
         expected = functional.resize(
             expected, [resize] if isinstance(resize, int) else resize, mode
         )
+    if 1 in (x.shape[3], expected.shape[3]):
+        return  # one pixel wide: torch's own answers for the two layouts differ
     expected = expected.clamp(0, 1)
     if quantize:
         expected = (255 * expected).round() / 255
