@@ -16,7 +16,7 @@ from benchmarks.harness import Run, interleaved, plain_errors, run_all
 from benchmarks.harness.timing import Times
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
 from benchmarks.quality.methods import Batch, build
-from benchmarks.quality.plan import KNOWN, ON_FEATURES, ON_TOP
+from benchmarks.quality.plan import KNOWN, LBP, ON_FEATURES, ON_TOP
 from benchmarks.quality.training import encode, make_encoder, make_views, read, represent
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def make_step(
     """
     torch.manual_seed(0)
     images = read(None).train_images[:batch_size].to(device)
-    stored = represent(KNOWN, images) if beside else {}
+    stored = represent([*KNOWN, LBP], images) if beside else {}
     encoder = make_encoder(encoder_name).to(device, memory_format=torch.channels_last)
     method = build(name, encoder, ON_FEATURES if beside else {}, stored).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]

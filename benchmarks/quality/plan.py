@@ -158,9 +158,12 @@ _SHAPES: dict[str, tuple[Settings, Settings]] = {
     },
 }
 ON_TOP = ("vicreg", "simclr", "barlow_twins", "byol")
+# How much of the preset's terms stands beside another method's loss, which may be ten times as large.
+ON_TOP_FACTORS = (1.0, 3.0, 10.0)
 # A plan -> lengths in epochs, and number of seeds.
 PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "selection": ((10,), 1),
+    "on_top_selection": ((10,), 1),
     "main": ((10, 30), 5),
     "ablation": ((10,), 3),
     "shapes": ((10,), 2),
@@ -195,8 +198,32 @@ def chosen(method: str, results: Path) -> Settings:
     Raises:
         FileNotFoundError: If a result is missing that nobody is making.
     """
-    tried = tries(method)
-    paths = [results / "selection" / f"{method}-{i}.json" for i in range(len(tried))]
+    return _best(tries(method), results / "selection", method)
+
+
+def tries_on_top(method: str, results: Path) -> list[Settings]:
+    """Returns what is tried of the terms on the features beside a method as it was chosen.
+
+    Args:
+        method: One of :data:`ON_TOP`.
+        results: Folder of the results.
+    """
+    own = {**chosen(method, results), "views": "two"}
+    met = chosen("recommended", results)["representations"]
+    weights = [
+        {name: round(factor * weight, 1) for name, weight in ON_FEATURES.items()}
+        for factor in ON_TOP_FACTORS
+    ]
+    return [{**own, "options": {**own["options"], **w}, "representations": met} for w in weights]
+
+
+def chosen_on_top(method: str, results: Path) -> Settings:
+    """Returns the best of :func:`tries_on_top`; arguments and errors as of :func:`chosen`."""
+    return _best(tries_on_top(method, results), results / "on_top_selection", method)
+
+
+def _best(tried: list[Settings], folder: Path, method: str) -> Settings:
+    paths = [folder / f"{method}-{i}.json" for i in range(len(tried))]
     wait_for(paths)
     linear = [json.loads(path.read_text())["figures"]["linear"] for path in paths]
     return tried[linear.index(max(linear))]
@@ -206,7 +233,7 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
     """Yields the rows of a table and their settings, beside epochs and data.
 
     Args:
-        name: A key of :data:`PLANS` but ``selection``.
+        name: A key of :data:`PLANS` but the selections.
         results: Folder of the results, where the options are read from.
     """
     if name in ("ablation", "shapes"):
@@ -219,10 +246,8 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
             yield row, {**changed, "representations": [*changed["representations"], *also]}
     elif name == "on_top":
         for method in ON_TOP:
-            own = {**chosen(method, results), "views": "two", "split": "validation"}
-            yield method, own
-            options = {**own["options"], **ON_FEATURES}
-            yield f"{method} and features", {**own, "options": options, "representations": KNOWN}
+            yield method, {**chosen(method, results), "views": "two", "split": "test"}
+            yield f"{method} and features", {**chosen_on_top(method, results), "split": "test"}
     else:
         table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN
         if name in ("long", "resnet18", "vit"):
@@ -250,11 +275,13 @@ def plan(name: str, data: str, results: Path) -> Iterator[Run]:
         data: What the images are called.
         results: Folder of the results.
     """
-    if name == "selection":
-        for i in range(len(tries("recommended"))):
-            for method in METHODS:
-                told = {**tries(method)[i], "split": "validation", "data": data, "epochs": 10}
-                yield Run(f"selection/{method}-{i}", told, 0)
+    if name in ("selection", "on_top_selection"):
+        first = name == "selection"
+        for i in range(len(tries("recommended")) if first else len(ON_TOP_FACTORS)):
+            for method in METHODS if first else ON_TOP:
+                tried = tries(method)[i] if first else tries_on_top(method, results)[i]
+                told = {**tried, "split": "validation", "data": data, "epochs": 10}
+                yield Run(f"{name}/{method}-{i}", told, 0)
         return
     lengths, seeds = PLANS[name]
     data = "photographs" if name == "photographs" else data

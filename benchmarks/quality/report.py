@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import load, ratio, save_figure, spread, table, write_between
-from benchmarks.quality.plan import LEARNING_RATES, METHODS, PLANS, tries
+from benchmarks.quality.plan import LEARNING_RATES, METHODS, ON_TOP, ON_TOP_FACTORS, PLANS, tries
 
 HERE = Path(__file__).parent
 # Plan -> the row that the others are compared with; those not here: "NAME and ..." with NAME.
@@ -100,6 +100,17 @@ def selection_table(records: Sequence[dict[str, Any]]) -> str:
                 [method, "; ".join(options), *("" if c is None else f"{c:.1f}" for c in cells)]
             )
     return table(["method", "options", *(f"rate {rate}" for rate in LEARNING_RATES)], lines)
+
+
+def on_top_selection_table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the accuracies of each try on top of a method: a column a factor of the weights."""
+    found = {record["name"]: record["figures"] for record in records}
+    lines = []
+    for method in ON_TOP:
+        tried = [found.get(f"on_top_selection/{method}-{i}") for i in range(len(ON_TOP_FACTORS))]
+        cells = ["" if f is None else f"{f['linear']:.1f} / {f['knn']:.1f}" for f in tried]
+        lines.append([method, *cells])
+    return table(["method", *(f"{factor:g} times" for factor in ON_TOP_FACTORS)], lines)
 
 
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
@@ -203,6 +214,8 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
     """Returns the parts of a plan's text, and draws its pictures beside the page."""
     if name == "selection":
         return [selection_table(records)] if records else []
+    if name == "on_top_selection":
+        return [on_top_selection_table(records)] if records else []
     parts = []
     for epochs, rows in rows_of(records).items():
         parts += [f"{epochs} epochs:", accuracy_table(rows, BASELINES.get(name))]

@@ -9,20 +9,26 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import cost, report, training
 from benchmarks.quality import plan as planning
 from benchmarks.quality.methods import BYOL, NTXent, VICReg
-from benchmarks.quality.plan import METHODS, PLANS, plan, tries
+from benchmarks.quality.plan import METHODS, ON_FEATURES, ON_TOP, PLANS, plan, tries, tries_on_top
 from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetwork
+
+
+def take_the_first(patch):
+    patch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
+    first = lambda method, results: tries_on_top(method, results)[0]  # noqa: E731
+    patch.setattr(planning, "chosen_on_top", first)
 
 
 @pytest.fixture
 def first_chosen(monkeypatch):
     """The first try of each method is taken for the best."""
-    monkeypatch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
+    take_the_first(monkeypatch)
 
 
 def rows():
     """One run of each row of each plan, but of those that others have, longer or wider."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
+        take_the_first(patch)
         return {
             (name, run.name.partition("-epochs")[0]): run
             for name in ("main", "ablation", "shapes", "on_top")
@@ -71,7 +77,7 @@ def test_every_method_has_equally_many_tries():
 def test_plans_name_each_run_once_and_choose_on_held_out_images(name, first_chosen):
     found = list(plan(name, "FOLDER", None))
     assert len({run.name for run in found}) == len(found)
-    of_test = name not in ("selection", "ablation", "shapes", "on_top")
+    of_test = name not in ("selection", "on_top_selection", "ablation", "shapes")
     assert {run.settings["split"] for run in found} == {"test" if of_test else "validation"}
     assert {run.settings["data"] for run in found} == {
         "photographs" if name == "photographs" else "FOLDER"
@@ -93,6 +99,28 @@ def test_the_best_on_held_out_images_is_chosen(tmp_path):
         path = tmp_path / "selection" / f"vicreg-{i}.json"
         path.write_text(f'{{"figures": {{"linear": {linear}}}}}')
     assert planning.chosen("vicreg", tmp_path) == tries("vicreg")[4]
+
+
+def test_the_best_weights_on_top_are_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
+    tried = tries_on_top("simclr", tmp_path)
+    alone = tries("simclr")[0]["options"]
+    assert [t["options"] for t in tried] == [
+        {**alone, "regression": factor, "dependence": pytest.approx(0.3 * factor)}
+        for factor in (1.0, 3.0, 10.0)
+    ]
+    assert tried[0]["options"] == {**alone, **ON_FEATURES}
+    assert {t["views"] for t in tried} == {"two"}
+    assert tried[0]["representations"] == tries("recommended")[0]["representations"]
+    (tmp_path / "on_top_selection").mkdir()
+    for method in ON_TOP:
+        for i, linear in enumerate((50.0, 51.0, 49.0)):
+            path = tmp_path / "on_top_selection" / f"{method}-{i}.json"
+            path.write_text(f'{{"figures": {{"linear": {linear}}}}}')
+    assert planning.chosen_on_top("simclr", tmp_path) == tried[1]
+    rows = dict(planning.rows("on_top", tmp_path))
+    assert rows["simclr and features"] == {**tried[1], "split": "test"}
+    assert rows["simclr"]["options"] == alone
 
 
 def test_the_ablation_changes_what_was_chosen(first_chosen):
@@ -278,6 +306,7 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
     assert "Not run yet." not in text
     assert "| simclr crops | 50.5 ± 0.7 | 40.0 ± 0.0 |  | 9 | 1.50 | 0, 1 |" in text
     assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
+    assert "| simclr | 50.0 / 40.0 | 50.0 / 40.0 | 50.0 / 40.0 |" in text
     assert text.count(" | small | 4 | ") == 4  # what each method's step costs
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
