@@ -22,7 +22,7 @@ from benchmarks.common.data import Data
 from benchmarks.common.encoder import check_widths
 from benchmarks.common.evaluation import evaluate_features
 from benchmarks.common.frozen import evaluate_frozen, load_photographs
-from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods import METHODS, WITH_RATES
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.training import (
     STUDENTS,
@@ -38,42 +38,47 @@ FOLDER = Path(__file__).parent
 # While options are chosen, one in five training images is held out.
 HELD_OUT = 5
 # What makes a run's result beside teacher, student, epochs, method and its options.
-COMMON = ("train", "test", "image_size", "limit", "batch_size", "learning_rate", "color_jitter")
+COMMON = ("train", "test", "image_size", "limit", "batch_size", "color_jitter")
 
 
 def planned(settings: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs in order: what a method's options are chosen by, then one seed after another."""
     images = {name: getattr(settings, name) for name in COMMON}
+    # Where each method has a learning rate of its own, the results stand beside the others.
+    own_rates = settings.learning_rates is not None
+    told_rates = {"learning_rates": settings.learning_rates} if own_rates else {}
 
     def run(place: str, teacher: str, student: str, epochs: int, method: str, **rest: Any) -> Run:
         told = {"teacher": teacher, "student": student, "epochs": epochs, "method": method}
         told |= {"bf16": True} if settings.bf16 else {}
         held = {"held_out": HELD_OUT} if place.startswith("selection") else {}
-        name = f"{teacher}/{student}-{epochs}/{place}"
-        return Run(name, {**told, "options": rest["options"], **held, **common}, rest["seed"])
+        options, rate = rest["tried"]
+        told |= {"options": options, **held, **common, "learning_rate": rate, **told_rates}
+        return Run(f"{folder(teacher)}/{student}-{epochs}/{place}", told, rest["seed"])
+
+    def folder(teacher: str) -> str:
+        return f"{teacher}-rates" if own_rates else teacher
 
     for teacher in settings.teachers:
         common = {**images, **teacher_settings(teacher, settings)}
         small = settings.students[0]
         for method in settings.methods:
-            for i, options in enumerate(METHODS[method].candidates):
+            for i, tried in enumerate(tries(method, settings)):
                 place = f"selection/{method}-{i}"
-                yield run(
-                    *(place, teacher, small, settings.selection_epochs, method),
-                    options=options,
-                    seed=0,
-                )
-        tried = settings.output / "results" / teacher / f"{small}-{settings.selection_epochs}"
+                epochs = settings.selection_epochs
+                yield run(place, teacher, small, epochs, method, tried=tried, seed=0)
+        made = settings.output / "results" / folder(teacher)
+        made = made / f"{small}-{settings.selection_epochs}" / "selection"
         for epochs in settings.epochs:
             for student in settings.students:
                 for seed in settings.seeds:
                     for method in settings.methods:
-                        yield run(
-                            *(f"{method}-seed{seed}", teacher, student, epochs, method),
-                            options=chosen(method, tried / "selection"),
-                            seed=seed,
-                        )
-        yield Run(f"{teacher}/teacher", {"teacher": teacher, **common}, 0)
+                        best = chosen(method, made, settings)
+                        place = f"{method}-seed{seed}"
+                        yield run(place, teacher, student, epochs, method, tried=best, seed=seed)
+        if not own_rates:
+            told = {"teacher": teacher, **common, "learning_rate": settings.learning_rate}
+            yield Run(f"{teacher}/teacher", told, 0)
 
 
 def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, Any]:
@@ -83,13 +88,22 @@ def teacher_settings(teacher: str, settings: argparse.Namespace) -> dict[str, An
     return {name: getattr(settings, name) for name in ("teacher_widths", "teacher_epochs")}
 
 
-def chosen(method: str, folder: Path) -> Mapping[str, Any]:
-    """Returns the method's candidate of the best linear accuracy on held-out training images."""
-    candidates = METHODS[method].candidates
-    paths = [folder / f"{method}-{i}.json" for i in range(len(candidates))]
+def tries(method: str, settings: argparse.Namespace) -> list[tuple[Mapping[str, Any], float]]:
+    """Returns what is tried of a method: candidates, each with each learning rate."""
+    if settings.learning_rates is None:
+        return [(options, settings.learning_rate) for options in METHODS[method].candidates]
+    return [(options, rate) for options in WITH_RATES[method] for rate in settings.learning_rates]
+
+
+def chosen(
+    method: str, folder: Path, settings: argparse.Namespace
+) -> tuple[Mapping[str, Any], float]:
+    """Returns the try of the best linear accuracy on held-out training images."""
+    tried = tries(method, settings)
+    paths = [folder / f"{method}-{i}.json" for i in range(len(tried))]
     wait_for(paths)
     accuracy = [json.loads(path.read_text())["figures"]["accuracy"]["linear"] for path in paths]
-    return candidates[accuracy.index(max(accuracy))]
+    return tried[accuracy.index(max(accuracy))]
 
 
 def read(settings: argparse.Namespace) -> Data:
@@ -205,6 +219,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--selection-epochs", type=int, default=3, help="while options are chosen")
     add("--batch-size", type=int, default=128, help="images a step")
     add("--learning-rate", type=float, default=2e-3, help="Adam's largest learning rate")
+    add("--learning-rates", type=float, nargs="+", help="choose each method's among these")
     add("--color-jitter", type=float, default=0.4, help="strength of the colour augmentation")
     add("--teacher-widths", type=int, nargs="+", default=[64, 128, 256], help="of small_resnet")
     add("--teacher-epochs", type=int, default=12, help="of the training of small_resnet")
@@ -221,6 +236,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     minima = {"image_size": 8, "selection_epochs": 1, "teacher_epochs": 1}
     minima |= {"batch_size": 4, "limit": 20, "runs": 1, "jobs": 1}
     check_training(parser, settings, minima)
+    if settings.learning_rates is not None:
+        if min(settings.learning_rates) <= 0:
+            parser.error(f"--learning-rates must be above 0 but are {settings.learning_rates}.")
+        unknown = [name for name in settings.methods if name not in WITH_RATES]
+        if unknown:
+            parser.error(
+                f"--learning-rates is for --methods {' '.join(WITH_RATES)}, not {unknown[0]}."
+            )
     if min(settings.epochs) < 1:
         parser.error(f"--epochs must be at least 1 but are {settings.epochs}.")
     try:

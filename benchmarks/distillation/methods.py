@@ -261,13 +261,21 @@ class Joined(Objective):
         widths: As every objective has them.
         base: The baseline's key in :data:`METHODS`.
         dependence_weight: Weight of the dependence.
+        stacked: Whether it is that of both views as one batch, rather than of each.
         **options: Of the baseline.
     """
 
     def __init__(
-        self, widths: Widths, *, base: str, dependence_weight: float, **options: Any
+        self,
+        widths: Widths,
+        *,
+        base: str,
+        dependence_weight: float,
+        stacked: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(nn.Identity())
+        self.stacked = stacked
         self.base = METHODS[base].build(widths, **options)
         self.dependence = MultiRepresentationRegularizer(dependence_weight)
         self.capturable = self.base.capturable
@@ -278,8 +286,10 @@ class Joined(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """Computes the sum."""
-        views = [batch.view, batch.augmented]
-        loss: Tensor = self.base(batch) + self.dependence(views, {"teacher": batch.teacher})
+        views, teacher = [batch.view, batch.augmented], batch.teacher
+        if self.stacked:
+            views, teacher = [torch.cat(views)], torch.cat([teacher, teacher])
+        loss: Tensor = self.base(batch) + self.dependence(views, {"teacher": teacher})
         return loss
 
 
@@ -410,5 +420,24 @@ METHODS = {
     "cka_dependence": Method("CKA + dependence", Joined, _beside("cka")),
     "similarity_dependence": Method(
         "similarity-preserving + dependence", Joined, _beside("similarity")
+    ),
+}
+
+_WIDE: dict[str, Any] = {"hidden_dim": 2048}
+_MSE: dict[str, Any] = {"target": "standardized"}
+# The candidates where a method's learning rate is chosen, too: the best ones above, and wide heads.
+WITH_RATES: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "regression": tuple(
+        {"dependence_weight": 0.0, **head} for head in ({"hidden_dim": 512}, _PHI_S, _WIDE)
+    ),
+    "regression_dependence": (
+        {"dependence_weight": 0.3, **_PHI_S, **_STACKED},
+        {"dependence_weight": 0.1, **_PHI_S, **_STACKED},
+        {"dependence_weight": 0.1, **_WIDE, **_STACKED},
+    ),
+    "mimicry": (_MSE, {**_MSE, "hidden_dim": 512}, {**_MSE, **_WIDE}),
+    "mimicry_dependence": tuple(
+        {"base": "mimicry", **_MSE, **head, "dependence_weight": weight, **_STACKED}
+        for head, weight in (({"hidden_dim": 512}, 0.1), ({"hidden_dim": 512}, 0.3), (_WIDE, 0.1))
     ),
 }

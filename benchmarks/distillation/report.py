@@ -28,7 +28,7 @@ def write_report(folder: Path) -> None:
     Args:
         folder: That of RESULTS.md and ``results``.
     """
-    groups: dict[tuple[str, str, int], list[Any]] = {}
+    groups: dict[tuple[bool, str, str, int], list[Any]] = {}
     teachers = []
     for record in load(folder / "results"):
         told = record["settings"]
@@ -38,16 +38,25 @@ def write_report(folder: Path) -> None:
                 f"{told['teacher']}: linear {accuracy['linear']:.1f}, kNN {accuracy['knn']:.1f}"
             )
             continue
-        place = told["teacher"], told["student"], told["epochs"]
+        place = "learning_rates" in told, told["teacher"], told["student"], told["epochs"]
         groups.setdefault(place, []).append(record)
     parts = []
     if teachers:
         parts.append(f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}.")
-    parts += [text for place in sorted(groups) for text in _tables(place, groups[place])]
-    write_between(folder / "RESULTS.md", "table", "\n\n".join(parts))
+    tables = {
+        own: [
+            text
+            for place in sorted(groups)
+            if place[0] == own
+            for text in _tables(place, groups[place])
+        ]
+        for own in (False, True)
+    }
+    write_between(folder / "RESULTS.md", "table", "\n\n".join(parts + tables[False]))
+    write_between(folder / "RESULTS.md", "rates", "\n\n".join(tables[True]) or "Not run yet.")
 
 
-def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
+def _tables(place: tuple[bool, str, str, int], records: Records) -> Iterator[str]:
     """Yields the text about students of one teacher, size and length."""
     trials = [record for record in records if "held_out" in record["settings"]]
     students: dict[str, list[Any]] = {}
@@ -57,17 +66,17 @@ def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
     if students:
         yield from _students(place, students)
     if trials:
-        yield f"#### Options for students of {place[0]}, {place[2]} epochs, on held-out training images"
+        yield f"#### Options for students of {place[1]}, {place[3]} epochs, on held-out training images"
         order = list(METHODS)
         trials = sorted(trials, key=lambda r: (order.index(r["settings"]["method"]), r["name"]))
         yield table(["method", "options", "linear", "kNN"], [_tried(r) for r in trials])
 
 
-def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
+def _students(place: tuple[bool, str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
     """Yields a title, words and a table, the best method first."""
     first = next(iter(students.values()))[0]
     machine, figures = first["machine"], first["figures"]
-    yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"
+    yield f"### {place[1]}, {figures['parameters']:,} parameters, {place[3]} epochs"
     yield (
         f"Each run: {figures['student_passes']:,} images through the student; "
         f"{', '.join(machine['gpus']) or machine['cpu']}, torch {first['versions']['torch']}. "
@@ -89,5 +98,7 @@ def _tried(record: Mapping[str, Any]) -> list[str]:
     """Returns a row about one candidate."""
     told, accuracy = record["settings"], record["figures"]["accuracy"]
     options = ", ".join(f"{name} = {value}" for name, value in told["options"].items())
+    if "learning_rates" in told:
+        options += f", rate {told['learning_rate']:g}"
     numbers = [f"{accuracy[name]:.1f}" for name in ("linear", "knn")]
     return [METHODS[told["method"]].label, options, *numbers]
