@@ -8,7 +8,15 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks.common.photographs import Photographs
 from benchmarks.distillation import __main__ as command
-from benchmarks.distillation.methods import METHODS, Batch, Widths, relative_distances
+from benchmarks.distillation import report
+from benchmarks.distillation.methods import (
+    METHODS,
+    WITH_RATES,
+    Batch,
+    Joined,
+    Widths,
+    relative_distances,
+)
 from benchmarks.distillation.teachers import efficientnet_lite0
 from benchmarks.harness import load
 from mvmr_loss import Normalization, Representations, Teacher
@@ -16,6 +24,7 @@ from mvmr_loss.dependence import cka, distance_correlation
 from mvmr_loss.distillation import Standardization, regression_loss
 
 WIDTHS = Widths(student=6, teacher=12, classes=4)
+COST = {"student_passes": 1, "training_cpu_seconds": 1.0}
 FEW = ["regression", "published"]
 FAST = [
     *("--teachers", "small_resnet", "--students", "77k", "--limit", "60", "--epochs", "1"),
@@ -112,6 +121,34 @@ def test_the_dependence_stands_beside_each_baseline(batch):
     )
 
 
+def test_the_dependence_beside_a_baseline_may_be_of_both_views_as_one_batch(batch):
+    options = {"base": "mimicry", "target": "standardized", "dependence_weight": 0.3}
+    losses = []
+    for weight in (0.0, 0.3):
+        torch.manual_seed(1)
+        module = Joined(WIDTHS, **{**options, "dependence_weight": weight}, stacked=True)
+        module.fit(batch.teacher)
+        losses.append(module(batch))
+    views, teacher = torch.cat([batch.view, batch.augmented]), batch.teacher.repeat(2, 1)
+    torch.testing.assert_close(
+        losses[1] - losses[0], 0.3 * (1 - distance_correlation(views, teacher))
+    )
+
+
+@pytest.mark.parametrize("method", WITH_RATES)
+def test_candidates_with_rates_train_and_differ(batch, method):
+    values = set()
+    for options in WITH_RATES[method]:
+        torch.manual_seed(1)
+        module = METHODS[method].build(WIDTHS, **options)
+        module.fit(batch.teacher)
+        loss = module(batch)
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+        values.add(round(loss.item(), 6))
+    assert len(values) == 3
+
+
 def test_who_sees_labels_and_who_the_teacher(batch):
     labels = batch._replace(labels=batch.labels.flip(0))
     teacher = batch._replace(teacher=batch.teacher.flip(0))
@@ -192,6 +229,36 @@ def test_budgets_are_equal_and_the_better_option_is_taken(study):
         assert record["settings"]["options"] == best["settings"]["options"]
 
 
+def test_a_learning_rate_of_each_methods_own(study, monkeypatch, tmp_path):
+    folder, _, _ = study
+    arguments = [*FAST, "--output", str(tmp_path), "--work", str(folder / "work")]
+    monkeypatch.setattr(
+        command,
+        "train_student",
+        lambda run, *rest: (run["learning_rate"], {"parameters": 1, **COST}),
+    )
+
+    def evaluate(rate, *rest, **options):
+        return dict.fromkeys((*report.MEASURED, "linear"), 50 - abs(rate - 4e-3) * 1e3)
+
+    monkeypatch.setattr(command, "evaluate_frozen", evaluate)
+    own = ["--methods", "regression", "mimicry", "--learning-rates", "2e-3", "4e-3", "8e-3"]
+    command.main([*arguments, *own])
+    records = load(tmp_path / "results" / "small_resnet-rates")
+    tried = [r["settings"] for r in records if "held_out" in r["settings"]]
+    assert len(tried) == 2 * 9
+    trained = [r["settings"] for r in records if "held_out" not in r["settings"]]
+    assert len(trained) == 2 * 2
+    for told in trained:
+        assert told["learning_rate"] == 4e-3
+        assert told["options"] == WITH_RATES[told["method"]][0]
+    page = (tmp_path / "RESULTS.md").read_text()
+    own_tables = page.partition("<!-- rates -->")[2]
+    assert "hidden_dim = 512, rate 0.004 | 50.0 | 50.0 |" in own_tables
+    assert "| MSE mimicry | 0, 1 | 50.0 ± 0.0 |" in own_tables
+    assert "rate 0.004" not in page.partition("<!-- rates -->")[0]
+
+
 def test_selection_never_sees_a_test_image(study, monkeypatch, tmp_path):
     folder, _, _ = study
     seen = []
@@ -238,6 +305,11 @@ def test_other_settings_are_not_mixed(study):
         ("--epochs 6 0", "--epochs must be at least 1 but are"),
         ("--runs 0", "--runs must be at least 1 but is 0"),
         ("--learning-rate 0", "--learning-rate must be above 0"),
+        ("--learning-rates 0.1 0", r"--learning-rates must be above 0 but are \[0.1, 0.0\]"),
+        (
+            "--learning-rates 0.1 --methods mimicry cka",
+            "--learning-rates is for --methods regression .*, not cka",
+        ),
         ("--teacher-widths 8 12", "--teacher-widths must be positive multiples of 8"),
         ("--color-jitter 2", r"--color-jitter must be in \[0, 1\]"),
         ("--train a", "--train and --test must be given together"),
