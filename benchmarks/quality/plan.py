@@ -245,8 +245,7 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
             also = [name for name in changed.pop("also", ()) if name not in base["representations"]]
             yield row, {**changed, "representations": [*changed["representations"], *also]}
     elif name == "on_top":
-        for method in ON_TOP:
-            yield method, {**chosen(method, results), "views": "two", "split": "test"}
+        for method in ON_TOP:  # which are alone among the rows of the main table
             yield f"{method} and features", {**chosen_on_top(method, results), "split": "test"}
     else:
         table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN

@@ -250,7 +250,11 @@ def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> N
         page: Where the tables stand.
     """
     for name in PLANS:
-        parts = _parts(name, load(folder / name), page)
+        records = load(folder / name)
+        if name == "on_top" and records:
+            for method in ON_TOP:
+                records += load(folder / "main", f"{method}-epochs{PLANS[name][0][0]}-*.json")
+        parts = _parts(name, records, page)
         write_between(page, name, "\n\n".join(parts) or "Not run yet.")
     costs = load(folder / "cost")
     write_between(page, "cost", cost_table(costs) if costs else "Not run yet.")

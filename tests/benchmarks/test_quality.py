@@ -1,5 +1,7 @@
 """The comparison of methods at equal budget: every row of its plans trains, and what is said of it."""
 
+import re
+
 import pytest
 import torch
 from lightly.loss import NTXentLoss, VICRegLoss
@@ -120,7 +122,14 @@ def test_the_best_weights_on_top_are_chosen(tmp_path, monkeypatch):
     assert planning.chosen_on_top("simclr", tmp_path) == tried[1]
     rows = dict(planning.rows("on_top", tmp_path))
     assert rows["simclr and features"] == {**tried[1], "split": "test"}
-    assert rows["simclr"]["options"] == alone
+    # What it is compared with is in the main table.
+    (main,) = (settings for row, settings in planning.rows("main", tmp_path) if row == "simclr")
+    found = rows["simclr and features"]
+    assert {n: v for n, v in main.items() if found[n] != v} == {
+        "options": alone,
+        "representations": [],
+        "looks": 5,
+    }
 
 
 def test_the_ablation_changes_what_was_chosen(first_chosen):
@@ -307,6 +316,7 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
     assert "| simclr crops | 50.5 ± 0.7 | 40.0 ± 0.0 |  | 9 | 1.50 | 0, 1 |" in text
     assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
     assert "| simclr | 50.0 / 40.0 | 50.0 / 40.0 | 50.0 / 40.0 |" in text
+    assert re.search(r"\| simclr and features \| 50.5 .* \| \+0.0 ± 0.0 \|", text)
     assert text.count(" | small | 4 | ") == 4  # what each method's step costs
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
