@@ -20,6 +20,7 @@ from benchmarks.quality.plan import KNOWN, LBP, ON_FEATURES, ON_TOP
 from benchmarks.quality.training import encode, make_encoder, make_views, read, represent
 
 HERE = Path(__file__).parent
+REPRESENTATIONS = [*KNOWN, LBP]
 
 
 def make_step(
@@ -36,7 +37,7 @@ def make_step(
     """
     torch.manual_seed(0)
     images = read(None).train_images[:batch_size].to(device)
-    stored = represent([*KNOWN, LBP], images) if beside else {}
+    stored = represent(REPRESENTATIONS, images) if beside else {}
     encoder = make_encoder(encoder_name).to(device, memory_format=torch.channels_last)
     method = build(name, encoder, ON_FEATURES if beside else {}, stored).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
@@ -70,7 +71,7 @@ def measure(run: Run) -> dict[str, dict[str, Times]]:
 def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs, one an encoder."""
     for encoder in arguments.encoders:
-        settings: dict[str, Any] = {"encoder": encoder}
+        settings: dict[str, Any] = {"encoder": encoder, "representations": REPRESENTATIONS}
         settings |= {name: getattr(arguments, name) for name in ("batch_size", "repeats", "device")}
         yield Run(f"cost/{encoder}-{arguments.device}", settings)
 
