@@ -54,12 +54,10 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
         held = {"held_out": HELD_OUT} if place.startswith("selection") else {}
         options, rate = rest["tried"]
         told |= {"options": options, **held, **common, "learning_rate": rate, **told_rates}
-        return Run(f"{folder(teacher)}/{student}-{epochs}/{place}", told, rest["seed"])
-
-    def folder(teacher: str) -> str:
-        return f"{teacher}-rates" if own_rates else teacher
+        return Run(f"{folder}/{student}-{epochs}/{place}", told, rest["seed"])
 
     for teacher in settings.teachers:
+        folder = f"{teacher}-rates" if own_rates else teacher
         common = {**images, **teacher_settings(teacher, settings)}
         small = settings.students[0]
         for method in settings.methods:
@@ -67,7 +65,7 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
                 place = f"selection/{method}-{i}"
                 epochs = settings.selection_epochs
                 yield run(place, teacher, small, epochs, method, tried=tried, seed=0)
-        made = settings.output / "results" / folder(teacher)
+        made = settings.output / "results" / folder
         made = made / f"{small}-{settings.selection_epochs}" / "selection"
         for epochs in settings.epochs:
             for student in settings.students:

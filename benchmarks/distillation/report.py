@@ -28,7 +28,8 @@ def write_report(folder: Path) -> None:
     Args:
         folder: That of RESULTS.md and ``results``.
     """
-    groups: dict[tuple[bool, str, str, int], list[Any]] = {}
+    # With the learning rate of all, and with each method's own.
+    groups: dict[str, dict[tuple[str, str, int], list[Any]]] = {"table": {}, "rates": {}}
     teachers = []
     for record in load(folder / "results"):
         told = record["settings"]
@@ -38,25 +39,19 @@ def write_report(folder: Path) -> None:
                 f"{told['teacher']}: linear {accuracy['linear']:.1f}, kNN {accuracy['knn']:.1f}"
             )
             continue
-        place = "learning_rates" in told, told["teacher"], told["student"], told["epochs"]
-        groups.setdefault(place, []).append(record)
+        place = told["teacher"], told["student"], told["epochs"]
+        mark = "rates" if "learning_rates" in told else "table"
+        groups[mark].setdefault(place, []).append(record)
     parts = []
     if teachers:
         parts.append(f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}.")
-    tables = {
-        own: [
-            text
-            for place in sorted(groups)
-            if place[0] == own
-            for text in _tables(place, groups[place])
-        ]
-        for own in (False, True)
-    }
-    write_between(folder / "RESULTS.md", "table", "\n\n".join(parts + tables[False]))
-    write_between(folder / "RESULTS.md", "rates", "\n\n".join(tables[True]) or "Not run yet.")
+    for mark, own in groups.items():
+        texts = [text for place in sorted(own) for text in _tables(place, own[place])]
+        texts = parts + texts if mark == "table" else texts or ["Not run yet."]
+        write_between(folder / "RESULTS.md", mark, "\n\n".join(texts))
 
 
-def _tables(place: tuple[bool, str, str, int], records: Records) -> Iterator[str]:
+def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
     """Yields the text about students of one teacher, size and length."""
     trials = [record for record in records if "held_out" in record["settings"]]
     students: dict[str, list[Any]] = {}
@@ -66,17 +61,17 @@ def _tables(place: tuple[bool, str, str, int], records: Records) -> Iterator[str
     if students:
         yield from _students(place, students)
     if trials:
-        yield f"#### Options for students of {place[1]}, {place[3]} epochs, on held-out training images"
+        yield f"#### Options for students of {place[0]}, {place[2]} epochs, on held-out training images"
         order = list(METHODS)
         trials = sorted(trials, key=lambda r: (order.index(r["settings"]["method"]), r["name"]))
         yield table(["method", "options", "linear", "kNN"], [_tried(r) for r in trials])
 
 
-def _students(place: tuple[bool, str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
+def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
     """Yields a title, words and a table, the best method first."""
     first = next(iter(students.values()))[0]
     machine, figures = first["machine"], first["figures"]
-    yield f"### {place[1]}, {figures['parameters']:,} parameters, {place[3]} epochs"
+    yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"
     yield (
         f"Each run: {figures['student_passes']:,} images through the student; "
         f"{', '.join(machine['gpus']) or machine['cpu']}, torch {first['versions']['torch']}. "

@@ -16,9 +16,11 @@ from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetw
 
 
 def take_the_first(patch):
+    def first_on_top(method, results):
+        return tries_on_top(method, results)[0]
+
     patch.setattr(planning, "chosen", lambda method, results: tries(method)[0])
-    first = lambda method, results: tries_on_top(method, results)[0]  # noqa: E731
-    patch.setattr(planning, "chosen_on_top", first)
+    patch.setattr(planning, "chosen_on_top", first_on_top)
 
 
 @pytest.fixture
