@@ -10,7 +10,6 @@ repeated: the same command continues after a stop.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks.distillation.training import (
     teacher_embeddings,
     train_student,
 )
-from benchmarks.harness import Run, plain_errors, run_all, run_in_processes, wait_for
+from benchmarks.harness import Run, place_of_best, plain_errors, run_all, run_in_processes
 from benchmarks.plain_pytorch.training import check_training, load_data, normalize
 
 FOLDER = Path(__file__).parent
@@ -99,9 +98,7 @@ def chosen(
     """Returns the try of the best linear accuracy on held-out training images."""
     tried = tries(method, settings)
     paths = [folder / f"{method}-{i}.json" for i in range(len(tried))]
-    wait_for(paths)
-    accuracy = [json.loads(path.read_text())["figures"]["accuracy"]["linear"] for path in paths]
-    return tried[accuracy.index(max(accuracy))]
+    return tried[place_of_best(paths, "accuracy", "linear")]
 
 
 def read(settings: argparse.Namespace) -> Data:

@@ -16,6 +16,7 @@ from benchmarks.harness.records import (
 from benchmarks.harness.runs import (
     Run,
     load,
+    place_of_best,
     plain_errors,
     record,
     run_all,
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "medians",
     "peak_memory",
+    "place_of_best",
     "plain_errors",
     "plot_points",
     "portable",

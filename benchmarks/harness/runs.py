@@ -161,6 +161,27 @@ def wait_for(paths: Iterable[Path]) -> None:
             time.sleep(0.1)
 
 
+def place_of_best(paths: Iterable[Path], *names: str) -> int:
+    """Returns which result has the largest figure; waits for other processes as :func:`wait_for` does.
+
+    Args:
+        paths: The results' files.
+        *names: Where the figure stands in a result's figures, from the outside in.
+
+    Raises:
+        FileNotFoundError: As :func:`wait_for`.
+    """
+    paths = list(paths)
+    wait_for(paths)
+    found = []
+    for path in paths:
+        value = json.loads(path.read_text())["figures"]
+        for name in names:
+            value = value[name]
+        found.append(value)
+    return found.index(max(found))
+
+
 def run_in_processes(count: int, command: Sequence[str]) -> None:
     """Runs a command several times at once, the copies sharing its plan, and waits for all.
 

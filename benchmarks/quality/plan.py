@@ -5,12 +5,11 @@ The rows stand in the order of what they tell.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Run, wait_for
+from benchmarks.harness import Run, place_of_best
 
 Settings = dict[str, Any]
 PAPER = ["pixels", "augmented_pixels", "scattering", "hog", "local_std"]
@@ -224,9 +223,7 @@ def chosen_on_top(method: str, results: Path) -> Settings:
 
 def _best(tried: list[Settings], folder: Path, method: str) -> Settings:
     paths = [folder / f"{method}-{i}.json" for i in range(len(tried))]
-    wait_for(paths)
-    linear = [json.loads(path.read_text())["figures"]["linear"] for path in paths]
-    return tried[linear.index(max(linear))]
+    return tried[place_of_best(paths, "linear")]
 
 
 def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:

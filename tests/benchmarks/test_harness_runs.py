@@ -11,6 +11,7 @@ from benchmarks.harness import (
     interleaved,
     load,
     medians,
+    place_of_best,
     plain_errors,
     plot_points,
     ratio,
@@ -252,3 +253,13 @@ def test_the_new_benchmark_of_the_readme_works(tmp_path, monkeypatch):
     exec(compile(code, str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
     assert "| 128 | 52.3 ± 1.0 |" in (tmp_path / "RESULTS.md").read_text()
     assert len(json.loads((tmp_path / "results" / "width-64-seed2.json").read_text())) == 9
+
+
+def test_the_place_of_the_best(tmp_path):
+    paths = [tmp_path / f"{i}.json" for i in range(3)]
+    with pytest.raises(FileNotFoundError, match="0.json must be there"):
+        place_of_best(paths, "linear")
+    for path, linear in zip(paths, (1.0, 3.0, 2.0), strict=True):
+        path.write_text(f'{{"figures": {{"linear": {linear}, "deep": {{"knn": {-linear}}}}}}}')
+    assert place_of_best(paths, "linear") == 1
+    assert place_of_best(paths, "deep", "knn") == 0
