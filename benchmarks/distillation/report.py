@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation.methods import METHODS
-from benchmarks.harness import load, spread, table, write_between
+from benchmarks.harness import device_of, load, seeds, spread, table, write_between
 
 MEASURED = {
     "linear": "linear",
@@ -69,22 +69,23 @@ def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
 
 def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
     """Yields a title, words and a table, the best method first."""
-    first = next(iter(students.values()))[0]
-    machine, figures = first["machine"], first["figures"]
+    every = [record for records in students.values() for record in records]
+    usual = statistics.mode(map(device_of, every))
+    first = next(record for record in every if device_of(record) == usual)
+    figures = first["figures"]
     yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"
     yield (
         f"Each run: {figures['student_passes']:,} images through the student; "
-        f"{', '.join(machine['gpus']) or machine['cpu']}, torch {first['versions']['torch']}. "
-        "Top-1 accuracy in %, "
-        "mean ± standard deviation over seeds."
+        f"{usual}, torch {first['versions']['torch']}. "
+        "Top-1 accuracy in %, mean ± standard deviation over seeds."
     )
     rows = []
     for method, records in students.items():
         accuracy = [record["figures"]["accuracy"] for record in records]
         cells = [spread([values[name] for values in accuracy]) for name in MEASURED]
-        seconds = statistics.mean(r["figures"]["training_cpu_seconds"] for r in records)
-        seeds = ", ".join(str(record["seed"]) for record in records)
-        rows.append([METHODS[method].label, seeds, *cells, f"{seconds:.0f}"])
+        timed = [r["figures"]["training_cpu_seconds"] for r in records if device_of(r) == usual]
+        seconds = f"{statistics.mean(timed):.0f}" if timed else ""
+        rows.append([METHODS[method].label, seeds(records, usual), *cells, seconds])
     rows.sort(key=lambda row: -float(row[2].split()[0]))
     yield table(["method", "seeds", *MEASURED.values(), "CPU (s)"], rows)
 

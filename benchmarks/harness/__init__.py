@@ -5,9 +5,10 @@ The contract is in benchmarks/README.md.
 
 from benchmarks.harness.graphs import RepeatedStep, repeatable_adam
 from benchmarks.harness.loops import progress
-from benchmarks.harness.pages import plot_points, save_figure, spread, table, write_between
+from benchmarks.harness.pages import plot_points, save_figure, seeds, spread, table, write_between
 from benchmarks.harness.records import (
     atomic_path,
+    device_of,
     environment,
     portable,
     validate,
@@ -30,6 +31,7 @@ __all__ = [
     "RepeatedStep",
     "Run",
     "atomic_path",
+    "device_of",
     "environment",
     "interleaved",
     "load",
@@ -46,6 +48,7 @@ __all__ = [
     "run_all",
     "run_in_processes",
     "save_figure",
+    "seeds",
     "spread",
     "table",
     "validate",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.records import atomic_path
+from benchmarks.harness.records import atomic_path, device_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +88,28 @@ def spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
         return ""
     text = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def seeds(records: Sequence[Mapping[str, Any]], usual: str) -> str:
+    """Returns the seeds of results as text, with the device of those that were made on another.
+
+    Args:
+        records: Results.
+        usual: The device that need not be said.
+
+    Examples:
+        >>> machines = [{"gpus": ["GPU"], "cpu": "CPU"}, {"gpus": [], "cpu": "CPU"}]
+        >>> made = [{"seed": i, "machine": machines[i > 1]} for i in range(4)]
+        >>> seeds(made, "GPU"), seeds(made, "CPU")
+        ('0, 1; 2, 3 on CPU', '0, 1 on GPU; 2, 3')
+    """
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        groups.setdefault(device_of(record), []).append(str(record["seed"]))
+    return "; ".join(
+        ", ".join(own) + ("" if device == usual else f" on {device}")
+        for device, own in groups.items()
+    )
 
 
 def plot_points(

@@ -56,6 +56,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device_of(record: Mapping[str, Any]) -> str:
+    """Returns what computed a result: its GPUs, or where it has none its CPU."""
+    machine = record["machine"]
+    return ", ".join(machine["gpus"]) or str(machine["cpu"])
+
+
 def code() -> dict[str, Any]:
     """Returns which code was measured: the benchmarks' commit, and where mvmr_loss came from.
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import load, ratio, save_figure, spread, table, write_between
+from benchmarks.harness import (
+    device_of,
+    load,
+    ratio,
+    save_figure,
+    seeds,
+    spread,
+    table,
+    write_between,
+)
 from benchmarks.quality.plan import LEARNING_RATES, METHODS, ON_TOP, ON_TOP_FACTORS, PLANS, tries
 
 HERE = Path(__file__).parent
@@ -44,16 +53,25 @@ def mean(records: Records, name: str) -> float:
     return statistics.mean(values(records, name))
 
 
+def usual_device(rows: Rows) -> str:
+    """Returns the device that made most results."""
+    return statistics.mode(device_of(record) for own in rows.values() for record in own)
+
+
 def accuracy_table(rows: Rows, baseline: str | None) -> str:
     """Returns accuracies, ranks and time of each row; differences are paired by seed.
+
+    Times are those on the device that made most results of the table.
 
     Args:
         rows: Of one length, as of :func:`rows_of`.
         baseline: The row that the others are compared with; None: "NAME-and-..." with NAME.
     """
     linear = {row: {r["seed"]: r["figures"]["linear"] for r in own} for row, own in rows.items()}
+    usual = usual_device(rows)
     lines = []
     for row, own in rows.items():
+        timed = values([r for r in own if device_of(r) == usual], "seconds_per_epoch")
         other = baseline or row.partition("-and-")[0]
         both = sorted(set(linear[row]) & set(linear.get(other, {})))
         paired = [linear[row][seed] - linear[other][seed] for seed in both]
@@ -64,8 +82,8 @@ def accuracy_table(rows: Rows, baseline: str | None) -> str:
                 spread(values(own, "knn")),
                 "" if row == other or not paired else spread(paired, sign="+"),
                 f"{mean(own, 'rank_of_features'):.0f}",
-                f"{mean(own, 'seconds_per_epoch'):.2f}",
-                ", ".join(str(record["seed"]) for record in own),
+                f"{statistics.mean(timed):.2f}" if timed else "",
+                seeds(own, usual),
             ]
         )
     less = f"linear less {(baseline or 'the method').replace('-', ' ')}'s"
@@ -118,7 +136,7 @@ def cost_table(records: Sequence[dict[str, Any]]) -> str:
     lines = []
     for record in records:
         told, machine = record["settings"], record["machine"]
-        where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+        where = device_of(record) + ("" if machine["gpus"] else f", {machine['threads']} threads")
         for method, times in record["figures"]["times"].items():
             found = ratio(times["and features"], times["alone"])
             alone = f"{1000 * statistics.median(times['alone']):.0f}"
@@ -218,7 +236,10 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
         return [on_top_selection_table(records)] if records else []
     parts = []
     for epochs, rows in rows_of(records).items():
-        parts += [f"{epochs} epochs:", accuracy_table(rows, BASELINES.get(name))]
+        parts += [
+            f"{epochs} epochs, {usual_device(rows)}:",
+            accuracy_table(rows, BASELINES.get(name)),
+        ]
         more = more_table(rows)
         parts += ["Few labels, and damaged test images (linear):", more] if more else []
         curves = all(len(own[0]["figures"]["curve"]) > 1 for own in rows.values())

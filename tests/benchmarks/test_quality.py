@@ -249,14 +249,31 @@ def test_a_step_that_is_timed_trains(beside, monkeypatch):
     assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
 
 
+def result(device="A", seed=0, linear=40.0, seconds=3.0):
+    figures = {"linear": linear, "knn": 1.0, "rank_of_features": 2.0}
+    machine = {"gpus": [], "cpu": device}
+    return {"seed": seed, "machine": machine, "figures": {**figures, "seconds_per_epoch": seconds}}
+
+
 def test_differences_are_from_the_methods_own_row():
     def run(linear, seed):
-        figures = {"linear": linear, "knn": 1.0, "rank_of_features": 2.0}
-        return {"seed": seed, "figures": {**figures, "seconds_per_epoch": 3.0}}
+        return result(linear=linear, seed=seed)
 
     rows = {"byol": [run(40.0, 0), run(41.0, 1)], "byol-and-features": [run(45.0, 1)]}
     assert "| +4.0 |" in report.accuracy_table(rows, None).splitlines()[-1]
     assert "| -4.0 |" in report.accuracy_table(rows, "byol-and-features").splitlines()[-2]
+
+
+def test_times_are_of_one_device():
+    rows = {
+        "byol": [result(seconds=3.0), result(seed=1, seconds=5.0), result("B", 2, seconds=90.0)],
+        "simclr": [result("B", 0, seconds=70.0)],
+    }
+    rows["vicreg"] = [result(seconds=1.0)]
+    lines = report.accuracy_table(rows, "byol").splitlines()
+    assert lines[-3].endswith("| 4.00 | 0, 1; 2 on B |")
+    assert lines[-2].endswith("|  | 0 on B |")
+    assert lines[-1].endswith("| 1.00 | 0 |")
 
 
 def test_the_command_runs_what_is_missing(tmp_path, monkeypatch):
