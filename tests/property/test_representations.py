@@ -149,8 +149,10 @@ def test_value_and_gradient_are_the_references(representation, images):
     (slope,) = torch.autograd.grad((expected * weights).sum(), x)
     error, natural = (found.double() - slope).norm(), weights.norm()
     if normalized:
-        # The slope of a share is a difference of two terms, larger the less there is in its block.
-        natural = 10 * natural / x.detach().abs().max()
+        # The slope of a share is a difference of two terms, larger the less there is in its block,
+        # which holds what one of its cells holds and more.
+        cells = {**options, "block_norm": None, "cells_per_block": 1}
+        natural /= REPRESENTATIONS[name](x.detach(), **cells).sum(2).min()
     tight, least = (1e-8, 1e-12) if images.dtype == torch.float64 else (1e-3, 1e-6)
     assert error <= tight * slope.norm() + least * natural
     return True
