@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -135,7 +136,14 @@ def test_value_and_gradient_are_the_references(representation, images):
     assert features.shape == expected.shape
     normalized = name == "hog" and options.get("block_norm") is not None
     # A coefficient of the whole image is larger than its largest pixel.
-    size = 1.0 if normalized else max(y.detach().abs().max().item() for y in (x, expected))
+    size = max(y.detach().abs().max().item() for y in (x, expected))
+    if normalized:
+        # Shares, of which the rounding of the pixels is the more the less there is in their block,
+        # which holds what one of its cells holds and more.
+        cells = {**options, "block_norm": None, "cells_per_block": 1}
+        held = REPRESENTATIONS[name](x.detach(), **cells).sum(2)
+        emptiest = held[held > 0].min().item() if held.any() else math.inf
+        size = 1 + 0.1 * x.detach().abs().max().item() / emptiest
     precision = 1e-10 if images.dtype == torch.float64 else 1e-5
     differ = (features.double() - expected).abs() > precision * (1e-30 + size)
     # An angle at the edge of two bins may fall into the other one by a rounding.
@@ -149,10 +157,8 @@ def test_value_and_gradient_are_the_references(representation, images):
     (slope,) = torch.autograd.grad((expected * weights).sum(), x)
     error, natural = (found.double() - slope).norm(), weights.norm()
     if normalized:
-        # The slope of a share is a difference of two terms, larger the less there is in its block,
-        # which holds what one of its cells holds and more.
-        cells = {**options, "block_norm": None, "cells_per_block": 1}
-        natural /= REPRESENTATIONS[name](x.detach(), **cells).sum(2).min()
+        # The slope of a share is a difference of two terms, either as large as this.
+        natural /= emptiest
     tight, least = (1e-8, 1e-12) if images.dtype == torch.float64 else (1e-3, 1e-6)
     assert error <= tight * slope.norm() + least * natural
     return True
