@@ -11,11 +11,9 @@ from lightly.loss import BarlowTwinsLoss, LeJEPALoss, NegativeCosineSimilarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss import (
-    DistillationLoss,
-    MVMRLoss,
-    MVMRProjectionHead,
-)
+from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
+from mvmr_loss.dependence import dependence_measure
+from mvmr_loss.presets import IDENTITY_MEASURE
 
 WIDTH = 512
 Encode = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]
@@ -150,6 +148,55 @@ class MVMR(Method):
         ).as_dict()
 
 
+class IdentityAware(Method):
+    """The identity term by a label that also tells how much alike images are.
+
+    Args:
+        encoder: Maps images to features; has ``output_dim``.
+        share: How much of the label's squared distances is the representations'.
+    """
+
+    def __init__(self, encoder: nn.Module, *, share: float) -> None:
+        super().__init__()
+        self.projector = MVMRProjectionHead(width_of(encoder), WIDTH, WIDTH)
+        self.measure = dependence_measure(IDENTITY_MEASURE)
+        self.share = share
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Computes the loss."""
+        views = torch.stack(embed(self.projector, batch.features), dim=1)
+        label = identity_aware_label(batch.representations, views.shape[1], self.share)
+        return {"loss": 1 - self.measure(F.normalize(views, dim=-1).flatten(0, 1), label)}
+
+
+def identity_aware_label(representations: Mapping[str, Tensor], count: int, share: float) -> Tensor:
+    """Returns what tells stacked views their image, and of two images how much alike they are.
+
+    Beside the one-hot label stand the representations, each coordinate standardised over the batch.
+    The mean squared distance between two images stays 2.
+
+    Args:
+        representations: Of the images, each of shape (N, d).
+        count: Number of views; those of an image stand together.
+        share: How much of the squared distances is the representations', from 0 to 1.
+
+    Returns:
+        Shape (N * count, N + sum of d).
+
+    Examples:
+        >>> label = identity_aware_label({"pixels": torch.randn(8, 3)}, 2, 0.25)
+        >>> torch.round(torch.cdist(label, label).square().sum() / (8 * 7 * 4), decimals=3)
+        tensor(2.)
+    """
+    parts = []
+    for y in representations.values():
+        y = (y.float() - y.float().mean(0)) / (y.float().std(0) + 1e-6)
+        # The mean squared distance is twice the sum of the variances.
+        parts.append(y * (share / len(representations) / y.var(0).sum()).sqrt())
+    one_hot = torch.eye(len(parts[0]), device=parts[0].device) * (1 - share) ** 0.5
+    return torch.cat([one_hot, *parts], dim=1).repeat_interleave(count, dim=0)
+
+
 class Peer(Method):
     """A loss of pairs of views; each view meets the first, and the mean is taken.
 
@@ -272,7 +319,7 @@ def build(
     """Returns the method of a name.
 
     Args:
-        name: "mvmr", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
+        name: "mvmr", "identity_aware", "vicreg", "simclr", "barlow_twins", "byol" or "lejepa".
         encoder: Maps images to features; has ``output_dim``.
         options: ``preset``, ``head``, ``width`` and those of the loss; for the others the loss's own;
             for all those of :class:`Regressed`.
@@ -289,13 +336,14 @@ def build(
         return Regressed(method, encoder, representations or {}, **regressed)
     if name == "mvmr":
         return MVMR(encoder, **options)
+    if name == "identity_aware":
+        return IdentityAware(encoder, **options)
     if name == "byol":
         return BYOL(encoder, **options)
     if name == "lejepa":
         return LeJEPA(encoder, LeJEPALoss(**options))
     losses: dict[str, Any] = {"vicreg": VICReg, "simclr": NTXent, "barlow_twins": BarlowTwinsLoss}
     if name not in losses:
-        raise ValueError(
-            f"method must be one of mvmr, byol, lejepa, {', '.join(losses)} but is {name!r}."
-        )
+        known = ", ".join(["mvmr", "identity_aware", "byol", "lejepa", *losses])
+        raise ValueError(f"method must be one of {known} but is {name!r}.")
     return Peer(encoder, losses[name](**options))

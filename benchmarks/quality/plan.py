@@ -128,6 +128,13 @@ _CHANGES: dict[str, tuple[Settings, Settings]] = {
         {},
         {"options": {"preset": "paper", "representation_weights": 0.0, **ON_FEATURES}},
     ),
+    **{
+        f"identity-aware label {share}": (
+            {},
+            {"method": "identity_aware", "options": {"share": share, **ON_FEATURES}},
+        )
+        for share in (0.25, 0.5)
+    },
     # As it was recommended before features met the representations.
     "representations on a second head": ({}, {"options": {**_IDENTITY, "head": "second"}}),
 }
