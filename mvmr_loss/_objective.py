@@ -227,10 +227,12 @@ def mean_of(terms: Sequence[Tensor]) -> Tensor:
 def unit_length(z: Tensor) -> Tensor:
     """Returns rows scaled to length 1; 0, without gradient, where their length is about 0."""
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    peak = z.detach().abs().amax(dim=1, keepdim=True)
+    peak = z.detach().abs().amax(dim=-1, keepdim=True)
     nothing = peak < 65536 * torch.finfo(z.dtype).tiny
-    safe = torch.where(nothing, 1.0, z / torch.where(nothing, 1.0, peak))
-    return torch.where(nothing, 0.0, safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True))
+    # What divides by infinity is 0, and so is its gradient.
+    scaled = z / torch.where(nothing, torch.inf, peak)
+    square = scaled.square().sum(dim=-1, keepdim=True)
+    return scaled * torch.where(nothing, 1.0, square).rsqrt()
 
 
 def weights_by_term(

@@ -184,7 +184,7 @@ def identity_loss(
         >>> torch.round(same, decimals=3), torch.round(shifted, decimals=3)
         (tensor(0.), tensor(1.1670))
     """
-    unit = torch.stack([unit_length(view) for view in views], dim=1)
+    unit = unit_length(torch.stack(list(views), dim=1))
     n, count = unit.shape[:2]
     label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
     own = Rows(rows.start * count, None if rows.stop is None else rows.stop * count)

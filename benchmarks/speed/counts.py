@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Run, run_all
 from benchmarks.harness.runs import read
-from mvmr_loss import MVMRLoss, Representations
+from mvmr_loss import DistillationLoss, MVMRLoss, Representations
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Ops that start nothing on an accelerator: they make memory, look at it anew, or ask.
@@ -98,12 +98,31 @@ def counts(_: Run | None = None) -> dict[str, dict[str, int]]:
                 words = "forward and backward" if backward else "forward"
                 call = partial(loss, z, v, ys)
                 found[f"loss{mode}, {name}, {words}"] = count(call, backward=backward)
+    words = "forward and backward"
+    for views in (2, 5):
+        found[f"preset features, {views} views, {words}"] = count(
+            features_preset(views), backward=True
+        )
     for name in NAMES:
         module = Representations([name]).to("meta")
         images = torch.empty(64, 3, 96, 96, device="meta")
         with torch.no_grad():
             found[name] = count(partial(module, images), backward=False)
     return found
+
+
+def features_preset(views: int) -> Callable[[], Any]:
+    """Returns a call of the preset ``features``: embeddings, features and sketches without content."""
+    criterion = MVMRLoss.from_preset("features")
+    widths = dict.fromkeys(("scattering", "hog", "local_binary_patterns"), 1024)
+    on_features = DistillationLoss.from_preset("features", 512, widths).to("meta")
+
+    def empty(width: int, **options: Any) -> Tensor:
+        return torch.empty(256, width, device="meta", **options)
+
+    z, h = ([empty(width, requires_grad=True) for _ in range(views)] for width in (2048, 512))
+    sketches = {name: empty(width) for name, width in widths.items()}
+    return lambda: criterion(z[0], z[1:]) + on_features(h, sketches)
 
 
 def worse(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:

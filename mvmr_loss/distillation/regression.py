@@ -53,11 +53,19 @@ def regression_loss(
                 "prediction and target must have one shape (N, E) but have "
                 f"{tuple(prediction.shape)} and {tuple(target.shape)}."
             )
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    prediction, target = prediction.to(dtype), target.to(dtype)
+    return _mean_over_views(prediction, target, *weights)
+
+
+def _mean_over_views(
+    predictions: Tensor, target: Tensor, cosine_weight: float, smooth_l1_weight: float
+) -> Tensor:
+    """Computes the loss of predictions of shape (views, N, E), or (N, E) of one."""
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    predictions, target = predictions.to(dtype), target.to(dtype)
     # Of any size of numbers; 0 for features that are 0.
-    cosine = 1 - (unit_length(prediction) * unit_length(target)).sum(dim=1).mean()
-    return weights[0] * cosine + weights[1] * F.smooth_l1_loss(prediction, target)
+    cosine = 1 - (unit_length(predictions) * unit_length(target)).sum(dim=-1).mean()
+    smooth_l1 = F.smooth_l1_loss(predictions, target.expand_as(predictions))
+    return cosine_weight * cosine + smooth_l1_weight * smooth_l1
 
 
 class TeacherRegression(nn.Module):
@@ -149,21 +157,21 @@ class TeacherRegression(nn.Module):
             ValueError: If the shapes do not fit.
         """
         named = named_views("embeddings", embeddings)
+        check_batch("features", features)
         for name, view in named.items():
             check_batch(name, view)
-            if view.ndim != 2 or view.shape[1] != self.embedding_dim:
+            if view.shape != (len(features), self.embedding_dim):
                 raise ValueError(
-                    f"{name} must have shape (N, {self.embedding_dim}) but has shape "
-                    f"{tuple(view.shape)}."
+                    f"{name} must have shape ({len(features)}, {self.embedding_dim}), a row for each "
+                    f"of the features, but has shape {tuple(view.shape)}."
                 )
         target = self.standardization(features).detach()
-        weights = {"cosine_weight": self.cosine_weight, "smooth_l1_weight": self.smooth_l1_weight}
-        # Whatever the embeddings' precision, that of the head.
+        # Whatever the embeddings' precision, that of the head. All views at once: as many launches
+        # as for one.
         dtype = next(self.head.parameters()).dtype
-        losses = [
-            regression_loss(self.head(z.to(dtype)), target, **weights) for z in named.values()
-        ]
-        return torch.stack(losses).mean()
+        predictions = self.head(torch.cat([view.to(dtype) for view in named.values()]))
+        predictions = predictions.unflatten(0, (len(named), -1))
+        return _mean_over_views(predictions, target, self.cosine_weight, self.smooth_l1_weight)
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

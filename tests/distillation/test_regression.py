@@ -93,10 +93,16 @@ def test_the_head_is_as_wide_as_the_embeddings_or_512():
 
 def test_module_errors():
     module = TeacherRegression(4, 6)
-    with pytest.raises(ValueError, match=r"embeddings\[1\] must have shape \(N, 4\)"):
-        module([torch.randn(3, 4), torch.randn(3, 5)], torch.randn(3, 6))
-    with pytest.raises(ValueError, match="one shape"):
+    for other in (torch.randn(3, 5), torch.randn(4, 4), torch.randn(3, 4, 1)):
+        with pytest.raises(ValueError, match=r"embeddings\[1\] must have shape \(3, 4\), a row"):
+            module([torch.randn(3, 4), other], torch.randn(3, 6))
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(2, 4\)"):
         module(torch.randn(3, 4), torch.randn(2, 6))
+    # As many rows in all as there are of features.
+    with pytest.raises(ValueError, match=r"embeddings\[0\] must have shape \(3, 4\)"):
+        module([torch.randn(2, 4), torch.randn(4, 4)], torch.randn(3, 6))
+    with pytest.raises(TypeError, match="features must be a"):
+        module(torch.randn(3, 4), "features")
     with pytest.raises(ValueError, match="rotation must be one of"):
         TeacherRegression(4, 6, rotation="pca")
     with pytest.raises(TypeError, match="hidden_dim must be an int"):
