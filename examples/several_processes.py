@@ -92,6 +92,7 @@ def main():
             if step == settings.steps:
                 break
     if several:
+        dist.barrier()  # gloo's threads may still hold the last exchange, and abort a process that ends
         dist.destroy_process_group()
 
 

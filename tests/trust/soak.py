@@ -96,6 +96,7 @@ def train(rank, settings, folder, results):
     seconds = round(time.monotonic() - start)
     results.put({"rank": rank, "finite": finite, "seconds": seconds, "looks": looks})
     if settings.processes > 1:
+        dist.barrier()  # as in examples/several_processes.py
         dist.destroy_process_group()
 
 
