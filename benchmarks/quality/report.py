@@ -151,6 +151,7 @@ def _axes() -> tuple[Any, Any]:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.grid(color="0.9")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
