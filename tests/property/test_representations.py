@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -139,11 +138,13 @@ def test_value_and_gradient_are_the_references(representation, images):
     size = max(y.detach().abs().max().item() for y in (x, expected))
     if normalized:
         # Shares, of which the rounding of the pixels is the more the less there is in their block,
-        # which holds what one of its cells holds and more.
+        # which holds what its fullest cell holds and more.
         cells = {**options, "block_norm": None, "cells_per_block": 1}
         held = REPRESENTATIONS[name](x.detach(), **cells).sum(2)
-        emptiest = held[held > 0].min().item() if held.any() else math.inf
-        size = 1 + 0.1 * x.detach().abs().max().item() / emptiest
+        held = torch.nn.functional.max_pool2d(held, options.get("cells_per_block", 1), 1)
+        held = torch.where(held > 0, held, torch.inf)
+        size = 1 + 0.1 * x.detach().abs().max() / held
+        size = size.view(*size.shape[:2], *[1] * (expected.ndim - 4), *size.shape[2:])
     precision = 1e-10 if images.dtype == torch.float64 else 1e-5
     differ = (features.double() - expected).abs() > precision * (1e-30 + size)
     # An angle at the edge of two bins may fall into the other one by a rounding.
@@ -158,7 +159,7 @@ def test_value_and_gradient_are_the_references(representation, images):
     error, natural = (found.double() - slope).norm(), weights.norm()
     if normalized:
         # The slope of a share is a difference of two terms, either as large as this.
-        natural /= emptiest
+        natural /= held.min()
     tight, least = (1e-8, 1e-12) if images.dtype == torch.float64 else (1e-3, 1e-6)
     assert error <= tight * slope.norm() + least * natural
     return True
