@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation.methods import METHODS
-from benchmarks.harness import device_of, load, seeds, spread, table, write_between
+from benchmarks.harness import (
+    device_of,
+    load,
+    seeds,
+    spread,
+    table,
+    usual_device,
+    write_between,
+)
 
 MEASURED = {
     "linear": "linear",
@@ -70,7 +78,7 @@ def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:
 def _students(place: tuple[str, str, int], students: Mapping[str, Records]) -> Iterator[str]:
     """Yields a title, words and a table, the best method first."""
     every = [record for records in students.values() for record in records]
-    usual = statistics.mode(map(device_of, every))
+    usual = usual_device(every)
     first = next(record for record in every if device_of(record) == usual)
     figures = first["figures"]
     yield f"### {place[0]}, {figures['parameters']:,} parameters, {place[2]} epochs"

@@ -5,7 +5,15 @@ The contract is in benchmarks/README.md.
 
 from benchmarks.harness.graphs import RepeatedStep, repeatable_adam
 from benchmarks.harness.loops import progress
-from benchmarks.harness.pages import plot_points, save_figure, seeds, spread, table, write_between
+from benchmarks.harness.pages import (
+    plot_points,
+    save_figure,
+    seeds,
+    spread,
+    table,
+    usual_device,
+    write_between,
+)
 from benchmarks.harness.records import (
     atomic_path,
     device_of,
@@ -51,6 +59,7 @@ __all__ = [
     "seeds",
     "spread",
     "table",
+    "usual_device",
     "validate",
     "wait_for",
     "write_between",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,11 @@ def spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
         return ""
     text = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def usual_device(records: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the device that made most of the results."""
+    return statistics.mode(map(device_of, records))
 
 
 def seeds(records: Sequence[Mapping[str, Any]], usual: str) -> str:

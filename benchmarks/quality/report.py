@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.harness import (
     seeds,
     spread,
     table,
+    usual_device,
     write_between,
 )
 from benchmarks.quality.plan import LEARNING_RATES, METHODS, ON_TOP, ON_TOP_FACTORS, PLANS, tries
@@ -53,11 +55,6 @@ def mean(records: Records, name: str) -> float:
     return statistics.mean(values(records, name))
 
 
-def usual_device(rows: Rows) -> str:
-    """Returns the device that made most results."""
-    return statistics.mode(device_of(record) for own in rows.values() for record in own)
-
-
 def accuracy_table(rows: Rows, baseline: str | None) -> str:
     """Returns accuracies, ranks and time of each row; differences are paired by seed.
 
@@ -68,7 +65,7 @@ def accuracy_table(rows: Rows, baseline: str | None) -> str:
         baseline: The row that the others are compared with; None: "NAME-and-..." with NAME.
     """
     linear = {row: {r["seed"]: r["figures"]["linear"] for r in own} for row, own in rows.items()}
-    usual = usual_device(rows)
+    usual = usual_device(chain(*rows.values()))
     lines = []
     for row, own in rows.items():
         timed = values([r for r in own if device_of(r) == usual], "seconds_per_epoch")
@@ -238,7 +235,7 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
     parts = []
     for epochs, rows in rows_of(records).items():
         parts += [
-            f"{epochs} epochs, {usual_device(rows)}:",
+            f"{epochs} epochs, {usual_device(chain(*rows.values()))}:",
             accuracy_table(rows, BASELINES.get(name)),
         ]
         more = more_table(rows)

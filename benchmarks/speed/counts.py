@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Run, run_all
 from benchmarks.harness.runs import read
 from mvmr_loss import DistillationLoss, MVMRLoss, Representations
+from mvmr_loss.presets import preset_settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Ops that start nothing on an accelerator: they make memory, look at it anew, or ask.
@@ -98,11 +99,9 @@ def counts(_: Run | None = None) -> dict[str, dict[str, int]]:
                 words = "forward and backward" if backward else "forward"
                 call = partial(loss, z, v, ys)
                 found[f"loss{mode}, {name}, {words}"] = count(call, backward=backward)
-    words = "forward and backward"
     for views in (2, 5):
-        found[f"preset features, {views} views, {words}"] = count(
-            features_preset(views), backward=True
-        )
+        name = f"preset features, {views} views, forward and backward"
+        found[name] = count(features_preset(views), backward=True)
     for name in NAMES:
         module = Representations([name]).to("meta")
         images = torch.empty(64, 3, 96, 96, device="meta")
@@ -114,7 +113,8 @@ def counts(_: Run | None = None) -> dict[str, dict[str, int]]:
 def features_preset(views: int) -> Callable[[], Any]:
     """Returns a call of the preset ``features``: embeddings, features and sketches without content."""
     criterion = MVMRLoss.from_preset("features")
-    widths = dict.fromkeys(("scattering", "hog", "local_binary_patterns"), 1024)
+    preset = preset_settings("features")
+    widths = dict.fromkeys(preset.representations, preset.sketch_dim)
     on_features = DistillationLoss.from_preset("features", 512, widths).to("meta")
 
     def empty(width: int, **options: Any) -> Tensor:
