@@ -172,7 +172,7 @@ PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "on_top_selection": ((10,), 1),
     "main": ((10, 30), 5),
     "ablation": ((10,), 3),
-    "shapes": ((10,), 2),
+    "shapes": ((10,), 3),
     "on_top": ((10,), 3),
     "long": ((100,), 3),
     "little": ((30,), 3),
