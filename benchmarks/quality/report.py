@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -22,10 +23,11 @@ from benchmarks.harness import (
 from benchmarks.quality.plan import LEARNING_RATES, METHODS, ON_TOP, ON_TOP_FACTORS, PLANS, tries
 
 HERE = Path(__file__).parent
-# Plan -> the row that the others are compared with; those not here: "NAME and ..." with NAME.
+# Plan -> what its rows are compared with; on top of other methods, each with its own.
 BASELINES = {
-    **dict.fromkeys(("main", "long", "photographs", "resnet18", "vit"), "simclr-crops"),
+    **dict.fromkeys(("main", "long", "little", "photographs", "resnet18", "vit"), "simclr-crops"),
     **dict.fromkeys(("ablation", "shapes"), "recommended"),
+    "on_top": "the-method",
 }
 MORE = {"few_labels": "10 labels", "noise": "noise", "blur": "blur", "contrast": "contrast"}
 Records = list[dict[str, Any]]
@@ -55,21 +57,39 @@ def mean(records: Records, name: str) -> float:
     return statistics.mean(values(records, name))
 
 
-def accuracy_table(rows: Rows, baseline: str | None) -> str:
+def compared_with(plan: str, row: str) -> str:
+    """Returns the row of a plan that another one is compared with.
+
+    Examples:
+        >>> compared_with("main", "vicreg")
+        'simclr-crops'
+        >>> compared_with("little", "vicreg-100-images-a-class")
+        'simclr-crops-100-images-a-class'
+        >>> compared_with("on_top", "byol-and-features")
+        'byol'
+    """
+    if plan == "on_top":
+        return row.partition("-and-")[0]
+    if plan == "little":
+        return re.sub(r"^.*?(?=-\d+-images)", BASELINES[plan], row)
+    return BASELINES[plan]
+
+
+def accuracy_table(rows: Rows, plan: str) -> str:
     """Returns accuracies, ranks and time of each row; differences are paired by seed.
 
     Times are those on the device that made most results of the table.
 
     Args:
         rows: Of one length, as of :func:`rows_of`.
-        baseline: The row that the others are compared with; None: "NAME-and-..." with NAME.
+        plan: Whose they are.
     """
     linear = {row: {r["seed"]: r["figures"]["linear"] for r in own} for row, own in rows.items()}
     usual = usual_device(chain(*rows.values()))
     lines = []
     for row, own in rows.items():
         timed = values([r for r in own if device_of(r) == usual], "seconds_per_epoch")
-        other = baseline or row.partition("-and-")[0]
+        other = compared_with(plan, row)
         both = sorted(set(linear[row]) & set(linear.get(other, {})))
         paired = [linear[row][seed] - linear[other][seed] for seed in both]
         lines.append(
@@ -83,7 +103,7 @@ def accuracy_table(rows: Rows, baseline: str | None) -> str:
                 seeds(own, usual),
             ]
         )
-    less = f"linear less {(baseline or 'the method').replace('-', ' ')}'s"
+    less = f"linear less {BASELINES[plan].replace('-', ' ')}'s"
     return table(["row", "linear", "kNN", less, "rank", "s / epoch", "seeds"], lines)
 
 
@@ -236,7 +256,7 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
     for epochs, rows in rows_of(records).items():
         parts += [
             f"{epochs} epochs, {usual_device(chain(*rows.values()))}:",
-            accuracy_table(rows, BASELINES.get(name)),
+            accuracy_table(rows, name),
         ]
         more = more_table(rows)
         parts += ["Few labels, and damaged test images (linear):", more] if more else []

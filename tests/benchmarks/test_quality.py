@@ -260,17 +260,22 @@ def test_differences_are_from_the_methods_own_row():
         return result(linear=linear, seed=seed)
 
     rows = {"byol": [run(40.0, 0), run(41.0, 1)], "byol-and-features": [run(45.0, 1)]}
-    assert "| +4.0 |" in report.accuracy_table(rows, None).splitlines()[-1]
-    assert "| -4.0 |" in report.accuracy_table(rows, "byol-and-features").splitlines()[-2]
+    assert "| +4.0 |" in report.accuracy_table(rows, "on_top").splitlines()[-1]
+    rows = {"recommended": [run(45.0, 1)], "without": [run(40.0, 0), run(41.0, 1)]}
+    assert "| -4.0 |" in report.accuracy_table(rows, "ablation").splitlines()[-1]
+    few, more = (f"-{count}-images-a-class" for count in (100, 300))
+    rows = {f"simclr-crops{few}": [run(40.0, 0)], f"simclr-crops{more}": [run(50.0, 0)]}
+    rows[f"vicreg{more}"] = [run(51.0, 0)]
+    assert "| +1.0 |" in report.accuracy_table(rows, "little").splitlines()[-1]
 
 
 def test_times_are_of_one_device():
     rows = {
         "byol": [result(seconds=3.0), result(seed=1, seconds=5.0), result("B", 2, seconds=90.0)],
-        "simclr": [result("B", 0, seconds=70.0)],
+        "simclr-crops": [result("B", 0, seconds=70.0)],
     }
     rows["vicreg"] = [result(seconds=1.0)]
-    lines = report.accuracy_table(rows, "byol").splitlines()
+    lines = report.accuracy_table(rows, "main").splitlines()
     assert lines[-3].endswith("| 4.00 | 0, 1; 2 on B |")
     assert lines[-2].endswith("|  | 0 on B |")
     assert lines[-1].endswith("| 1.00 | 0 |")
