@@ -60,7 +60,8 @@ def main():
     ]
     run(
         *(checkout, folder, "main_pretrain.py", "--config-name", "mvmr_custom"),
-        *("augmentations=mvmr_32", "scheduler.warmup_epochs=0", "optimizer.lr=1e-3"),
+        *("method_kwargs.preset=features", "augmentations=mvmr_32"),
+        *("scheduler.warmup_epochs=0", "optimizer.lr=1e-3"),
         *("method_kwargs.proj_hidden_dim=256", "method_kwargs.proj_output_dim=256"),
         *common,
     )

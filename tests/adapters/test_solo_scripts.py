@@ -118,15 +118,16 @@ def test_main_pretrain_with_the_installed_plugin(
     assert checkpoint(cwd).name.endswith("ep=1.ckpt")
     saved = json.loads((checkpoint(cwd).parent / "args.json").read_text())
     assert saved["method"] == "mvmr"
-    assert saved["method_kwargs"]["variance_margin"] == 1.0
+    assert saved["method_kwargs"]["preset"] == "features"
     assert "mvmr-loss: results: " in done.stdout
     assert "train_acc1 " in done.stdout
     shown = [line for line in done.stdout.splitlines() if line.startswith("mvmr-loss: epoch ")]
     assert [line.split()[2] for line in shown] == ["0:", "1:"]
     assert all(line.split()[3] == "train_acc1" for line in shown)
     logged = scalars(cwd)
-    names = ("mvmr", "invariance", "variance", "dependence", "pixels", "scattering", "hog")
-    for name in (*names, "local_std", "augmented_pixels"):
+    met = ("scattering", "hog", "local_binary_patterns")
+    on_features = [f"{term}/{name}" for term in ("regression", "dependence") for name in met]
+    for name in ("mvmr", "identity", *on_features):
         assert len(logged[f"train_{name}_loss_step"]) == 4
     if (solo_learn / ".git").exists():
         status = subprocess.run(
