@@ -204,7 +204,8 @@ def plot_curves(
         _band(axes, epochs, curves, "-" if i < 10 else "--", row.replace("-", " "))
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.legend(fontsize=7, ncols=2)
+    # Beside the axes, where it hides no line.
+    figure.legend(loc="outside right upper", fontsize=8)
     save_figure(path, figure)
 
 
