@@ -154,7 +154,7 @@ class DistillationLoss(nn.Module):
                 if weight > 0
             }
         )
-        # Of who has no regression; one scale for all coordinates changes no dependence.
+        # Of who has no regression.
         self.standardizations = nn.ModuleDict(
             {
                 name: Standardization(width, scale=scale, gather_distributed=gather_distributed)
@@ -318,12 +318,15 @@ class DistillationLoss(nn.Module):
                 )
         terms: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
+        own = self._standardizations().items()
+        standardized = {name: standardize(teachers[name]) for name, standardize in own}
         for name, regression in self.regressions.items():
-            terms[f"regression/{name}"] = regression(views, teachers[name])
+            terms[f"regression/{name}"] = regression(views, standardized[name], standardized=True)
             weights[f"regression/{name}"] = self.regression_weight[name]
         if any(self.dependence_weight.values()):
-            met = self._met(views, self._standardized(teachers))
-            for name, term in self._dependence_terms(*met).items():
+            # One scale for all coordinates changes no dependence.
+            features = standardized if self.scale == "coordinate" else teachers
+            for name, term in self._dependence_terms(*self._met(views, features)).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -331,18 +334,6 @@ class DistillationLoss(nn.Module):
             for label, tensor in {**named, **teachers}.items():
                 check_finite(label, tensor)
         return LossComponents(total, terms, weights)
-
-    def _standardized(
-        self, teachers: Mapping[str, Tensor], *, seen: bool = False
-    ) -> dict[str, Tensor]:
-        """Returns the features whose dependence is looked at; regressions have counted theirs."""
-        features = dict(teachers)
-        if self.scale == "coordinate":  # else distances stay as they are
-            for name, standardization in self._standardizations().items():
-                counted = seen or name not in self.standardizations
-                apply = standardization.apply_statistics if counted else standardization
-                features[name] = apply(features[name].flatten(1))
-        return features
 
     def _met(
         self, views: list[Tensor], teachers: dict[str, Tensor]
@@ -401,7 +392,10 @@ class DistillationLoss(nn.Module):
             gather_distributed=self.gather_distributed,
         )
         kept, kept_teachers = self.bank.samples()
-        (kept,), kept_teachers = self._met([kept], self._standardized(kept_teachers, seen=True))
+        if self.scale == "coordinate":
+            for name, standardization in self._standardizations().items():  # counted when they came
+                kept_teachers[name] = standardization.apply_statistics(kept_teachers[name])
+        (kept,), kept_teachers = self._met([kept], kept_teachers)
         views = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in batch.views]
         terms = {}
         for name, y in batch.features.items():

@@ -142,12 +142,19 @@ class TeacherRegression(nn.Module):
                 nn.Linear(embedding_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, teacher_dim)
             )
 
-    def forward(self, embeddings: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor | Sequence[Tensor],
+        features: Tensor,
+        *,
+        standardized: bool = False,
+    ) -> Tensor:
         """Computes the mean over views of :func:`regression_loss`.
 
         Args:
             embeddings: The student's, of shape (N, D), or a list of them, one a view.
             features: The teacher's, of shape (N, E), or (N, ...), which is flattened.
+            standardized: Whether they come from :attr:`standardization`, of shape (N, E).
 
         Returns:
             Scalar tensor, at least 0.
@@ -165,7 +172,13 @@ class TeacherRegression(nn.Module):
                     f"{name} must have shape ({len(features)}, {self.embedding_dim}), a row for each "
                     f"of the features, but has shape {tuple(view.shape)}."
                 )
-        target = self.standardization(features).detach()
+        width = self.standardization.width
+        if standardized and features.shape[1:] != (width,):
+            raise ValueError(
+                f"features must have shape (N, {width}) where they are standardized but have "
+                f"shape {tuple(features.shape)}."
+            )
+        target = (features if standardized else self.standardization(features)).detach()
         # Whatever the embeddings' precision, that of the head. All views at once: as many launches
         # as for one.
         dtype = next(self.head.parameters()).dtype

@@ -64,6 +64,7 @@ def test_module_is_the_function_of_head_and_standardised_features_as_a_mean_over
         [regression_loss(module.head(x), target[:8], cosine_weight=0.3) for x in (z, v)]
     ).mean()
     torch.testing.assert_close(module([z, v], features[:8].view(8, 2, 3)), expected)
+    torch.testing.assert_close(module([z, v], target[:8], standardized=True), expected)
 
 
 def test_the_head_learns_what_is_linear_and_two_layers_more():
@@ -101,6 +102,10 @@ def test_module_errors():
     # As many rows in all as there are of features.
     with pytest.raises(ValueError, match=r"embeddings\[0\] must have shape \(3, 4\)"):
         module([torch.randn(2, 4), torch.randn(4, 4)], torch.randn(3, 6))
+    # Neither spread over the widths nor flattened, which only the standardisation does.
+    for shape in ((3, 1), (3, 2, 3)):
+        with pytest.raises(ValueError, match=r"features must have shape \(N, 6\) where they are"):
+            module(torch.randn(3, 4), torch.randn(shape), standardized=True)
     with pytest.raises(TypeError, match="features must be a"):
         module(torch.randn(3, 4), "features")
     with pytest.raises(ValueError, match="rotation must be one of"):
