@@ -122,6 +122,13 @@ _CHANGES: dict[str, tuple[Settings, Settings]] = {
         {"identity_measure": {"name": "u_distance_correlation_sqr"}},
         {},
     ),
+    **{
+        f"inverse multiquadric {width}": (
+            {"identity_measure": {"name": "multiquadric_cka", "bandwidth": width}},
+            {},
+        )
+        for width in (0.25, 0.5)
+    },
     "with covariance 0.04": ({"covariance_weight": 0.04}, {}),
     "two full crops": ({}, {"views": "two"}),
     "the paper's terms between views": (

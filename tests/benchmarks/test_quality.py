@@ -13,6 +13,7 @@ from benchmarks.quality import plan as planning
 from benchmarks.quality.methods import BYOL, NTXent, VICReg
 from benchmarks.quality.plan import METHODS, ON_FEATURES, ON_TOP, PLANS, plan, tries, tries_on_top
 from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetwork
+from mvmr_loss.dependence import dependence_measure
 
 
 def take_the_first(patch):
@@ -223,6 +224,21 @@ def test_a_colour_histogram_counts():
     histogram = ColorHistogram()(image).view(64, 4)
     assert histogram[63].tolist() == [1, 0, 0, 0]
     assert histogram[0].tolist() == [0, 1, 1, 1]
+
+
+def test_the_multiquadric_kernels_alignment_is_that_of_its_definition():
+    torch.manual_seed(0)
+    batches = torch.randn(2, 7, 3, dtype=torch.float64)
+    centered = []
+    for x in batches:
+        kernel = (1 + torch.cdist(x, x).square() / 0.7**2).rsqrt().fill_diagonal_(0)
+        means = kernel.sum(0) / 5
+        kernel = kernel - means - means[:, None] + kernel.sum() / 30
+        centered.append(kernel.fill_diagonal_(0))
+    x, y = centered
+    expected = (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+    found = dependence_measure({"name": "multiquadric_cka", "bandwidth": 0.7})(*batches)
+    torch.testing.assert_close(found, expected)
 
 
 def test_gabor_energies_tell_the_direction():

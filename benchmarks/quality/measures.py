@@ -1,0 +1,43 @@
+"""A dependence measure that is not in the package, tried by the study; registered by import."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from mvmr_loss import register_dependence_measure
+from mvmr_loss.dependence.measures import Estimator, MatrixMeasure
+from mvmr_loss.distributed import Rows
+
+
+class InverseMultiquadric(NamedTuple):
+    """The kernel matrix ``(1 + |x - x'|^2 / bandwidth^2)^(-1/2)``: a Gaussian's near 0, with long tails.
+
+    Source: Micchelli, Constructive Approximation 2, 1986.
+
+    Attributes:
+        bandwidth: Above 0.
+    """
+
+    bandwidth: float
+    exponent: float = 0.0
+
+    def matrices(self, squared: Tensor, units: Tensor, rows: Rows) -> Tensor:
+        """Returns the kernel matrices, which have no unit."""
+        ratio = (units / self.bandwidth).square().to(squared.dtype)
+        return torch.rsqrt(1 + squared * ratio[:, None, None])
+
+
+@register_dependence_measure("multiquadric_cka")
+def multiquadric_cka(*, bandwidth: float) -> MatrixMeasure:
+    """Returns the debiased CKA with inverse multiquadric kernels.
+
+    Examples:
+        >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
+        >>> round(multiquadric_cka(bandwidth=1.0)(x, x).item(), 3)
+        1.0
+    """
+    matrix = cast("Any", InverseMultiquadric(bandwidth))
+    return MatrixMeasure("multiquadric_cka", Estimator(matrix, corrected=True, normalized=True))
