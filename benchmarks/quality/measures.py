@@ -1,15 +1,18 @@
-"""A dependence measure that is not in the package, tried by the study; registered by import."""
+"""A dependence measure that is not in the package, tried by the study."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from mvmr_loss import register_dependence_measure
+from mvmr_loss.dependence import DependenceMeasure, dependence_measure
 from mvmr_loss.dependence.measures import Estimator, MatrixMeasure
 from mvmr_loss.distributed import Rows
+
+MULTIQUADRIC = "multiquadric_cka"
 
 
 class InverseMultiquadric(NamedTuple):
@@ -30,14 +33,15 @@ class InverseMultiquadric(NamedTuple):
         return torch.rsqrt(1 + squared * ratio[:, None, None])
 
 
-@register_dependence_measure("multiquadric_cka")
-def multiquadric_cka(*, bandwidth: float) -> MatrixMeasure:
-    """Returns the debiased CKA with inverse multiquadric kernels.
+def measure(told: str | Mapping[str, Any]) -> DependenceMeasure:
+    """Returns a measure of the package, or the debiased CKA with inverse multiquadric kernels.
 
     Examples:
         >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
-        >>> round(multiquadric_cka(bandwidth=1.0)(x, x).item(), 3)
+        >>> round(measure({"name": "multiquadric_cka", "bandwidth": 1.0})(x, x).item(), 3)
         1.0
     """
-    matrix = cast("Any", InverseMultiquadric(bandwidth))
-    return MatrixMeasure("multiquadric_cka", Estimator(matrix, corrected=True, normalized=True))
+    if isinstance(told, Mapping) and told["name"] == MULTIQUADRIC:
+        matrix = cast("Any", InverseMultiquadric(told["bandwidth"]))
+        return MatrixMeasure(MULTIQUADRIC, Estimator(matrix, corrected=True, normalized=True))
+    return dependence_measure(told)

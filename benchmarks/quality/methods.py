@@ -11,6 +11,7 @@ from lightly.loss import BarlowTwinsLoss, LeJEPALoss, NegativeCosineSimilarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.quality.measures import measure as measure_of
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.presets import IDENTITY_MEASURE
@@ -135,6 +136,8 @@ class MVMR(Method):
         features = width_of(encoder)
         self.projector = MVMRProjectionHead(features, width, width)
         self.second = second_head(features) if head == "second" else None
+        if "identity_measure" in options:
+            options["identity_measure"] = measure_of(options["identity_measure"])
         self.criterion = MVMRLoss.from_preset(preset, **options)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

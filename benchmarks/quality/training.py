@@ -19,7 +19,6 @@ from benchmarks.common.frozen import evaluate_frozen
 from benchmarks.common.photographs import Photographs
 from benchmarks.harness import RepeatedStep, progress
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
-from benchmarks.quality import measures as _registered_measures  # noqa: F401
 from benchmarks.quality import representations as _registered  # noqa: F401
 from benchmarks.quality.methods import Batch, Method, build
 from benchmarks.quality.plan import BATCH_SIZE
