@@ -1,4 +1,7 @@
-"""A dependence measure that is not in the package, tried by the study."""
+"""A dependence measure that is not in the package, tried by the study.
+
+It is not registered: what lists the package's measures would have it, too, wherever this was imported.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ class InverseMultiquadric(NamedTuple):
         return torch.rsqrt(1 + squared * ratio[:, None, None])
 
 
-def measure(told: str | Mapping[str, Any]) -> DependenceMeasure:
+def measure_of(told: str | Mapping[str, Any]) -> DependenceMeasure:
     """Returns a measure of the package, or the debiased CKA with inverse multiquadric kernels.
 
     Examples:
         >>> x = torch.arange(1.0, 17.0).reshape(4, 4)
-        >>> round(measure({"name": "multiquadric_cka", "bandwidth": 1.0})(x, x).item(), 3)
+        >>> round(measure_of({"name": "multiquadric_cka", "bandwidth": 1.0})(x, x).item(), 3)
         1.0
     """
     if isinstance(told, Mapping) and told["name"] == MULTIQUADRIC:

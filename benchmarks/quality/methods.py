@@ -11,7 +11,7 @@ from lightly.loss import BarlowTwinsLoss, LeJEPALoss, NegativeCosineSimilarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.quality.measures import measure as measure_of
+from benchmarks.quality.measures import measure_of
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.presets import IDENTITY_MEASURE

@@ -10,7 +10,7 @@ from benchmarks.harness import record, validate
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import cost, report, training
 from benchmarks.quality import plan as planning
-from benchmarks.quality.measures import measure
+from benchmarks.quality.measures import measure_of
 from benchmarks.quality.methods import BYOL, NTXent, VICReg
 from benchmarks.quality.plan import METHODS, ON_FEATURES, ON_TOP, PLANS, plan, tries, tries_on_top
 from benchmarks.quality.representations import ColorHistogram, Gabor, RandomNetwork
@@ -237,7 +237,7 @@ def test_the_multiquadric_kernels_alignment_is_that_of_its_definition():
         centered.append(kernel.fill_diagonal_(0))
     x, y = centered
     expected = (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
-    found = measure({"name": "multiquadric_cka", "bandwidth": 0.7})(*batches)
+    found = measure_of({"name": "multiquadric_cka", "bandwidth": 0.7})(*batches)
     torch.testing.assert_close(found, expected)
 
 

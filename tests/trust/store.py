@@ -89,7 +89,7 @@ def kills(folder, draw, count):
     counts, faults, before = Counter(), [], 0
     # On a machine whose clock oversleeps, writers may end before they are killed: then more rounds.
     for number in range(4 * count):
-        if number >= count <= counts["kills"]:
+        if number >= count and counts["kills"] >= count:
             break
         children = [forked(write_all_rows, folder, draw.randrange(2**31)) for _ in range(2)]
         time.sleep(draw.uniform(0, 0.04))
