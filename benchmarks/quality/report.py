@@ -223,7 +223,7 @@ def plot_terms(own: Records, path: Path) -> None:
         curves = [[1 - p["terms"][name] for p in r["figures"]["curve"]] for r in own]
         _band(axes, epochs, curves, "-", name.split("/")[1])
     axes.set_xlabel("epoch")
-    axes.set_ylabel("distance correlation of features and representation")
+    axes.set_ylabel("distance correlation with the features")
     axes.legend()
     save_figure(path, figure)
 
