@@ -154,7 +154,7 @@ class TeacherRegression(nn.Module):
         Args:
             embeddings: The student's, of shape (N, D), or a list of them, one a view.
             features: The teacher's, of shape (N, E), or (N, ...), which is flattened.
-            standardized: Whether they come from :attr:`standardization`, of shape (N, E).
+            standardized: Whether they come from the attribute ``standardization``, of shape (N, E).
 
         Returns:
             Scalar tensor, at least 0.
