@@ -32,7 +32,14 @@ from benchmarks.harness.runs import (
     run_in_processes,
     wait_for,
 )
-from benchmarks.harness.timing import Ratio, interleaved, medians, peak_memory, ratio
+from benchmarks.harness.timing import (
+    Ratio,
+    interleaved,
+    keep_freed_memory,
+    medians,
+    peak_memory,
+    ratio,
+)
 
 __all__ = [
     "Ratio",
@@ -42,6 +49,7 @@ __all__ = [
     "device_of",
     "environment",
     "interleaved",
+    "keep_freed_memory",
     "load",
     "medians",
     "peak_memory",

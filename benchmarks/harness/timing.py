@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -61,6 +62,26 @@ def interleaved(
             if round_ >= warmup:
                 times[name].append(float(f"{seconds:.4g}"))
     return times
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep the memory that it frees, so that a step finds it where the last left it.
+
+    glibc gives large blocks back at once and asks for them anew in the next step. The system then
+    clears them page by page, which takes a fifth of a ResNet-18's step on a CPU and varies by more
+    than what is compared. Peak memory is not to be measured in such a process.
+
+    Source: mallopt(3) of the Linux manual pages.
+
+    Returns:
+        Whether it does; False where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # the names are glibc's
+    wanted = {mmap_max: 0, trim_threshold: -1, top_pad: 1 << 28}
+    return min(mallopt(option, value) for option, value in wanted.items()) == 1
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Time of a step of each method with the terms on the features beside it, over that of it alone.
 
+A second step alone, made like the first, tells what of it is noise.
+
 python -m benchmarks.quality.cost
 """
 
@@ -12,13 +14,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Run, interleaved, plain_errors, run_all
+from benchmarks.harness import Run, interleaved, keep_freed_memory, plain_errors, run_all
 from benchmarks.harness.timing import Times
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
 from benchmarks.quality.methods import Batch, build
 from benchmarks.quality.plan import KNOWN, LBP, ON_FEATURES, ON_TOP
 from benchmarks.quality.training import encode, make_encoder, make_views, read, represent
 
+# Whether the terms stand beside each step that is timed.
+STEPS = {"alone": False, "alone again": False, "and features": True}
 HERE = Path(__file__).parent
 REPRESENTATIONS = [*KNOWN, LBP]
 
@@ -54,15 +58,17 @@ def make_step(
 
 
 def measure(run: Run) -> dict[str, dict[str, Times]]:
-    """Returns ``times``: method -> "alone" and "and features" -> seconds of each round."""
+    """Returns ``times``: method -> name in :data:`STEPS` -> seconds of each round."""
     told = run.settings
+    if told["freed_memory"] == "kept":
+        keep_freed_memory()
     times = {}
     for name in ON_TOP:
         made = {
             label: make_step(
                 name, told["encoder"], told["batch_size"], told["device"], beside=beside
             )
-            for label, beside in (("alone", False), ("and features", True))
+            for label, beside in STEPS.items()
         }
         times[name] = interleaved(made, told["device"], repeats=told["repeats"], warmup=1)
     return {"times": times}
@@ -73,6 +79,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     for encoder in arguments.encoders:
         settings: dict[str, Any] = {"encoder": encoder, "representations": REPRESENTATIONS}
         settings |= {name: getattr(arguments, name) for name in ("batch_size", "repeats", "device")}
+        settings["freed_memory"] = "kept" if arguments.device == "cpu" else "as usual"
         yield Run(f"cost/{encoder}-{arguments.device}", settings)
 
 

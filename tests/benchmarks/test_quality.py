@@ -250,10 +250,11 @@ def test_gabor_energies_tell_the_direction():
 def test_what_a_step_costs_is_compared_round_by_round():
     machine = {"gpus": [], "cpu": "C", "threads": 2}
     times = {"byol": {"alone": [1.0, 2.0, 4.0], "and features": [1.1, 2.2, 4.8]}}
+    times["byol"]["alone again"] = [1.0, 2.1, 4.0]
     settings = {"encoder": "small", "batch_size": 8}
     record = {"settings": settings, "machine": machine, "figures": {"times": times}}
     last = report.cost_table([record]).splitlines()[-1]
-    assert last == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 |"
+    assert last == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 | 1.000 ± 0.013 |"
 
 
 @pytest.mark.parametrize("beside", [False, True])
