@@ -1,6 +1,7 @@
 """Time of a step of each method with the terms on the features beside it, over that of it alone.
 
-A second step alone, made like the first, tells what of it is noise.
+A second step alone, made like the first, tells what of it is noise, and the terms by themselves, on
+features that are there, what they cost whatever the method.
 
 python -m benchmarks.quality.cost
 """
@@ -57,8 +58,27 @@ def make_step(
     return step
 
 
+def make_terms(encoder_name: str, batch_size: int, device: str) -> Callable[[], None]:
+    """Returns a step of the terms by themselves: forward, backward, and Adam on their heads."""
+    torch.manual_seed(0)
+    stored = represent(REPRESENTATIONS, read(None).train_images[:batch_size].to(device))
+    encoder = make_encoder(encoder_name)
+    terms = build("simclr", encoder, ON_FEATURES, stored).regression.to(device)
+    shape = 2, batch_size, encoder.output_dim
+    features = [x.requires_grad_() for x in torch.randn(shape, device=device)]
+    optimizer, _ = adam_in_one_cycle(list(terms.parameters()), 1e-3, 1000)
+
+    def step() -> None:
+        loss = terms(features, stored)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def measure(run: Run) -> dict[str, dict[str, Times]]:
-    """Returns ``times``: method -> name in :data:`STEPS` -> seconds of each round."""
+    """Returns ``times``: method -> name in :data:`STEPS`, and "terms" -> seconds of each round."""
     told = run.settings
     if told["freed_memory"] == "kept":
         keep_freed_memory()
@@ -70,6 +90,7 @@ def measure(run: Run) -> dict[str, dict[str, Times]]:
             )
             for label, beside in STEPS.items()
         }
+        made["terms"] = make_terms(told["encoder"], told["batch_size"], told["device"])
         times[name] = interleaved(made, told["device"], repeats=told["repeats"], warmup=1)
     return {"times": times}
 

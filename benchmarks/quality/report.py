@@ -160,9 +160,10 @@ def cost_table(records: Sequence[dict[str, Any]]) -> str:
             for name in ("and features", "alone again"):
                 found = ratio(times[name], times["alone"])
                 cells.append(f"{found.value:.3f} ± {found.spread:.3f}")
-            lines.append(cells)
+            share = ratio(times["terms"], times["alone"])
+            lines.append([*cells, f"{share.value:.3f} ± {share.spread:.3f}"])
     heads = ["method", "encoder", "batch", "machine", "alone (ms)", "with, over alone"]
-    return table([*heads, "alone again, over alone"], lines)
+    return table([*heads, "alone again, over alone", "the terms, over alone"], lines)
 
 
 def _axes() -> tuple[Any, Any]:

@@ -250,11 +250,14 @@ def test_gabor_energies_tell_the_direction():
 def test_what_a_step_costs_is_compared_round_by_round():
     machine = {"gpus": [], "cpu": "C", "threads": 2}
     times = {"byol": {"alone": [1.0, 2.0, 4.0], "and features": [1.1, 2.2, 4.8]}}
-    times["byol"]["alone again"] = [1.0, 2.1, 4.0]
+    times["byol"] |= {"alone again": [1.0, 2.1, 4.0], "terms": [0.1, 0.2, 0.4]}
     settings = {"encoder": "small", "batch_size": 8}
     record = {"settings": settings, "machine": machine, "figures": {"times": times}}
     last = report.cost_table([record]).splitlines()[-1]
-    assert last == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 | 1.000 ± 0.013 |"
+    assert (
+        last
+        == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 | 1.000 ± 0.013 | 0.100 ± 0.000 |"
+    )
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -264,6 +267,18 @@ def test_a_step_that_is_timed_trains(beside, monkeypatch):
     before = [p.detach().clone() for p in encoder.parameters()]
     cost.make_step("simclr", "small", 4, "cpu", beside=beside)()
     assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
+
+
+def test_the_terms_that_are_timed_by_themselves_train(monkeypatch):
+    made = []
+    adam = cost.adam_in_one_cycle
+    monkeypatch.setattr(
+        cost, "adam_in_one_cycle", lambda p, *rest: made.extend(p) or adam(p, *rest)
+    )
+    step = cost.make_terms("small", 4, "cpu")
+    before = [p.detach().clone() for p in made]
+    step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, made, strict=True))
 
 
 def result(device="A", seed=0, linear=40.0, seconds=3.0):
