@@ -80,8 +80,8 @@ def make_terms(encoder_name: str, batch_size: int, device: str) -> Callable[[], 
 def measure(run: Run) -> dict[str, dict[str, Times]]:
     """Returns ``times``: method -> name in :data:`STEPS`, and "terms" -> seconds of each round."""
     told = run.settings
-    if told["freed_memory"] == "kept":
-        keep_freed_memory()
+    # The same for every method.
+    terms = make_terms(told["encoder"], told["batch_size"], told["device"])
     times = {}
     for name in ON_TOP:
         made = {
@@ -90,7 +90,7 @@ def measure(run: Run) -> dict[str, dict[str, Times]]:
             )
             for label, beside in STEPS.items()
         }
-        made["terms"] = make_terms(told["encoder"], told["batch_size"], told["device"])
+        made["terms"] = terms
         times[name] = interleaved(made, told["device"], repeats=told["repeats"], warmup=1)
     return {"times": times}
 
@@ -99,8 +99,8 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yields the runs, one an encoder."""
     for encoder in arguments.encoders:
         settings: dict[str, Any] = {"encoder": encoder, "representations": REPRESENTATIONS}
-        settings |= {name: getattr(arguments, name) for name in ("batch_size", "repeats", "device")}
-        settings["freed_memory"] = "kept" if arguments.device == "cpu" else "as usual"
+        told = ("batch_size", "repeats", "device", "freed_memory")
+        settings |= {name: getattr(arguments, name) for name in told}
         yield Run(f"cost/{encoder}-{arguments.device}", settings)
 
 
@@ -118,6 +118,8 @@ def main(command: Sequence[str] | None = None) -> None:
     add("--results", type=Path, default=HERE / "results", help="folder of the results")
     arguments = parser.parse_args(command)
     torch.set_num_threads(arguments.threads)
+    kept = arguments.device == "cpu" and keep_freed_memory()
+    arguments.freed_memory = "kept" if kept else "as usual"
     with plain_errors():
         run_all(plan(arguments), arguments.results, measure)
 

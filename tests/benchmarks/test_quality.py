@@ -254,10 +254,8 @@ def test_what_a_step_costs_is_compared_round_by_round():
     settings = {"encoder": "small", "batch_size": 8}
     record = {"settings": settings, "machine": machine, "figures": {"times": times}}
     last = report.cost_table([record]).splitlines()[-1]
-    assert (
-        last
-        == "| byol | small | 8 | C, 2 threads | 2000 | 1.100 ± 0.025 | 1.000 ± 0.013 | 0.100 ± 0.000 |"
-    )
+    compared = "1.100 ± 0.025 | 1.000 ± 0.013 | 0.100 ± 0.000"
+    assert last == f"| byol | small | 8 | C, 2 threads | 2000 | {compared} |"
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -363,7 +361,11 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
             ["--data", "F", "--plan", name, "--seeds", "0", "1", "--results", str(results)]
         )
     small = ["--encoders", "small", "--batch-size", "4", "--repeats", "2", "--threads", "1"]
+    # Of this process, in which other tests run, the allocator stays as it is.
+    monkeypatch.setattr(cost, "keep_freed_memory", lambda: False)
     cost.main([*small, "--device", "cpu", "--results", str(results)])
+    (costs,) = report.load(results / "cost")
+    assert costs["settings"]["freed_memory"] == "as usual"
     names = [*PLANS, "cost"]
     page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     report.main(results, page)
