@@ -72,6 +72,7 @@ class Regressed(Method):
         dependence: Weight of the dependence on them.
         stacked: Whether that is of all views as one batch, rather than of each.
         measure: What it is measured by.
+        hidden_dim: Width of the heads between; None: the loss's own.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Regressed(Method):
         dependence: float = 0.0,
         stacked: bool = False,
         measure: Any = "distance_correlation",
+        hidden_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -97,6 +99,7 @@ class Regressed(Method):
             scale="coordinate",
             stacked=stacked,
             dependence_measure=measure,
+            hidden_dim=hidden_dim,
         ).fit(representations)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -331,7 +334,7 @@ def build(
     Raises:
         ValueError: If there is no such method.
     """
-    beside = ("regression", "dependence", "stacked", "measure")
+    beside = ("regression", "dependence", "stacked", "measure", "hidden_dim")
     regressed = {option: value for option, value in options.items() if option in beside}
     options = {option: value for option, value in options.items() if option not in beside}
     if regressed.get("regression") or regressed.get("dependence"):

@@ -173,10 +173,16 @@ _SHAPES: dict[str, tuple[Settings, Settings]] = {
 ON_TOP = ("vicreg", "simclr", "barlow_twins", "byol")
 # How much of the preset's terms stands beside another method's loss, which may be ten times as large.
 ON_TOP_FACTORS = (1.0, 3.0, 10.0)
+# What makes these terms cost less.
+LEANER: dict[str, Settings] = {
+    "HOG alone": {"representations": ["hog"]},
+    "heads of 256": {"options": {"hidden_dim": 256}},
+}
 # A plan -> lengths in epochs, and number of seeds.
 PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "selection": ((10,), 1),
     "on_top_selection": ((10,), 1),
+    "on_top_leaner": ((10,), 1),
     "main": ((10, 30), 5),
     "ablation": ((10,), 3),
     "shapes": ((10,), 3),
@@ -235,6 +241,12 @@ def chosen_on_top(method: str, results: Path) -> Settings:
     return _best(tries_on_top(method, results), results / "on_top_selection", method)
 
 
+def leaner_on_top(method: str, label: str, results: Path) -> Settings:
+    """Returns :func:`chosen_on_top`, made to cost less by a key of :data:`LEANER`."""
+    own, leaner = chosen_on_top(method, results), LEANER[label]
+    return {**own, **leaner, "options": {**own["options"], **leaner.get("options", {})}}
+
+
 def _best(tried: list[Settings], folder: Path, method: str) -> Settings:
     paths = [folder / f"{method}-{i}.json" for i in range(len(tried))]
     return tried[place_of_best(paths, "linear")]
@@ -258,6 +270,11 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
     elif name == "on_top":
         for method in ON_TOP:  # which are alone among the rows of the main table
             yield f"{method} and features", {**chosen_on_top(method, results), "split": "test"}
+    elif name == "on_top_leaner":
+        for method in ON_TOP:
+            for label in LEANER:
+                leaner = leaner_on_top(method, label, results)
+                yield f"{method} and {label}", {**leaner, "split": "validation"}
     else:
         table: Mapping[str, tuple[str, Settings]] = LITTLE if name == "little" else MAIN
         if name in ("long", "resnet18", "vit"):
