@@ -2,9 +2,9 @@
 
     python -m benchmarks.distillation --train CIFAR/train --test CIFAR/test
 
-For each teacher, each method's options are chosen on training images held out for that; then every
-method trains students of each size and length, with every seed. A run whose file is there is not
-repeated: the same command continues after a stop.
+For each teacher, each method's options are chosen on training images held out for that, with the
+smallest student; then every method trains students of each size and length, with every seed. A run
+whose file is there is not repeated: the same command continues after a stop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def planned(settings: argparse.Namespace) -> Iterator[Run]:
     for teacher in settings.teachers:
         folder = f"{teacher}-rates" if own_rates else teacher
         common = {**images, **teacher_settings(teacher, settings)}
-        small = settings.students[0]
+        # By the smallest, whichever students are asked for: a run's name does not tell.
+        small = next(iter(STUDENTS))
         for method in settings.methods:
             for i, tried in enumerate(tries(method, settings)):
                 place = f"selection/{method}-{i}"

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -274,6 +275,15 @@ def test_selection_never_sees_a_test_image(study, monkeypatch, tmp_path):
     ((size, rows, held),) = seen
     assert size == rows == len(data.train_labels) - len(held)
     assert torch.equal(held, data.train_images[command.HELD_OUT - 1 :: command.HELD_OUT])
+
+
+def test_options_are_chosen_with_the_smallest_student_whichever_are_asked_for():
+    settings = command.parse_arguments(["--students", "938k", "--methods", "regression"])
+    tried = list(itertools.islice(command.planned(settings), 3))
+    assert [run.name for run in tried] == [
+        f"efficientnet_lite0/77k-3/selection/regression-{i}" for i in range(3)
+    ]
+    assert {run.settings["student"] for run in tried} == {"77k"}
 
 
 def test_report(study):
