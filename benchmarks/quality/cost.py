@@ -19,17 +19,26 @@ from benchmarks.harness import Run, interleaved, keep_freed_memory, plain_errors
 from benchmarks.harness.timing import Times
 from benchmarks.plain_pytorch.training import adam_in_one_cycle
 from benchmarks.quality.methods import Batch, build
-from benchmarks.quality.plan import KNOWN, LBP, ON_FEATURES, ON_TOP
+from benchmarks.quality.plan import KNOWN, LBP, LEAN, LEANER, ON_FEATURES, ON_TOP, Settings
 from benchmarks.quality.training import encode, make_encoder, make_views, read, represent
 
-# Whether the terms stand beside each step that is timed.
-STEPS = {"alone": False, "alone again": False, "and features": True}
+# The terms that are timed, by themselves and beside a method.
+TERMS: dict[str, Settings] = {
+    "features": ON_FEATURES,
+    LEAN: {**ON_FEATURES, **LEANER[LEAN]["options"]},
+}
+# What stands beside the method in each step that is timed.
+STEPS: dict[str, Settings] = {
+    "alone": {},
+    "alone again": {},
+    **{f"and {label}": options for label, options in TERMS.items()},
+}
 HERE = Path(__file__).parent
 REPRESENTATIONS = [*KNOWN, LBP]
 
 
 def make_step(
-    name: str, encoder_name: str, batch_size: int, device: str, *, beside: bool
+    name: str, encoder_name: str, batch_size: int, device: str, beside: Settings
 ) -> Callable[[], None]:
     """Returns a training step on photographs, two full crops of each, with stored sketches.
 
@@ -38,13 +47,13 @@ def make_step(
         encoder_name: As of :func:`make_encoder`.
         batch_size: Images a step.
         device: Where it runs.
-        beside: Whether the features meet the representations.
+        beside: Options of the terms on the features; empty: none.
     """
     torch.manual_seed(0)
     images = read(None).train_images[:batch_size].to(device)
     stored = represent(REPRESENTATIONS, images) if beside else {}
     encoder = make_encoder(encoder_name).to(device, memory_format=torch.channels_last)
-    method = build(name, encoder, ON_FEATURES if beside else {}, stored).to(device)
+    method = build(name, encoder, beside, stored).to(device)
     parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
     optimizer, _ = adam_in_one_cycle(parameters, 1e-3, 1000)
 
@@ -58,12 +67,14 @@ def make_step(
     return step
 
 
-def make_terms(encoder_name: str, batch_size: int, device: str) -> Callable[[], None]:
+def make_terms(
+    encoder_name: str, batch_size: int, device: str, options: Settings
+) -> Callable[[], None]:
     """Returns a step of the terms by themselves: forward, backward, and Adam on their heads."""
     torch.manual_seed(0)
     stored = represent(REPRESENTATIONS, read(None).train_images[:batch_size].to(device))
     encoder = make_encoder(encoder_name)
-    terms = build("simclr", encoder, ON_FEATURES, stored).regression.to(device)
+    terms = build("simclr", encoder, options, stored).regression.to(device)
     shape = 2, batch_size, encoder.output_dim
     features = [x.requires_grad_() for x in torch.randn(shape, device=device)]
     optimizer, _ = adam_in_one_cycle(list(terms.parameters()), 1e-3, 1000)
@@ -78,19 +89,15 @@ def make_terms(encoder_name: str, batch_size: int, device: str) -> Callable[[], 
 
 
 def measure(run: Run) -> dict[str, dict[str, Times]]:
-    """Returns ``times``: method -> name in :data:`STEPS`, and "terms" -> seconds of each round."""
+    """Returns ``times``: method -> name in :data:`STEPS` and :data:`TERMS` -> each round's seconds."""
     told = run.settings
+    where = told["encoder"], told["batch_size"], told["device"]
     # The same for every method.
-    terms = make_terms(told["encoder"], told["batch_size"], told["device"])
+    terms = {label: make_terms(*where, options) for label, options in TERMS.items()}
     times = {}
     for name in ON_TOP:
-        made = {
-            label: make_step(
-                name, told["encoder"], told["batch_size"], told["device"], beside=beside
-            )
-            for label, beside in STEPS.items()
-        }
-        made["terms"] = terms
+        steps = {label: make_step(name, *where, beside) for label, beside in STEPS.items()}
+        made = {**steps, **terms}
         times[name] = interleaved(made, told["device"], repeats=told["repeats"], warmup=1)
     return {"times": times}
 

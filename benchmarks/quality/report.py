@@ -20,7 +20,17 @@ from benchmarks.harness import (
     usual_device,
     write_between,
 )
-from benchmarks.quality.plan import LEARNING_RATES, METHODS, ON_TOP, ON_TOP_FACTORS, PLANS, tries
+from benchmarks.quality.cost import TERMS
+from benchmarks.quality.plan import (
+    LEANER,
+    LEARNING_RATES,
+    METHODS,
+    ON_TOP,
+    ON_TOP_FACTORS,
+    PLANS,
+    file_name,
+    tries,
+)
 
 HERE = Path(__file__).parent
 # Plan -> what its rows are compared with; on top of other methods, each with its own.
@@ -148,6 +158,18 @@ def on_top_selection_table(records: Sequence[dict[str, Any]]) -> str:
     return table(["method", *(f"{factor:g} times" for factor in ON_TOP_FACTORS)], lines)
 
 
+def leaner_table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the accuracies of terms that cost less on top of a method: a column a way."""
+    found = {record["name"]: record["figures"] for record in records}
+    lines = []
+    for method in ON_TOP:
+        names = [file_name(f"{method} and {label}") for label in LEANER]
+        met = [found.get(f"on_top_leaner/{name}-epochs10-seed0") for name in names]
+        cells = ["" if f is None else f"{f['linear']:.1f} / {f['knn']:.1f}" for f in met]
+        lines.append([method, *cells])
+    return table(["method", *LEANER], lines)
+
+
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
     """Returns by how much the terms on the features lengthen a step of each method."""
     lines = []
@@ -156,12 +178,13 @@ def cost_table(records: Sequence[dict[str, Any]]) -> str:
         where = device_of(record) + ("" if machine["gpus"] else f", {machine['threads']} threads")
         for method, times in record["figures"]["times"].items():
             alone = f"{1000 * statistics.median(times['alone']):.0f}"
-            cells = [method, told["encoder"], str(told["batch_size"]), where, alone]
-            for name in ("and features", "alone again", "terms"):
-                found = ratio(times[name], times["alone"])
-                cells.append(f"{found.value:.3f} ± {found.spread:.3f}")
-            lines.append(cells)
-    heads = ["method", "encoder", "batch", "machine", "alone (ms)", "with, over alone"]
+            for terms in TERMS:
+                cells = [method, terms, told["encoder"], str(told["batch_size"]), where, alone]
+                for name in (f"and {terms}", "alone again", terms):
+                    found = ratio(times[name], times["alone"])
+                    cells.append(f"{found.value:.3f} ± {found.spread:.3f}")
+                lines.append(cells)
+    heads = ["method", "terms", "encoder", "batch", "machine", "alone (ms)", "with, over alone"]
     return table([*heads, "alone again, over alone", "the terms, over alone"], lines)
 
 
@@ -256,6 +279,8 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
         return [selection_table(records)] if records else []
     if name == "on_top_selection":
         return [on_top_selection_table(records)] if records else []
+    if name == "on_top_leaner":
+        return [leaner_table(records)] if records else []
     parts = []
     for epochs, rows in rows_of(records).items():
         parts += [
