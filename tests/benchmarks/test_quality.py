@@ -82,7 +82,7 @@ def test_every_method_has_equally_many_tries():
 def test_plans_name_each_run_once_and_choose_on_held_out_images(name, first_chosen):
     found = list(plan(name, "FOLDER", None))
     assert len({run.name for run in found}) == len(found)
-    of_test = name not in ("selection", "on_top_selection", "ablation", "shapes")
+    of_test = name not in ("selection", "on_top_selection", "on_top_leaner", "ablation", "shapes")
     assert {run.settings["split"] for run in found} == {"test" if of_test else "validation"}
     assert {run.settings["data"] for run in found} == {
         "photographs" if name == "photographs" else "FOLDER"
@@ -250,30 +250,36 @@ def test_gabor_energies_tell_the_direction():
 def test_what_a_step_costs_is_compared_round_by_round():
     machine = {"gpus": [], "cpu": "C", "threads": 2}
     times = {"byol": {"alone": [1.0, 2.0, 4.0], "and features": [1.1, 2.2, 4.8]}}
-    times["byol"] |= {"alone again": [1.0, 2.1, 4.0], "terms": [0.1, 0.2, 0.4]}
+    times["byol"] |= {"alone again": [1.0, 2.1, 4.0], "features": [0.1, 0.2, 0.4]}
+    times["byol"] |= {"and heads of 256": [1.0, 2.0, 4.4], "heads of 256": [0.05, 0.1, 0.2]}
     settings = {"encoder": "small", "batch_size": 8}
     record = {"settings": settings, "machine": machine, "figures": {"times": times}}
-    last = report.cost_table([record]).splitlines()[-1]
+    features, narrow = report.cost_table([record]).splitlines()[-2:]
+    where = "small | 8 | C, 2 threads | 2000"
     compared = "1.100 ± 0.025 | 1.000 ± 0.013 | 0.100 ± 0.000"
-    assert last == f"| byol | small | 8 | C, 2 threads | 2000 | {compared} |"
+    assert features == f"| byol | features | {where} | {compared} |"
+    compared = "1.000 ± 0.025 | 1.000 ± 0.013 | 0.050 ± 0.000"
+    assert narrow == f"| byol | heads of 256 | {where} | {compared} |"
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", cost.STEPS)
 def test_a_step_that_is_timed_trains(beside, monkeypatch):
     encoder = training.make_encoder("small")
     monkeypatch.setattr(cost, "make_encoder", lambda name: encoder)
     before = [p.detach().clone() for p in encoder.parameters()]
-    cost.make_step("simclr", "small", 4, "cpu", beside=beside)()
+    cost.make_step("simclr", "small", 4, "cpu", cost.STEPS[beside])()
     assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
 
 
-def test_the_terms_that_are_timed_by_themselves_train(monkeypatch):
+@pytest.mark.parametrize(("terms", "hidden"), [("features", 512), ("heads of 256", 256)])
+def test_the_terms_that_are_timed_by_themselves_train(terms, hidden, monkeypatch):
     made = []
     adam = cost.adam_in_one_cycle
     monkeypatch.setattr(
         cost, "adam_in_one_cycle", lambda p, *rest: made.extend(p) or adam(p, *rest)
     )
-    step = cost.make_terms("small", 4, "cpu")
+    step = cost.make_terms("small", 4, "cpu", cost.TERMS[terms])
+    assert {len(p) for p in made if p.ndim == 2} == {hidden, 1024}
     before = [p.detach().clone() for p in made]
     step()
     assert all(not torch.equal(a, b) for a, b in zip(before, made, strict=True))
@@ -375,7 +381,7 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
     assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
     assert "| simclr | 50.0 / 40.0 | 50.0 / 40.0 | 50.0 / 40.0 |" in text
     assert re.search(r"\| simclr and features \| 50.5 .* \| \+0.0 ± 0.0 \|", text)
-    assert text.count(" | small | 4 | ") == 4  # what each method's step costs
+    assert text.count(" | small | 4 | ") == 2 * 4  # what each method's step costs
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert {"main_10.png", "main_30_rank.png", "main_10_dependence.png"} < pictures
     assert "ablation_10.png" in pictures
