@@ -359,6 +359,25 @@ METHODS = {
             {**_ALONE, **_STACKED, "directions": True},
         ),
     ),
+    # What stacking the views does, and what anchors do, which come without it.
+    "regression_dependence_each_view": Method(
+        "cosine + smooth L1 + dependence of each view",
+        Distillation,
+        (
+            {"dependence_weight": 0.3, **_PHI_S},
+            {"dependence_weight": 0.3, **_PHI_S, "directions": True},
+            {"dependence_weight": 1.0, **_PHI_S},
+        ),
+    ),
+    "dependence_each_view": Method(
+        "dependence alone, of each view",
+        Distillation,
+        (
+            _ALONE,
+            {**_ALONE, "directions": True},
+            {**_ALONE, "dependence_measure": "u_distance_correlation_sqr"},
+        ),
+    ),
     "published": Method("MV-MR, published weights", MVMR, _HEADS),
     "regression_dependence_anchors": Method(
         "cosine + smooth L1 + dependence, anchors",
