@@ -312,6 +312,7 @@ _HEADS = ({"layers": 0}, {"layers": 2}, {"layers": 3})
 _ALONE: dict[str, Any] = {"regression_weight": 0.0}
 _PHI_S: dict[str, Any] = {"hidden_dim": 512, "rotation": "hadamard"}
 _STACKED: dict[str, Any] = {"stacked": True}
+_CORRECTED: dict[str, Any] = {"dependence_measure": "u_distance_correlation_sqr"}
 
 
 def _beside(base: str) -> tuple[dict[str, Any], ...]:
@@ -369,13 +370,13 @@ METHODS = {
             {"dependence_weight": 1.0, **_PHI_S},
         ),
     ),
-    "dependence_each_view": Method(
-        "dependence alone, of each view",
+    "dependence_corrected": Method(
+        "dependence alone, bias-corrected",
         Distillation,
         (
-            _ALONE,
-            {**_ALONE, "directions": True},
-            {**_ALONE, "dependence_measure": "u_distance_correlation_sqr"},
+            {**_ALONE, **_CORRECTED},
+            {**_ALONE, **_CORRECTED, **_STACKED},
+            {**_ALONE, **_CORRECTED, **_STACKED, "directions": True},
         ),
     ),
     "published": Method("MV-MR, published weights", MVMR, _HEADS),
