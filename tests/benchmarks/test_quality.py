@@ -125,6 +125,12 @@ def test_the_best_weights_on_top_are_chosen(tmp_path, monkeypatch):
     assert planning.chosen_on_top("simclr", tmp_path) == tried[1]
     rows = dict(planning.rows("on_top", tmp_path))
     assert rows["simclr and features"] == {**tried[1], "split": "test"}
+    narrow = {**tried[1]["options"], "hidden_dim": 256}
+    assert rows["simclr and heads of 256"] == {**tried[1], "split": "test", "options": narrow}
+    leaner = dict(planning.rows("on_top_leaner", tmp_path))
+    assert leaner["simclr and heads of 256"]["options"] == narrow
+    hog = {"representations": ["hog"], "split": "validation"}
+    assert leaner["simclr and HOG alone"] == {**tried[1], **hog}
     # What it is compared with is in the main table.
     (main,) = (settings for row, settings in planning.rows("main", tmp_path) if row == "simclr")
     found = rows["simclr and features"]
@@ -380,6 +386,8 @@ def test_the_page_has_tables_and_pictures(tmp_path, monkeypatch, first_chosen):
     assert "| simclr crops | 50.5 ± 0.7 | 40.0 ± 0.0 |  | 9 | 1.50 | 0, 1 |" in text
     assert "| simclr | temperature = 0.1 | 50.0 | 50.0 | 50.0 |" in text
     assert "| simclr | 50.0 / 40.0 | 50.0 / 40.0 | 50.0 / 40.0 |" in text
+    assert "| method | HOG alone | heads of 256 |" in text
+    assert "| simclr | 50.0 / 40.0 | 50.0 / 40.0 |\n" in text
     assert re.search(r"\| simclr and features \| 50.5 .* \| \+0.0 ± 0.0 \|", text)
     assert text.count(" | small | 4 | ") == 2 * 4  # what each method's step costs
     pictures = {path.name for path in tmp_path.glob("*.png")}
