@@ -68,7 +68,7 @@ class DistillationLoss(nn.Module):
         regression_weight: Weight of the regression, one for all teachers or one a name, at least 0.
         dependence_weight: Weight of the dependence, likewise; a negative one rewards independence.
             With 0 there is none; alone (``regression_weight=0``) it needs no head and trains no
-            parameters.
+            parameters, and is best measured by ``"u_distance_correlation_sqr"``.
         hidden_dim: As of :class:`TeacherRegression`.
         cosine_weight: As of :class:`TeacherRegression`.
         smooth_l1_weight: As of :class:`TeacherRegression`.
