@@ -147,27 +147,20 @@ def selection_table(records: Sequence[dict[str, Any]]) -> str:
     return table(["method", "options", *(f"rate {rate}" for rate in LEARNING_RATES)], lines)
 
 
-def on_top_selection_table(records: Sequence[dict[str, Any]]) -> str:
-    """Returns the accuracies of each try on top of a method: a column a factor of the weights."""
+def on_top_table(records: Sequence[dict[str, Any]], columns: Mapping[str, str]) -> str:
+    """Returns the accuracies of what is tried on top of each method, on held-out images.
+
+    Args:
+        records: Of the plan.
+        columns: Head of each column -> the names of its runs, with ``{method}`` for the method.
+    """
     found = {record["name"]: record["figures"] for record in records}
     lines = []
     for method in ON_TOP:
-        tried = [found.get(f"on_top_selection/{method}-{i}") for i in range(len(ON_TOP_FACTORS))]
+        tried = [found.get(name.format(method=method)) for name in columns.values()]
         cells = ["" if f is None else f"{f['linear']:.1f} / {f['knn']:.1f}" for f in tried]
         lines.append([method, *cells])
-    return table(["method", *(f"{factor:g} times" for factor in ON_TOP_FACTORS)], lines)
-
-
-def leaner_table(records: Sequence[dict[str, Any]]) -> str:
-    """Returns the accuracies of terms that cost less on top of a method: a column a way."""
-    found = {record["name"]: record["figures"] for record in records}
-    lines = []
-    for method in ON_TOP:
-        names = [file_name(f"{method} and {label}") for label in LEANER]
-        met = [found.get(f"on_top_leaner/{name}-epochs10-seed0") for name in names]
-        cells = ["" if f is None else f"{f['linear']:.1f} / {f['knn']:.1f}" for f in met]
-        lines.append([method, *cells])
-    return table(["method", *LEANER], lines)
+    return table(["method", *columns], lines)
 
 
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
@@ -278,9 +271,11 @@ def _parts(name: str, records: Records, page: Path) -> list[str]:
     if name == "selection":
         return [selection_table(records)] if records else []
     if name == "on_top_selection":
-        return [on_top_selection_table(records)] if records else []
+        runs = {f"{f:g} times": f"{name}/{{method}}-{i}" for i, f in enumerate(ON_TOP_FACTORS)}
+        return [on_top_table(records, runs)] if records else []
     if name == "on_top_leaner":
-        return [leaner_table(records)] if records else []
+        runs = {x: f"{name}/{{method}}-and-{file_name(x)}-epochs10-seed0" for x in LEANER}
+        return [on_top_table(records, runs)] if records else []
     parts = []
     for epochs, rows in rows_of(records).items():
         parts += [
