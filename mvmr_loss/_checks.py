@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -89,6 +89,15 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_module_name(argument: str, name: Any) -> None:
+    """Raises unless a module can be kept under a name in torch's ``ModuleDict``."""
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"{argument} must have names that are non-empty strings without '.', and none that torch's "
+            f"ModuleDict uses, but has {name!r}."
+        )
+
+
 def check_float_tensor(name: str, x: object) -> Tensor:
     """Returns ``x`` if it is a real floating-point tensor."""
     if not isinstance(x, Tensor):
@@ -137,6 +146,11 @@ def check_finite(name: str, x: Tensor) -> None:
 def low_precision_to_float32(x: Tensor) -> Tensor:
     """Returns ``x`` in float32 if it is of a narrower type; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Returns a batch of shape (N, ...), or (N,), as one of shape (N, D)."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ from mvmr_loss.distributed import ALL_ROWS, Rows, gather
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
 Weights = float | Mapping[str, float]
-# Term -> the pairs that meet: an embedding, by its place, and another one or a representation, by name.
-Meetings = dict[str, list[tuple[int, int | str]]]
+# Term -> the pairs that meet, embeddings or representations, by what they are called in errors.
+Meetings = dict[str, list[tuple[str, str]]]
 
 
 class Batch(NamedTuple):
@@ -24,14 +24,14 @@ class Batch(NamedTuple):
 
     Attributes:
         views: Embeddings of shape (N, D), float32 at least, the non-augmented view's first if given,
-            then those of a second head.
-        features: Representations by name.
+            then those of a second head, by what to call them in errors.
+        labels: Name of each representation -> what to call it in errors.
         rows: Which rows of the matrices are computed in this process.
-        named: All of them by what to call them in errors.
+        named: Embeddings as they came and representations, by what to call them in errors.
     """
 
-    views: list[Tensor]
-    features: dict[str, Tensor]
+    views: dict[str, Tensor]
+    labels: dict[str, str]
     rows: Rows
     named: dict[str, Tensor]
 
@@ -39,6 +39,9 @@ class Batch(NamedTuple):
 def check_weights(name: str, weights: Any) -> float | dict[str, float]:
     """Returns one weight, or a weight per representation, as floats after checking them."""
     if isinstance(weights, Mapping):
+        for key in weights:
+            if not isinstance(key, str):
+                raise TypeError(f"{name} must be named by strings but has the name {key!r}.")
         return {key: check_number(f"{name}[{key!r}]", value) for key, value in weights.items()}
     if isinstance(weights, Sequence) and not isinstance(weights, str):
         raise TypeError(
@@ -70,6 +73,7 @@ def checked_batch(
     measure: DependenceMeasure,
     *,
     second: Mapping[str, Tensor] | None = None,
+    argument: str = "representations",
     gather_distributed: bool,
 ) -> Batch:
     """Returns checked views and representations, of all processes if asked for.
@@ -80,6 +84,7 @@ def checked_batch(
         weights: One for all representations, or one per name.
         measure: What is to compare them.
         second: Embeddings of a second head by what to call them in errors.
+        argument: What the representations are called in errors.
         gather_distributed: Whether to gather them from all processes.
 
     Returns:
@@ -105,16 +110,18 @@ def checked_batch(
     named = {**named, **(second or {})}
     if not isinstance(representations, Mapping):
         raise TypeError(
-            "representations must be a mapping from name to tensor "
+            f"{argument} must be a mapping from name to tensor "
             f"but is a {type(representations).__name__}."
         )
     if isinstance(weights, dict) and representations and set(weights) != set(representations):
         raise ValueError(
-            "representations and their weights must have the same names but are "
+            f"{argument} and their weights must have the same names but are "
             f"{sorted(representations)} and {sorted(weights)}."
         )
     for name, y in representations.items():
-        label = f"representations[{name!r}]"
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} must be named by strings but has the name {name!r}.")
+        label = f"{argument}[{name!r}]"
         check_batch(label, y)
         if len(y) != len(z):
             raise ValueError(
@@ -127,18 +134,19 @@ def checked_batch(
             )
     # In one order in all processes: sums of all terms are exchanged together.
     names = sorted(representations) if gather_distributed else list(representations)
-    labels = {name: f"representations[{name!r}]" for name in names}
+    labels = {name: f"{argument}[{name!r}]" for name in names}
     tensors, rows = {**named, **{labels[name]: representations[name] for name in names}}, ALL_ROWS
     if gather_distributed:
         tensors, rows = gather(tensors)
-    views = [tensors[label].to(torch.promote_types(z.dtype, torch.float32)) for label in named]
-    if len(views[0]) < measure.min_samples:
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    views = {label: tensors[label].to(dtype) for label in named}
+    if len(views[first]) < measure.min_samples:
         called = getattr(measure, "name", type(measure).__name__)
         raise ValueError(
             f"{first} must have at least {measure.min_samples} samples for {called} but has "
-            f"{len(views[0])}; use a larger batch."
+            f"{len(views[first])}; use a larger batch."
         )
-    return Batch(views, {name: tensors[label] for name, label in labels.items()}, rows, tensors)
+    return Batch(views, labels, rows, tensors)
 
 
 class LossComponents(NamedTuple):
@@ -180,16 +188,17 @@ def dependence_terms(
 
     Each matrix is made once and met by all the others.
     """
-    views, features = batch.views, batch.features
+    z = next(iter(batch.views.values()))
     wanted = {term: pairs for term, pairs in met.items() if weights[term] != 0}
-    terms = {term: views[0].new_zeros(()) for term in met if term not in wanted}
+    terms = {term: z.new_zeros(()) for term in met if term not in wanted}
     if wanted:
         sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
-        order = [side for side in (*range(len(views)), *features) if side in sides]
-        place = {side: i for i, side in enumerate(order)}
-        batches = [views[s] if isinstance(s, int) else features[s].flatten(1) for s in order]
+        order = [label for label in batch.named if label in sides]
+        place = {label: i for i, label in enumerate(order)}
+        tensors = {**batch.named, **batch.views}
+        batches = [tensors[label].reshape(len(z), -1) for label in order]
         pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
-        values = measure.compare(batches, pairs, batch.rows).to(views[0].dtype)
+        values = measure.compare(batches, pairs, batch.rows).to(z.dtype)
         counts = [len(pairs) for pairs in wanted.values()]
         for term, value, lack in zip(
             wanted, values.split(counts), (1 - values).split(counts), strict=True
@@ -235,11 +244,9 @@ def unit_length(z: Tensor) -> Tensor:
     return scaled * torch.where(nothing, 1.0, square).rsqrt()
 
 
-def weights_by_term(
-    weights: float | dict[str, float], features: Mapping[str, Tensor]
-) -> dict[str, float]:
+def weights_by_term(weights: float | dict[str, float], names: Iterable[str]) -> dict[str, float]:
     """Returns the weight of each representation's term."""
     return {
         f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
-        for name in features
+        for name in names
     }

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import can_be_seen, check_bool, check_choice, check_number
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_bool,
+    check_choice,
+    check_number,
+    without_autocast,
+)
 from mvmr_loss._objective import (
     LossComponents,
     Measure,
@@ -141,10 +147,11 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     centered = centered - centered.mean(dim=0)
     deviation = _peak(centered)
     centered, unit = centered / deviation, peak * deviation
-    if width < n and rows.stop is None:
-        gram = centered.T @ centered
-    else:
-        gram = centered[rows.start : rows.stop] @ centered.T
+    with without_autocast(z):
+        if width < n and rows.stop is None:
+            gram = centered.T @ centered
+        else:
+            gram = centered[rows.start : rows.stop] @ centered.T
     squares = rows.sum(gram.square().sum()) / (n - 1) ** 2
     variances = centered.square().sum(dim=0) / (n - 1)
     value = (squares - variances.square().sum()) / width
@@ -243,7 +250,8 @@ class MVMRLoss(nn.Module):
             batches of one size (``drop_last=True``): ``DDP.join()``, which lets some processes stop
             before others, does not know of the exchange and would leave the others waiting. No
             effect where no process group is initialised.
-        eps: Added to the variance inside the standard deviation.
+        eps: Added to the variance inside the standard deviation, above 0: the root of a collapsed
+            coordinate's variance has no finite gradient.
 
     Raises:
         TypeError: If a weight is not a number or the measure is of no known form.
@@ -290,7 +298,7 @@ class MVMRLoss(nn.Module):
         self.identity_weight = check_number("identity_weight", identity_weight, minimum=0)
         self.covariance_weight = check_number("covariance_weight", covariance_weight, minimum=0)
         self.variance_margin = check_number("variance_margin", variance_margin, minimum=0)
-        self.eps = check_number("eps", eps, minimum=0)
+        self.eps = check_number("eps", eps, above=0)
         self.measure = resolve_measure(dependence_measure)
         self.identity_measure = resolve_measure(identity_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
@@ -370,20 +378,21 @@ class MVMRLoss(nn.Module):
             second=second,
             gather_distributed=self.gather_distributed,
         )
-        views = batch.views[: len(named)]
-        by_representation = weights_by_term(self.representation_weights, batch.features)
+        views = [batch.views[label] for label in named]
+        by_representation = weights_by_term(self.representation_weights, batch.labels)
         weights = {
             "invariance": self.invariance_weight,
             "variance": self.variance_weight,
             "dependence": self.dependence_weight,
             **by_representation,
         }
-        meeting = range(0 if self.representation_views == "both" else 1, len(views))
-        if second:
-            meeting = range(len(views), len(batch.views))
-        met: Meetings = {"dependence": [(0, i) for i in range(1, len(views))]}
-        for term, name in zip(by_representation, batch.features, strict=True):
-            met[term] = [(i, name) for i in meeting]
+        augmented = list(named)[1:]
+        meeting = list(second) or (
+            list(named) if self.representation_views == "both" else augmented
+        )
+        met: Meetings = {"dependence": [("z", view) for view in augmented]}
+        for term, label in zip(by_representation, batch.labels.values(), strict=True):
+            met[term] = [(view, label) for view in meeting]
         terms: dict[str, Tensor] = {}
         for name in ("invariance", "variance"):
             if weights[name] == 0:

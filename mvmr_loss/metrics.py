@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import check_batch, check_finite
+from mvmr_loss._checks import as_rows, check_batch, check_finite
 from mvmr_loss.dependence.distance_correlation import distance_estimator
 from mvmr_loss.dependence.hsic import Kernel, kernel_estimator
 from mvmr_loss.dependence.measures import Estimator, dependence
@@ -72,7 +72,7 @@ class _MinibatchDependence(Metric):  # type: ignore[misc, unused-ignore]
             raise ValueError(
                 f"x and y must have the same number of samples but have {len(x)} and {len(y)}."
             )
-        batches = [batch.double().flatten(1) for batch in (x, y)]
+        batches = [as_rows(batch.double()) for batch in (x, y)]
         found = dependence(self.estimator, batches, [(0, 1), (0, 0), (1, 1)])
         self.moments = self.moments + len(x) * found
         self.samples = self.samples + len(x)

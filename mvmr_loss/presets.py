@@ -84,6 +84,6 @@ def preset_settings(name: str) -> Preset:
         >>> preset_settings("identity").loss["identity_weight"]
         1.0
     """
-    if name not in _PRESETS:
+    if not isinstance(name, str) or name not in _PRESETS:
         raise ValueError(f"preset must be one of {', '.join(_PRESETS)} but is {name!r}.")
     return copy.deepcopy(_PRESETS[name])

@@ -103,8 +103,8 @@ class MultiRepresentationRegularizer(nn.Module):
             self.measure,
             gather_distributed=self.gather_distributed,
         )
-        weights = weights_by_term(self.weights, batch.features)
+        weights = weights_by_term(self.weights, batch.labels)
         met: Meetings = {}
-        for term, name in zip(weights, batch.features, strict=True):
-            met[term] = [(i, name) for i in range(len(batch.views))]
+        for term, label in zip(weights, batch.labels.values(), strict=True):
+            met[term] = [(view, label) for view in batch.views]
         return components(dependence_terms(self.measure, batch, met, weights), weights, batch)

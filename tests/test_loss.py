@@ -273,13 +273,31 @@ class TestPrecisionAndCompile:
         torch.testing.assert_close(loss, exact)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_autocast_changes_nothing(self, batch, dtype):
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"covariance_weight": 0.04},
+            {"identity_weight": 1.0},
+            {"dependence_measure": {"name": "distance_correlation", "block_size": 3}},
+            {"dependence_measure": {"name": "hsic", "bandwidth": 2.0}},
+        ],
+    )
+    @pytest.mark.parametrize("width", [None, 512])
+    def test_autocast_changes_nothing(self, batch, dtype, options, width):
         z, v, ys = batch
+        if width is not None:  # 300 are the squares that leave float16
+            z, v = (300 * x.repeat(1, width // x.shape[1]) for x in (z, v))
+        z = z.requires_grad_()
+        criterion = MVMRLoss(**options)
         with torch.autocast("cpu", dtype=dtype):
-            loss = MVMRLoss()(z.requires_grad_(), v, ys)
-        torch.testing.assert_close(loss, MVMRLoss()(z, v, ys), rtol=0, atol=0)
-        loss.backward()
-        assert z.grad.dtype == torch.float32
+            loss = criterion(z, v, ys)
+            (found,) = torch.autograd.grad(loss, z, retain_graph=True)
+        expected = criterion(z, v, ys)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+        assert found.dtype == torch.float32
+        (slope,) = torch.autograd.grad(expected, z)
+        torch.testing.assert_close(torch.autograd.grad(loss, z)[0], slope, rtol=0, atol=0)
 
     def test_mixed_precisions(self, batch):
         z, v, ys = batch

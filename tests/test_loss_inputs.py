@@ -253,13 +253,14 @@ def test_defaults_are_the_papers():
         ({"identity_weight": -0.1}, "identity_weight must be finite and at least 0"),
         ({"covariance_weight": -0.1}, "covariance_weight must be finite and at least 0"),
         ({"variance_margin": -0.1}, "variance_margin must be finite and at least 0"),
-        ({"eps": -0.1}, "eps must be finite and at least 0"),
+        ({"eps": 0.0}, "eps must be finite and above 0"),
+        ({"eps": -0.1}, "eps must be finite and above 0"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         MVMRLoss(**options)
-    MVMRLoss(**dict.fromkeys(options, 0.0))
+    MVMRLoss(**dict.fromkeys(options, 1e-9 if "eps" in options else 0.0))
 
 
 @pytest.mark.parametrize("name", ["dependence_weight", "representation_weights"])
@@ -300,3 +301,34 @@ def test_gather_distributed_is_a_bool():
     for kind in (MVMRLoss, MultiRepresentationRegularizer):
         with pytest.raises(TypeError, match="^gather_distributed must be True or False"):
             kind(gather_distributed="yes")
+
+
+@pytest.mark.parametrize("function", [MVMRLoss(), MultiRepresentationRegularizer()])
+def test_representations_are_named_by_strings(function):
+    z, v, _, y = inputs()
+    views = (z, v) if isinstance(function, MVMRLoss) else (z,)
+    with pytest.raises(TypeError, match="representations must be named by strings but has the nam"):
+        function(*views, {0: y, 1: y})
+    option = "representation_weights" if isinstance(function, MVMRLoss) else "weights"
+    with pytest.raises(TypeError, match=f"{option} must be named by strings but has the name 0"):
+        type(function)(**{option: {0: 1.0}})
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_features_of_inference_mode(block_size):
+    measure = {"name": "distance_correlation", "block_size": block_size}
+    z, v, _, y = inputs()
+    with torch.inference_mode():
+        made = y * 1
+    assert made.is_inference()
+    found = MVMRLoss(dependence_measure=measure)(z.requires_grad_(), v, {"y": made})
+    torch.testing.assert_close(found, MVMRLoss(dependence_measure=measure)(z, v, {"y": y}))
+    assert torch.autograd.grad(found, z)[0].isfinite().all()
+
+
+def test_a_representation_of_one_number():
+    z, v, _, y = inputs()
+    whole, one = ({"y": y[:, :1]}, {"y": y[:, 0]})
+    assert torch.equal(MVMRLoss()(z, v, one), MVMRLoss()(z, v, whole))
+    regularizer = MultiRepresentationRegularizer()
+    assert torch.equal(regularizer(z, one), regularizer(z, whole))

@@ -41,7 +41,7 @@ def test_few_functions_are_entered():
     assert 0 < len(found) <= 20, sorted(found)
     assert len({file for file, *_ in found}) <= 5
     found = entered(lambda: distance_correlation(z, v))
-    assert 0 < len(found) <= 11, sorted(found)
+    assert 0 < len(found) <= 12, sorted(found)
 
 
 @pytest.mark.parametrize(("n", "d", "most"), [(16, 8, 28), (256, 512, 30)])
@@ -55,7 +55,7 @@ def test_few_functions_are_entered_with_the_kernels(n, d, most):
     assert 0 < len(found) <= most, sorted(found)
     assert len({file for file, *_ in found}) <= 7
     found = entered(lambda: distance_correlation(z, v))
-    assert 0 < len(found) <= 19, sorted(found)
+    assert 0 < len(found) <= 20, sorted(found)
 
 
 class Launches(TorchDispatchMode):

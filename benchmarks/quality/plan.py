@@ -187,7 +187,7 @@ PLANS: dict[str, tuple[tuple[int, ...], int]] = {
     "main": ((10, 30), 5),
     "ablation": ((10,), 3),
     "shapes": ((10,), 3),
-    "on_top": ((10,), 3),
+    "on_top": ((10,), 5),
     "long": ((100,), 3),
     "little": ((30,), 3),
     "photographs": ((30,), 3),
@@ -269,7 +269,8 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
             also = [name for name in changed.pop("also", ()) if name not in base["representations"]]
             yield row, {**changed, "representations": [*changed["representations"], *also]}
     elif name == "on_top":
-        for method in ON_TOP:  # which are alone among the rows of the main table
+        for method in ON_TOP:
+            yield method, {**chosen(method, results), "views": "two", "split": "test"}
             yield f"{method} and features", {**chosen_on_top(method, results), "split": "test"}
             yield f"{method} and {LEAN}", {**leaner_on_top(method, LEAN, results), "split": "test"}
     elif name == "on_top_leaner":

@@ -314,9 +314,6 @@ def main(folder: Path = HERE / "results", page: Path = HERE / "RESULTS.md") -> N
     """
     for name in PLANS:
         records = load(folder / name)
-        if name == "on_top" and records:
-            for method in ON_TOP:
-                records += load(folder / "main", f"{method}-epochs{PLANS[name][0][0]}-*.json")
         parts = _parts(name, records, page)
         write_between(page, name, "\n\n".join(parts) or "Not run yet.")
     costs = load(folder / "cost")

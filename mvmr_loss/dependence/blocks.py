@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mvmr_loss._checks import without_autocast
 from mvmr_loss.dependence.matrices import without_diagonal
 from mvmr_loss.dependence.points import Float32Points, Points, points_of
 from mvmr_loss.distributed import Rows
@@ -120,6 +121,9 @@ def products_in_blocks(
         differentiable any number of times, but a gradient that can be differentiated keeps all blocks.
     """
     raised = [x.float() if x.element_size() < 4 else x for x in batches]
+    if not torch.compiler.is_compiling():
+        # What was made in inference mode cannot be kept for a gradient.
+        raised = [x.clone() if x.is_inference() else x for x in raised]
     own, rounding, units, _ = _ProductsInBlocks.apply(blocks, *raised)
     everything = blocks.rows.sum(torch.cat([own, rounding]))
     products, squares, rounding = everything.split([len(blocks.pairs), *[len(batches)] * 2])
@@ -131,10 +135,11 @@ class _ProductsInBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(blocks: Blocks, *batches: Tensor) -> tuple[Tensor, ...]:
-        points = points_of(batches)
-        single = all(isinstance(x, Float32Points) for x in points)
-        products = blocks.products_in_one_pass if single else blocks.products
-        total, rounding, sums = products(points)
+        with without_autocast(batches[0]):
+            points = points_of(batches)
+            single = all(isinstance(x, Float32Points) for x in points)
+            products = blocks.products_in_one_pass if single else blocks.products
+            total, rounding, sums = products(points)
         units = torch.stack([x.unit for x in points])
         return total, rounding, units, sums
 
@@ -146,6 +151,11 @@ class _ProductsInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(grad):
+            return _ProductsInBlocks._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         blocks: Blocks = ctx.blocks
         *batches, units, sums = ctx.saved_tensors
         points = points_of(batches, units)

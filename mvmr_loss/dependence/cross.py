@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import (
+    as_rows,
     check_batch,
     check_bool,
     check_finite,
@@ -69,7 +70,7 @@ def cross_distance_correlation(
     for name, batch in named.items():
         check_batch(name, batch, 2)
         check_finite(name, batch)
-    flat = {name: batch.flatten(1) for name, batch in named.items()}
+    flat = {name: as_rows(batch) for name, batch in named.items()}
     for other, first in (("y", "x"), ("y_anchors", "x_anchors")):
         if len(flat[other]) != len(flat[first]):
             raise ValueError(

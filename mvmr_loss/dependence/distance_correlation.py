@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from mvmr_loss.dependence.measures import Distance, Estimator, compare_two, depe
 from mvmr_loss.distributed import ALL_ROWS
 
 
+def distance_estimator(**options: Any) -> Estimator:
+    """Returns a distance covariance or correlation after checking its options, once for each set."""
+    try:
+        return _checked_estimator(**options)
+    except TypeError:  # what cannot be hashed, too, is to be named
+        return _checked_estimator.__wrapped__(**options)
+
+
 @functools.lru_cache(maxsize=64, typed=True)
-def distance_estimator(
+def _checked_estimator(
     *,
     exponent: float = 1.0,
     eps: float = 0.0,
@@ -22,7 +31,6 @@ def distance_estimator(
     normalized: bool = True,
     rooted: bool = False,
 ) -> Estimator:
-    """Returns a distance covariance or correlation after checking its options."""
     exponent = check_number("exponent", exponent, above=0, below=2)
     eps = check_number("eps", eps, minimum=0)
     return Estimator(Distance(exponent, eps), corrected, normalized, rooted)

@@ -53,6 +53,8 @@ def squared_distances(batches: Sequence[Tensor], rows: Rows = ALL_ROWS) -> tuple
     if torch.compiler.is_compiling():
         differentiated = any(x.requires_grad for x in raised)
         function = _SquaredDistances.apply if differentiated else _SquaredDistances.forward
+    else:  # what was made in inference mode cannot be kept for a gradient
+        raised = [x.clone() if x.is_inference() else x for x in raised]
     squared, units = function(rows.start, rows.stop, *raised)
     return squared, units
 

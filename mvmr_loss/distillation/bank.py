@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_batch, check_finite, check_int
+from mvmr_loss._checks import as_rows, check_batch, check_finite, check_int, check_module_name
 
 
 class AnchorBank(nn.Module):
@@ -46,19 +46,26 @@ class AnchorBank(nn.Module):
         self.size = check_int("size", size, minimum=1)
         width = check_int("embedding_dim", embedding_dim, minimum=1)
         self.register_buffer("embeddings", torch.zeros(self.size, width))
+        if not isinstance(teacher_dims, Mapping):
+            raise TypeError(
+                "teacher_dims must be a mapping from name to width but is a "
+                f"{type(teacher_dims).__name__}."
+            )
         self.names = tuple(teacher_dims)
         for name, dim in teacher_dims.items():
+            check_module_name("teacher_dims", name)
             dim = check_int(f"teacher_dims[{name!r}]", dim, minimum=1)
             self.register_buffer(f"teacher_{name}", torch.zeros(self.size, dim))
-        # How many samples ever came. A plain number: to look at it makes no accelerator wait.
-        self._written = 0
+        # How many samples ever came, and are there. Plain numbers: to look at them makes no accelerator
+        # wait. What is compiled reads the second alone, which comes to rest.
+        self._written = self._there = 0
 
     def samples(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the embeddings, shape (M', D), and each teacher's features, shape (M', E).
 
         M' is the number of samples that are there, at most M.
         """
-        there = min(self._written, self.size)
+        there = self._there
         teachers = {name: getattr(self, f"teacher_{name}")[:there] for name in self.names}
         return self.embeddings[:there], teachers
 
@@ -93,9 +100,13 @@ class AnchorBank(nn.Module):
         count = min(len(embeddings), self.size)
         start = self._written + len(embeddings) - count
         place = torch.arange(start, start + count, device=self.embeddings.device) % self.size
-        for _, new, buffer in pairs:
-            buffer[place] = new[-count:].flatten(1).to(buffer)
+        last = [as_rows(new[-count:]) for _, new, _ in pairs]
+        # Where values are not looked at, a sample that is not finite shall not spoil later steps.
+        finite = torch.stack([new.isfinite().all(dim=1) for new in last]).all(dim=0)[:, None]
+        for new, (_, _, buffer) in zip(last, pairs, strict=True):
+            buffer[place] = torch.where(finite, new.to(buffer), buffer[place])
         self._written += len(embeddings)
+        self._there = min(self._written, self.size)
 
     def get_extra_state(self) -> int:
         """Returns how many samples ever came, for checkpoints."""
@@ -104,6 +115,7 @@ class AnchorBank(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Takes it from a checkpoint."""
         self._written = check_int("the bank's state", state, minimum=0)
+        self._there = min(self._written, self.size)
 
     def extra_repr(self) -> str:
         """Returns the size and what is there, for printing."""

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import (
+    as_rows,
     can_be_seen,
     check_batch,
     check_bool,
     check_choice,
     check_finite,
     check_int,
+    check_module_name,
 )
 from mvmr_loss._objective import (
     LossComponents,
@@ -23,6 +25,7 @@ from mvmr_loss._objective import (
     Weights,
     check_weights,
     checked_batch,
+    dependence_terms,
     named_views,
     unit_length,
 )
@@ -34,7 +37,6 @@ from mvmr_loss.distillation.regression import TeacherRegression
 from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization, stored_features
 from mvmr_loss.distributed import gather
 from mvmr_loss.presets import preset_settings
-from mvmr_loss.regularizer import MultiRepresentationRegularizer
 from mvmr_loss.representations import Representations
 
 # What the distance correlation without options says of itself.
@@ -47,13 +49,15 @@ class DistillationLoss(nn.Module):
     For each teacher, with the regression's mean over the views z::
 
         L =   regression_weight (1 - cos(head(z), y') + smooth_l1(head(z), y'))
-            + dependence_weight (1 - dependence(z, y'))
+            + dependence_weight (1 - dependence(z, y))
 
     with y' the teacher's features, standardised, and a head for each teacher that is
-    trained with the loss and left behind. Give it the student's backbone features, and add it to any
-    other loss. Regression says where a feature lies, dependence which images are far from which; the
-    latter needs no head and sees the embeddings themselves. The defaults are the best known recipe;
-    of the dependence it is that of all views as one batch, not a mean over views.
+    trained with the loss and left behind; y is y' with ``scale="coordinate"``, and else the features
+    as they come: one scale for all coordinates changes no distance correlation, but a measure that
+    has a unit, as by a ``bandwidth``, has the teacher's. Give it the student's backbone features, and
+    add it to any other loss. Regression says where a feature lies, dependence which images are far
+    from which; the latter needs no head and sees the embeddings themselves. The defaults are the best
+    known recipe; of the dependence it is that of all views as one batch, not a mean over views.
 
     Call :meth:`fit` before the training, with the store of the teachers' features; without, they are
     standardised by the statistics of the batches seen so far. With ``anchors``, call :meth:`update`
@@ -86,6 +90,9 @@ class DistillationLoss(nn.Module):
             regression is a mean over samples and needs no exchange.
 
     Attributes:
+        dependence_weight: Name of each teacher -> weight. May be set during a training, as in the
+            constructor.
+        regression_weight: Likewise; a teacher without a head, as its weight was 0, gets none.
         regressions: Name of each teacher -> :class:`TeacherRegression`; empty where no weight is
             above 0.
         bank: The :class:`AnchorBank`, or None.
@@ -127,13 +134,8 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.embedding_dim = check_int("embedding_dim", embedding_dim, minimum=1)
         self.teacher_dims = _checked_dims(teacher_dims)
-        self.regression_weight = self._by_name("regression_weight", regression_weight)
-        for name, weight in self.regression_weight.items():
-            if weight < 0:
-                raise ValueError(
-                    f"regression_weight must be at least 0 but is {weight} for {name}."
-                )
-        self.dependence_weight = self._by_name("dependence_weight", dependence_weight)
+        self._regression_weight = self._by_name("regression_weight", regression_weight, minimum=0)
+        self._dependence_weight = self._by_name("dependence_weight", dependence_weight)
         if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
             raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
@@ -177,11 +179,34 @@ class DistillationLoss(nn.Module):
                 "dependence_measure must be 'distance_correlation', without options, with anchors but "
                 f"is {dependence_measure!r}; choose anchors=0 for others."
             )
-        self._dependence = MultiRepresentationRegularizer(
-            self.dependence_weight,
-            dependence_measure=self.measure,
-            gather_distributed=gather_distributed,
-        )
+
+    @property
+    def regression_weight(self) -> dict[str, float]:
+        """Name of each teacher -> weight of its regression."""
+        return self._regression_weight
+
+    @regression_weight.setter
+    def regression_weight(self, weights: Weights) -> None:
+        new = self._by_name("regression_weight", weights, minimum=0)
+        for name, weight in new.items():
+            if weight > 0 and name not in self.regressions:
+                raise ValueError(
+                    f"regression_weight must be 0 for {name!r}, which has no head as its weight was 0 "
+                    f"at first, but is {weight}."
+                )
+        self._regression_weight = new
+
+    @property
+    def dependence_weight(self) -> dict[str, float]:
+        """Name of each teacher -> weight of its dependence."""
+        return self._dependence_weight
+
+    @dependence_weight.setter
+    def dependence_weight(self, weights: Weights) -> None:
+        new = self._by_name("dependence_weight", weights)
+        if not self.regressions and not any(new.values()):
+            raise ValueError("dependence_weight must not be 0 where no teacher has a head.")
+        self._dependence_weight = new
 
     @classmethod
     def from_preset(
@@ -234,6 +259,11 @@ class DistillationLoss(nn.Module):
         if isinstance(source, RepresentationCache):
             store = source
             source = {name: stored_features(store, name) for name in store.widths}
+        if not isinstance(source, Mapping):
+            raise TypeError(
+                "source must be representations with a cache, its store, or a mapping from name to "
+                f"features but is a {type(source).__name__}."
+            )
         own = self._standardizations()
         for name, standardization in own.items():
             if name not in source:
@@ -324,14 +354,15 @@ class DistillationLoss(nn.Module):
             terms[f"regression/{name}"] = regression(views, standardized[name], standardized=True)
             weights[f"regression/{name}"] = self.regression_weight[name]
         if any(self.dependence_weight.values()):
-            # One scale for all coordinates changes no dependence.
+            # One scale for all coordinates changes no distance correlation.
             features = standardized if self.scale == "coordinate" else teachers
             for name, term in self._dependence_terms(*self._met(views, features)).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         if can_be_seen(total) and not math.isfinite(total.item()):
-            for label, tensor in {**named, **teachers}.items():
+            called = {f"teachers[{name!r}]": y for name, y in teachers.items()}
+            for label, tensor in {**named, **called}.items():
                 check_finite(label, tensor)
         return LossComponents(total, terms, weights)
 
@@ -341,7 +372,7 @@ class DistillationLoss(nn.Module):
         """Returns the embeddings and the features as the dependence compares them."""
         if self.directions:
             views = [unit_length(view) for view in views]
-            teachers = {name: unit_length(y.flatten(1)) for name, y in teachers.items()}
+            teachers = {k: unit_length(as_rows(y)) for k, y in teachers.items()}
         if self.stacked:
             teachers = {name: torch.cat([y] * len(views)) for name, y in teachers.items()}
             views = [torch.cat(views)]
@@ -381,41 +412,50 @@ class DistillationLoss(nn.Module):
         self, embeddings: list[Tensor], teachers: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns each teacher's dependence term, a mean over what is given."""
-        if self.bank is None:
-            found = self._dependence.forward_components(embeddings, teachers).terms
-            return {name: found[f"representations/{name}"] for name in teachers}
         batch = checked_batch(
             named_views("embeddings", embeddings),
             teachers,
             self.dependence_weight,
             self.measure,
+            argument="teachers",
             gather_distributed=self.gather_distributed,
         )
+        if self.bank is None:
+            met = {name: [(v, batch.labels[name]) for v in batch.views] for name in teachers}
+            return dependence_terms(self.measure, batch, met, self.dependence_weight)
         kept, kept_teachers = self.bank.samples()
         if self.scale == "coordinate":
             for name, standardization in self._standardizations().items():  # counted when they came
                 kept_teachers[name] = standardization.apply_statistics(kept_teachers[name])
         (kept,), kept_teachers = self._met([kept], kept_teachers)
-        views = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in batch.views]
+        views = list(batch.views.values())
+        distances = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in views]
         terms = {}
-        for name, y in batch.features.items():
-            y = y.flatten(1)
+        for name in teachers:
+            y = as_rows(batch.named[batch.labels[name]])
             features = CenteredDistances.of(y, torch.cat([y, kept_teachers[name].to(y)]))
-            value = torch.stack([z.correlation(features, rooted=True) for z in views]).mean()
-            value = value.to(batch.views[0].dtype)
+            value = torch.stack([z.correlation(features, rooted=True) for z in distances]).mean()
+            value = value.to(views[0].dtype)
             terms[name] = 1 - value if self.dependence_weight[name] >= 0 else value
         return terms
 
-    def _by_name(self, argument: str, weights: Weights) -> dict[str, float]:
+    def _by_name(
+        self, argument: str, weights: Weights, minimum: float = -math.inf
+    ) -> dict[str, float]:
         """Returns a weight for each teacher."""
         checked = check_weights(argument, weights)
         if not isinstance(checked, dict):
-            return dict.fromkeys(self.teacher_dims, checked)
+            checked = dict.fromkeys(self.teacher_dims, checked)
         if set(checked) != set(self.teacher_dims):
             raise ValueError(
                 f"{argument} must have the names of teacher_dims, {', '.join(self.teacher_dims)}, "
                 f"but has {', '.join(checked)}."
             )
+        for name, weight in checked.items():
+            if weight < minimum:
+                raise ValueError(
+                    f"{argument} must be at least {minimum} but is {weight} for {name}."
+                )
         return {name: checked[name] for name in self.teacher_dims}
 
     def _checked(self, teachers: Any) -> dict[str, Tensor]:
@@ -448,6 +488,8 @@ def _checked_dims(teacher_dims: Any) -> dict[str, int]:
         )
     if not teacher_dims:
         raise ValueError("teacher_dims must name at least one teacher but is {}.")
+    for name in teacher_dims:
+        check_module_name("teacher_dims", name)
     return {
         name: check_int(f"teacher_dims[{name!r}]", width, minimum=1)
         for name, width in teacher_dims.items()

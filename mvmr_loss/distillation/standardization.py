@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mvmr_loss._checks import (
+    as_rows,
     check_batch,
     check_choice,
     check_finite,
     check_int,
     low_precision_to_float32,
+    without_autocast,
 )
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.distributed import world_size
@@ -177,7 +179,8 @@ class Standardization(nn.Module):
         scale = torch.where(tells, self.variance, torch.inf).rsqrt()
         standardized = (features - self.mean) * scale
         if self.rotation_matrix is not None:
-            standardized = standardized @ self.rotation_matrix.to(features.dtype).mT
+            with without_autocast(standardized):
+                standardized = standardized @ self.rotation_matrix.to(standardized.dtype).mT
         return standardized
 
     def extra_repr(self) -> str:
@@ -187,7 +190,7 @@ class Standardization(nn.Module):
     def _checked(self, features: Tensor) -> Tensor:
         """Returns features of shape (N, E)."""
         check_batch("features", features)
-        features = features.flatten(1)
+        features = as_rows(features)
         if features.shape[1] != self.width:
             raise ValueError(
                 f"features must have shape (N, {self.width}) but have {tuple(features.shape)}; state "
@@ -207,14 +210,18 @@ class Standardization(nn.Module):
         if self.gather_distributed and world_size() > 1:
             # Moments about the common origin 0 suffice for one batch.
             own = square + self._over_coordinates(mean.square())
-            moments = torch.cat([mean, own.reshape(-1)]).double() / world_size()
-            torch.distributed.all_reduce(moments)
+            sums = torch.cat([mean.new_ones(1), mean, own.reshape(-1)]).double() * len(features)
+            torch.distributed.all_reduce(sums)
+            number, moments = sums[0].to(number.dtype), sums[1:] / sums[0]
             mean = moments[: self.width]
             square = moments[self.width :].view(square.shape)
             square = (square - self._over_coordinates(mean.square())).to(features.dtype)
             mean = mean.to(features.dtype)
-            number = number * world_size()
-        number = torch.where(self.fitted, 0, number)
+        # A batch that is not finite would spoil them for good.
+        usable = mean.isfinite().all() & square.isfinite().all()
+        mean = torch.where(usable, mean, self.mean)
+        square = torch.where(usable, square, 0.0)
+        number = torch.where(usable & ~self.fitted, number, 0)
         total = self.count + number
         share = number / total.clamp(min=1)
         change = mean - self.mean

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from mvmr_loss._checks import check_module_name
 from mvmr_loss.normalization import Normalization
 from mvmr_loss.representations.base import Representation
 
@@ -113,10 +114,7 @@ def labelled(specification: object) -> dict[str, Options | Representation]:
         raise ValueError("representations must not be empty; name at least one.")
     labels = [label for label, _ in pairs]
     for label in labels:
-        if not isinstance(label, str) or not label or "." in label:
-            raise ValueError(
-                f"a representation's name must be a non-empty string without '.' but is {label!r}."
-            )
+        check_module_name("representations", label)
         if labels.count(label) > 1:
             raise ValueError(
                 f"representations must have different names but {label!r} occurs twice; "

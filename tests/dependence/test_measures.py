@@ -174,6 +174,8 @@ def test_not_looked_at_gives_nan(name, monkeypatch):
         ({"exponent": 2}, ValueError, "exponent must be finite and above 0 and below 2 but is 2"),
         ({"exponent": float("nan")}, ValueError, "exponent must be finite and above 0"),
         ({"exponent": "1"}, TypeError, "exponent must be a number but is a str"),
+        ({"exponent": [1.0]}, TypeError, "exponent must be a number but is a list"),
+        ({"eps": [0.0]}, TypeError, "eps must be a number but is a list"),
         ({"eps": -1.0}, ValueError, r"eps must be finite and at least 0 but is -1\.0"),
         ({"eps": float("inf")}, ValueError, "eps must be finite"),
     ],

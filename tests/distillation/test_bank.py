@@ -64,3 +64,22 @@ def test_arguments_are_checked():
         AnchorBank(0, 2, {"a": 3})
     with pytest.raises(TypeError, match="must be an int"):
         AnchorBank(4, 2, {"a": 3.5})
+
+
+def test_widths_are_by_name():
+    with pytest.raises(TypeError, match="teacher_dims must be a mapping .* but is a list"):
+        AnchorBank(4, 2, ["a"])
+    with pytest.raises(ValueError, match=r"without '\.'.* but has 'a\.b'"):
+        AnchorBank(4, 2, {"a.b": 3})
+
+
+@pytest.mark.parametrize("where", ["embeddings", "teacher"])
+def test_a_sample_that_is_not_finite_is_left_out_where_nobody_looks(monkeypatch, where):
+    monkeypatch.setattr("mvmr_loss.distillation.bank.check_finite", lambda *_: None)
+    bank = AnchorBank(4, 2, {"a": 3})
+    bank.update(*samples(1, 4))
+    embeddings, teachers = (samples(5, 2)[0].clone(), {"a": samples(5, 2)[1]["a"].clone()})
+    (embeddings if where == "embeddings" else teachers["a"])[1, 0] = torch.nan
+    bank.update(embeddings, teachers)
+    kept, kept_teachers = bank.samples()
+    assert kept[:, 0].tolist() == kept_teachers["a"][:, 0].tolist() == [5, 2, 3, 4]

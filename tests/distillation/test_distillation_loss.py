@@ -164,6 +164,19 @@ def test_compiles_whole(batch):
     torch.testing.assert_close(compiled(*batch), criterion(*batch))
 
 
+def test_anchors_do_not_compile_anew_at_every_step(batch):
+    torch._dynamo.reset()
+    counted = torch._dynamo.testing.CompileCounter()
+    criterion = DistillationLoss(4, DIMS, anchors=16).fit(batch[1])
+    compiled = torch.compile(criterion, backend=counted)
+    found = []
+    for _ in range(6):
+        compiled(*batch)
+        criterion.update(*batch)
+        found.append(counted.frame_count)
+    assert 0 < found[2] == found[-1], found
+
+
 def test_teachers_are_split_from_other_representations(batch):
     _, teachers = batch
     criterion = DistillationLoss(4, DIMS)
@@ -197,6 +210,9 @@ def test_fits_to_a_full_cache_only(tmp_path):
     [
         ({"teacher_dims": {}}, ValueError, "at least one teacher"),
         ({"teacher_dims": [6]}, TypeError, "teacher_dims must be a mapping"),
+        ({"teacher_dims": {"vit.dino": 6}}, ValueError, r"teacher_dims must have .* 'vit\.dino'"),
+        ({"teacher_dims": {"keys": 6}}, ValueError, "teacher_dims must have .* 'keys'"),
+        ({"teacher_dims": {0: 6}}, ValueError, "teacher_dims must have .* but has 0"),
         ({"teacher_dims": {"clip": 0}}, ValueError, "teacher_dims.*must be at least 1"),
         ({"regression_weight": -1.0}, ValueError, "regression_weight must be at least 0"),
         ({"dependence_weight": {"clip": 1.0}}, ValueError, "dependence_weight must have the names"),
@@ -272,3 +288,64 @@ def test_dependence_is_on_features_standardised_coordinate_by_coordinate(
     if not fitted:  # each batch is counted, once
         (own,) = (m for m in criterion.modules() if isinstance(m, Standardization))
         assert own.count == 24
+
+
+@pytest.mark.parametrize("anchors", [0, 4])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_weights_may_change_during_training(batch, anchors, stacked):
+    options = {"anchors": anchors, "stacked": stacked}
+    torch.manual_seed(0)
+    changed = DistillationLoss(4, DIMS, dependence_weight=0.1, **options).fit(batch[1])
+    for weight in (0.3, -0.3, {"clip": 0.0, "dino": 2.0}):
+        torch.manual_seed(0)
+        built = DistillationLoss(4, DIMS, dependence_weight=weight, **options).fit(batch[1])
+        changed.dependence_weight = weight
+        found, expected = (c.forward_components(*batch) for c in (changed, built))
+        assert torch.equal(found.total, expected.total)
+        assert found.weights == expected.weights
+        assert torch.stack(list(found.terms.values())).equal(
+            torch.stack(list(expected.terms.values()))
+        )
+    changed.regression_weight = {"clip": 0.0, "dino": 0.5}
+    assert changed.forward_components(*batch).weights["regression/dino"] == 0.5
+
+
+def test_weights_that_cannot_be_taken_on():
+    criterion = DistillationLoss(4, DIMS, regression_weight=0.0)
+    with pytest.raises(ValueError, match="regression_weight must be 0 for 'clip', which has no he"):
+        criterion.regression_weight = 1.0
+    with pytest.raises(ValueError, match="dependence_weight must not be 0 where no teacher has a "):
+        criterion.dependence_weight = 0.0
+    with pytest.raises(ValueError, match="dependence_weight must have the names"):
+        criterion.dependence_weight = {"clip": 1.0}
+    assert criterion.dependence_weight == dict.fromkeys(DIMS, 0.3)
+
+
+def test_a_batch_that_is_not_finite_is_named_and_spoils_nothing(batch):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS)
+    expected = criterion(views, teachers)
+    spoilt = {**teachers, "dino": teachers["dino"].clone()}
+    spoilt["dino"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"teachers\['dino'\] must be finite"):
+        criterion(views, spoilt)
+    torch.testing.assert_close(criterion(views, teachers), expected)
+
+
+@pytest.mark.parametrize("source", [None, torch.ones(3, 6), ["clip"]])
+def test_sources_of_statistics_are_checked(source):
+    with pytest.raises(TypeError, match="source must be representations with a cache"):
+        DistillationLoss(4, DIMS).fit(source)
+
+
+@pytest.mark.parametrize("anchors", [0, 3])
+def test_teachers_of_one_number(anchors):
+    torch.manual_seed(0)
+    z, y = torch.randn(9, 4), torch.randn(9)
+    options = {"regression_weight": 0.0, "anchors": anchors}
+    found = []
+    for features in (y, y[:, None]):
+        criterion = DistillationLoss(4, {"score": 1}, **options)
+        criterion.update(z[:3], {"score": features[:3]})
+        found.append(criterion(z, {"score": features}))
+    assert torch.equal(*found)

@@ -5,6 +5,7 @@ import torch
 
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.distillation import Standardization, hadamard, stored_features
+from tests.processes import run
 
 
 @pytest.fixture
@@ -156,3 +157,48 @@ def test_exception_scale():
         Standardization(12, scale="each")
     with pytest.raises(ValueError, match="rotation must be 'auto' or 'none' with scale='coordi"):
         Standardization(12, scale="coordinate", rotation="hadamard")
+
+
+@pytest.mark.parametrize("rotation", ["hadamard", "none"])
+def test_autocast_changes_nothing(features, rotation):
+    module = Standardization(12, rotation=rotation).fit(features).eval()
+    expected = module(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(features), expected)
+
+
+def test_float64_takes_float32_features(features):
+    module = Standardization(12).fit(features).eval()
+    expected = module(features)
+    torch.testing.assert_close(module.double()(features).float(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("scale", ["isotropic", "coordinate"])
+def test_a_batch_that_is_not_finite_is_not_counted(features, value, scale):
+    module, without = (Standardization(12, scale=scale) for _ in range(2))
+    spoilt = features[50:90].clone()
+    spoilt[3, 2] = value
+    for part in (spoilt, features[:50], spoilt, features[90:]):
+        module(part)
+    for part in (features[:50], features[90:]):
+        without(part)
+    for name, buffer in module.state_dict().items():
+        assert torch.equal(buffer, without.state_dict()[name]), name
+    assert module.count == 160
+
+
+def count_batches(rank, _, features):
+    """Batches of different sizes, the last process's with nothing to share but its share."""
+    module = Standardization(12, gather_distributed=True)
+    for first in (0, 100):
+        own = features[first : first + 37] if rank == 0 else features[first + 37 : first + 100]
+        module(own)
+    assert module.count == 200
+    torch.testing.assert_close(module.mean, features.mean(0), rtol=1e-4, atol=1e-4)
+    variance = features.var(0, correction=0).mean()
+    torch.testing.assert_close(module.variance, variance, rtol=1e-4, atol=0)
+
+
+def test_processes_may_have_different_numbers_of_samples(tmp_path, features):
+    run(2, tmp_path, count_batches, features)

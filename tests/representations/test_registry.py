@@ -296,9 +296,9 @@ class TestException:
         with pytest.raises(ValueError, match="'hog' occurs twice; give labels"):
             Representations(["hog", "hog"])
 
-    @pytest.mark.parametrize("label", ["", "a.b", 3])
+    @pytest.mark.parametrize("label", ["", "a.b", 3, "keys"])
     def test_label(self, label):
-        with pytest.raises(ValueError, match="non-empty string without '.'"):
+        with pytest.raises(ValueError, match="names that are non-empty strings without '.'"):
             Representations({label: {"name": "hog"}})
 
     def test_slice_size(self):
