@@ -156,9 +156,33 @@ def _tell(sentence: str) -> None:
     print(f"Skipped: {sentence}", file=sys.stderr, flush=True)
 
 
+def _check_before_it_is_made(settings: argparse.Namespace, dataset: Any) -> None:
+    """Raises where the store would be left behind, of no use or in the way."""
+    data = Path(settings.data).expanduser().resolve()
+    if settings.store.expanduser().resolve().is_relative_to(data) and data.is_dir():
+        raise ValueError(
+            f"the store must lie outside of --data, whose folders are classes, but is {settings.store}."
+        )
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device cannot be used, {settings.device!r}: {error}") from error
+    try:
+        image = dataset[0][0]
+    except Exception:  # An image that cannot be read is named, or skipped, when it is filled.
+        return
+    if len(image) != len(settings.mean):
+        raise ValueError(
+            f"--mean and --std must have a number for each of {len(image)} channels but have "
+            f"{len(settings.mean)} and {len(settings.std)}."
+        )
+
+
 def _fill_command(settings: argparse.Namespace) -> None:
     """Fills a store in several processes and shows how far they are."""
-    _representations(settings, _dataset(settings))  # Makes the store, or refuses it.
+    dataset = _dataset(settings)
+    _check_before_it_is_made(settings, dataset)
+    _representations(settings, dataset)  # Makes the store, or refuses it.
     store = RepresentationCache(settings.store)
     context = torch.multiprocessing.get_context("spawn")
     processes = [

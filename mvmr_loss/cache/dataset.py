@@ -91,6 +91,10 @@ def indexed_by(dataset: Any) -> Any:
 
     A subset of an :class:`IndexedDataset` gives the indices of the whole.
 
+    Raises:
+        TypeError: If the data set has no length.
+        ValueError: If it joins parts with indices of their own, which are not told apart.
+
     Examples:
         >>> whole = IndexedDataset([1, 2, 3])
         >>> indexed_by(torch.utils.data.Subset(whole, [2])) is whole
@@ -104,7 +108,21 @@ def indexed_by(dataset: Any) -> Any:
     inner = dataset
     while not isinstance(inner, IndexedDataset) and hasattr(inner, "dataset"):
         inner = inner.dataset
-    return inner if isinstance(inner, IndexedDataset) else dataset
+    parts = {id(part): part for part in _indexed(inner)}
+    if len(parts) > 1:
+        raise ValueError(
+            f"the cache's data set must be indexed as a whole but has {len(parts)} parts with indices "
+            "of their own; join first: IndexedDataset(ConcatDataset([...])), and take subsets of that."
+        )
+    return next(iter(parts.values()), dataset)
+
+
+def _indexed(dataset: Any) -> list[IndexedDataset]:
+    """Returns the data sets with indices that one is or joins."""
+    if isinstance(dataset, IndexedDataset):
+        return [dataset]
+    parts = getattr(dataset, "datasets", ()) or [getattr(dataset, "dataset", ())]
+    return [found for part in parts if isinstance(part, Dataset) for found in _indexed(part)]
 
 
 def fill(
@@ -267,14 +285,15 @@ def _add_values(digest: Any, values: Any, root: Any = None) -> None:
     """Adds names, numbers and texts, all of them, or evenly spaced items of what is larger."""
     if _is_table(values):
         values = values.to_dict("records")
+    elif hasattr(values, "to_numpy"):  # A column of pandas', whose items go by its labels.
+        values = values.to_numpy()
     kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
     if kind.startswith(("<U", ">U", "object", "str")):
         values = values.tolist()
     elif kind and (len(values.shape) > 1 or not kind.startswith(("int", "uint"))):
         digest.update(f"{tuple(values.shape)} {kind}\n".encode())
         for item in _spread(values):
-            data = torch.as_tensor(item).detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(bytes(data.tolist()))
+            digest.update(_bytes(item))
         return
     elif kind:
         values = values.tolist()
@@ -284,8 +303,9 @@ def _add_values(digest: Any, values: Any, root: Any = None) -> None:
         digest.update(" ".join(map(repr, values)).encode() + b"\n")
     elif columns := _columns(values):
         named = [c for c in columns if all(isinstance(v, (str, os.PathLike)) for v in c)]
-        # A file's label does not change its features.
-        for column in named[:1] or columns:
+        # A file's label does not change its features, and names differ more than labels.
+        named = [max(named, key=lambda column: len(set(column)))] if named else []
+        for column in named or columns:
             _add_values(digest, column, root)
     else:
         for item in values if isinstance(values, tuple) else _spread(values):
@@ -295,6 +315,17 @@ def _add_values(digest: Any, values: Any, root: Any = None) -> None:
                 _add_values(digest, item, root)
             elif isinstance(item, (str, bytes, int, float)):
                 digest.update(f"{item!r}\n".encode())
+
+
+def _bytes(item: Any) -> bytes:
+    """Returns what an item of an array holds."""
+    if isinstance(item, torch.Tensor) and item.is_sparse:
+        item = item.to_dense()
+    try:
+        data = torch.as_tensor(item).detach().cpu().contiguous().flatten().view(torch.uint8)
+    except (TypeError, ValueError, RuntimeError):  # Bytes, dates or structures.
+        return repr(item.tolist() if hasattr(item, "tolist") else item).encode()
+    return bytes(data.tolist())
 
 
 def _columns(values: Any) -> list[list[Any]]:
@@ -321,7 +352,8 @@ def _add_names(digest: Any, names: list[str], root: Any) -> None:
     for name in names:
         # torchvision's names begin with the root, solo-learn's are below it.
         inside = Path(name).is_relative_to(root) or os.path.isabs(name)
-        digest.update((os.path.relpath(name, root or ".") if inside else name).encode() + b"\n")
+        relative = os.path.relpath(name, root or ".") if inside and name else name
+        digest.update(relative.encode() + b"\n")
     for name in _spread(names):
         for file in (Path(name), Path(root) / name):
             if file.is_file():

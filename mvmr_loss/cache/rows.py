@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Rounding to half precision and another device's arithmetic stay below 1%; other normalisations,
 # options, weights or images are far above.
 _TOLERANCE = 0.03
+# Of fewer images one cannot tell how much they differ.
+_SOME = 8
 
 
 class CachedRows:
@@ -73,7 +75,7 @@ class CachedRows:
             raise ValueError(
                 f"the cache's dtype must be one of {', '.join(DTYPES)} but is {dtype}."
             )
-        self.path = Path(path).absolute()
+        self.path = Path(path).expanduser().absolute()
         self.dtype = None if dtype is None else DTYPES[str(dtype).removeprefix("torch.")]
         if num_samples is not None:
             num_samples = check_int("num_samples", num_samples, minimum=1)
@@ -84,6 +86,7 @@ class CachedRows:
         self._computed = computed
         # A generator of its own: the training's random numbers stay what they are.
         self._draw, self._checks_due = random.Random(), 1.0
+        self._rounding_is_checked = False
         if computed is None:
             self.store = RepresentationCache(self.path)
         self.open(dataset, image_shape)
@@ -139,7 +142,9 @@ class CachedRows:
                 )
             store.check_writable()
             with torch.no_grad():
-                store.write(list(missing), self._computed(images[list(missing.values())]))
+                computed = self._computed(images[list(missing.values())])
+            self._check_rounding(store, computed)
+            store.write(list(missing), computed)
         if images is not None:
             device = images.device
         else:
@@ -203,7 +208,8 @@ class CachedRows:
             computed = self._computed(_test_image(*image_shape).to(device))
         found = store.test_row({name: values.cpu() for name, values in computed.items()})
         for name, values in found.items():
-            error = _relative_error(values, computed[name].cpu())
+            live = computed[name].cpu()
+            error = _relative_error(values, live.to(store.dtype).to(live))
             if not error <= _TOLERANCE:
                 raise ValueError(
                     f"{name!r} in the store at {self.path} was computed by something else: for the "
@@ -232,6 +238,20 @@ class CachedRows:
                     f"{here} here; use the same data and settings, or another folder."
                 )
 
+    def _check_rounding(self, store: RepresentationCache, computed: Mapping[str, Tensor]) -> None:
+        """Refuses to store features whose differences the store's type rounds away, once."""
+        if self._rounding_is_checked or len(next(iter(computed.values()))) < _SOME:
+            return
+        for name, values in computed.items():
+            lost = (values - values.to(store.dtype).to(values)).norm()
+            # What is beyond the type's range is refused where it is written.
+            if _TOLERANCE * (values - values.mean(dim=0)).norm() < lost < torch.inf:
+                raise ValueError(
+                    f"the cache's dtype must keep the differences between samples but {store.dtype} "
+                    f"rounds them off for {name!r}; use another folder with dtype='float32'."
+                )
+        self._rounding_is_checked = True
+
     def _spot_check(
         self,
         images: Tensor,
@@ -252,7 +272,9 @@ class CachedRows:
         with torch.no_grad():
             live = self._computed(images[k : k + 1])
         for name, values in live.items():
-            error = _relative_error(features[name][k : k + 1], values)
+            # Tiny values may be lost in the store's type: rounded alike, they are equal.
+            rounded = values.to(self.store.dtype).to(values)
+            error = _relative_error(features[name][k : k + 1], rounded)
             if not error <= _TOLERANCE:
                 raise ValueError(
                     f"row {indices[k]} of the store at {self.path} is not of this image: {name!r} "

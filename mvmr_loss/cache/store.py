@@ -60,9 +60,10 @@ class RepresentationCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        metadata = read_metadata(Path(path))
+        path = Path(path).expanduser()
+        metadata = read_metadata(path)
         # A relative path stays the same folder when the working directory changes.
-        self.path = Path(path).absolute()
+        self.path = path.absolute()
         self.num_samples: int = metadata["num_samples"]
         self.widths: dict[str, int] = metadata["widths"]
         self.dtype = DTYPES[metadata["dtype"]]
@@ -104,7 +105,7 @@ class RepresentationCache:
                 store there was created with other arguments.
             OSError: If the disk is too full or the folder may not be written.
         """
-        path = Path(path).absolute()
+        path = Path(path).expanduser().absolute()
         if dtype not in DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)} but is {dtype}.")
         num_samples = check_int("num_samples", num_samples, minimum=1)

@@ -259,7 +259,8 @@ def stored_features(
     if missing:
         raise ValueError(
             f"the store at {cache.path} must have all {cache.num_samples} samples but lacks "
-            f"{missing}; fill it first: python -m mvmr_loss.cache fill."
+            f"{missing}; fill it first: python -m mvmr_loss.cache fill. Images that cannot be read "
+            "must leave the data set."
         )
     for start in range(0, cache.num_samples, batch_size):
         indices = range(start, min(start + batch_size, cache.num_samples))

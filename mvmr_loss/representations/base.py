@@ -119,4 +119,10 @@ class Representation(nn.Module, ABC):
             images = images.detach()
         recorded = self.differentiable and torch.is_grad_enabled()
         with without_autocast(images), torch.set_grad_enabled(recorded):
-            return self.extract(images)
+            features = self.extract(images)
+        if features.ndim < 1 or len(features) != len(images):
+            raise ValueError(
+                f"{type(self).__name__}.extract must return a row for each of {len(images)} images but "
+                f"returned shape {tuple(features.shape)}."
+            )
+        return features

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_bool, check_int
+from mvmr_loss._checks import as_rows, check_bool, check_int
 from mvmr_loss._random import check_seed
 from mvmr_loss.cache.rows import CachedRows
 from mvmr_loss.normalization import Normalization, NormalizationLike
@@ -194,11 +194,11 @@ class Representations(nn.Module):
         """Returns the flattened features, each slice written at once to where it stays."""
         size = self.slice_size or _slice_size(images)
         first, *others = images.split(size)
-        part: Tensor = representation(first).flatten(1)
+        part = as_rows(representation(first))
         features = part.new_empty(len(images), part.shape[1])
         features[: len(part)] = part
         for i, images_of_slice in enumerate(others, 1):
-            part = representation(images_of_slice).flatten(1)
+            part = as_rows(representation(images_of_slice))
             features[i * size : i * size + len(part)] = part
         return features
 

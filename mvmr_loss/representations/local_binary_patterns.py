@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
@@ -48,8 +51,10 @@ def local_binary_patterns(images: Tensor, cells: int = 2) -> Tensor:
 
 
 def _histograms(images: Tensor, cells: int) -> Tensor:
-    grey = rgb_to_grayscale(images) if images.shape[1] == 3 else images.mean(dim=1, keepdim=True)
-    grey = grey[:, 0]
+    if images.shape[1] == 3:
+        grey = rgb_to_grayscale(images)[:, 0]
+    else:  # In one order for all pixels, which a mean's is not: equal ones are to stay equal.
+        grey = functools.reduce(operator.add, images.unbind(1)) / images.shape[1]
     n, height, width = len(grey), grey.shape[1] - 2, grey.shape[2] - 2
     middle = grey[:, 1:-1, 1:-1]
     pattern = torch.zeros(middle.shape, dtype=torch.long, device=grey.device)

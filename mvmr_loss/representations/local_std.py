@@ -64,11 +64,15 @@ def _local_std(images: Tensor, window_size: int) -> Tensor:
 
 def _sliding_moments(x: Tensor, size: int, dim: int) -> tuple[Tensor, Tensor]:
     """Returns the mean, and the sum of squared deviations from it, of each ``size`` neighbours."""
-    shifts = _shifts(x, size, dim)
-    mean = _sum(shifts).div_(size)
-    deviations = shifts[0] - mean
+    first, *others = _shifts(x, size, dim)
+    # About one of them: where all are equal, they equal their mean to the last bit.
+    mean = others[0] - first
+    for shift in others[1:]:
+        mean.add_(shift).sub_(first)
+    mean = mean.div_(size).add_(first)
+    deviations = first - mean
     squares = deviations * deviations
-    for shift in shifts[1:]:
+    for shift in others:
         deviations = shift - mean
         squares.addcmul_(deviations, deviations)
     return mean, squares

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss._checks import check_float_tensor, check_int
+from mvmr_loss._checks import as_rows, check_float_tensor, check_int
 from mvmr_loss._cpu import can_run
 from mvmr_loss._cpu.sketch import fold
 from mvmr_loss._random import check_seed, random_bits, random_signs
@@ -105,7 +105,7 @@ class FoldedSignSketch(nn.Module):
             raise ValueError(
                 f"x must have shape (N, D) or (N, ...) but has shape {tuple(x.shape)}."
             )
-        x = x.flatten(1)
+        x = as_rows(x)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Signs are made for one width: a compiler that lets it vary must know.
         width = operator.index(x.shape[1])

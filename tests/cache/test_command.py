@@ -114,3 +114,25 @@ def test_broken_image_is_named_and_skipped(image_folder, tmp_path, capfd):
     main([*arguments, "--skip-broken"])
     assert f"{broken.name}) cannot be read" in capfd.readouterr().err
     assert int(RepresentationCache(tmp_path / "s").is_valid().sum()) == 11
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--device", "gpu"], "--device cannot be used, 'gpu'"),
+        (["--mean", "0.5", "--std", "0.5"], "--mean and --std must have a number for each of 3 "),
+    ],
+)
+def test_nothing_is_made_where_a_setting_is_wrong(image_folder, tmp_path, more, match):
+    arguments = ["fill", str(tmp_path / "s"), "--data", str(image_folder), "--image-size", "32"]
+    with pytest.raises(SystemExit, match=f"Error: {match}"):
+        main([*arguments, *more])
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_is_no_class_of_its_images(image_folder):
+    folders = sorted(image_folder.iterdir())
+    store = str(image_folder / "store")
+    with pytest.raises(SystemExit, match="Error: the store must lie outside of --data"):
+        main(["fill", store, "--data", str(image_folder), "--image-size", "32"])
+    assert sorted(image_folder.iterdir()) == folders

@@ -403,3 +403,63 @@ def test_of_records_the_first_name_counts():
     assert of(("c.png", "cat"), ("b.png", "dog")) != expected
     # Without any name, all columns count.
     assert of((1, 2.0), (3, 4.0)) != of((1, 2.0), (3, 5.0))
+
+
+@pytest.mark.parametrize("form", [tuple, dict, "table"])
+def test_of_records_the_names_count_wherever_they_stand(form):
+    def of(names):
+        rows = [{"label": f"class{i % 3}", "path": name} for i, name in enumerate(names)]
+        if form == "table":
+            return dataset_fingerprint(PlainDataset(pandas.DataFrame(rows)))
+        return dataset_fingerprint(
+            PlainDataset([row if form is dict else tuple(row.values()) for row in rows])
+        )
+
+    names = [f"{i}.png" for i in range(9)]
+    assert of(names) == of(list(names))
+    assert of(names) != of([*names[:-1], "other.png"])
+    assert of(names) != of(names[::-1])
+
+
+FRAME = pandas.DataFrame({"weight": np.linspace(0, 1, 90), "kind": ["a", "b", "c"] * 30})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        FRAME[FRAME.weight > 0.5].weight,
+        FRAME[FRAME.weight > 0.5].kind,
+        FRAME[FRAME.weight > 0.5].kind.astype("category"),
+        pandas.Series(pandas.date_range("2020-01-01", periods=40))[8:],
+        FRAME[FRAME.weight > 0.5].weight > 0.7,
+        np.array([b"a", b"b", b"c"]),
+        np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]"),
+        np.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f4")]),
+        torch.eye(3).to_sparse(),
+        [""] * 4,
+    ],
+    ids=lambda column: f"{type(column).__name__}-{getattr(column, 'dtype', '')}",
+)
+def test_any_column_may_be_an_attribute(column):
+    dataset = PlainDataset(column)
+    found = dataset_fingerprint(dataset)
+    assert found == dataset_fingerprint(PlainDataset(copy.deepcopy(column)))
+    assert found.startswith(f"{len(column)}-")
+    if not isinstance(column, (list, torch.Tensor)):
+        assert found != dataset_fingerprint(PlainDataset(column[::-1]))
+
+
+def test_parts_with_indices_of_their_own_are_refused(tmp_path, images):
+    parts = [IndexedDataset(list(images[:10])), IndexedDataset(list(images[10:]))]
+    for dataset in (ConcatDataset(parts), Subset(ConcatDataset(parts), range(4))):
+        with pytest.raises(ValueError, match="must be indexed as a whole but has 2 parts"):
+            cached(tmp_path).open_cache(dataset)
+    whole = IndexedDataset(ConcatDataset([list(images[:10]), list(images[10:])]))
+    for dataset in (
+        whole,
+        Subset(whole, [3, 5]),
+        ConcatDataset([Subset(whole, [3, 5]), Subset(whole, [7])]),
+    ):
+        module = cached(tmp_path)
+        module.open_cache(dataset)
+        assert module.cache.num_samples == 20

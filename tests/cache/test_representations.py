@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import Subset
 
 from mvmr_loss import Representations
-from mvmr_loss.cache import IndexedDataset
+from mvmr_loss.cache import IndexedDataset, RepresentationCache
 from mvmr_loss.cache.rows import _test_image
+from mvmr_loss.representations import Representation
 from tests.cache.helpers import (
     NAMES,
     Counting,
@@ -362,3 +363,50 @@ def test_the_test_image_is_that_of_stores_made_before():
 
 def test_printing(tmp_path):
     assert f"cache={str(tmp_path)!r}" in repr(cached(tmp_path))
+
+
+@pytest.mark.parametrize("level", [0, 102, 255])
+@pytest.mark.parametrize("window_size", [3, 7])
+def test_a_blank_image_is_what_it_was(tmp_path, images, level, window_size):
+    blank = torch.full_like(images[:1], (level / 255 - 0.456) / 0.224)
+    names = ["pixels", {"name": "local_std", "window_size": window_size}]
+    module = cached(tmp_path, names, checks_per_epoch=1000)
+    for _ in range(3):
+        found = module(blank, torch.tensor([4]))
+    assert found["local_std"].abs().max() == 0
+
+
+def test_tiny_features_are_compared_as_they_are_stored(tmp_path, images):
+    module = cached(tmp_path, ["pixels"], checks_per_epoch=1000, normalization="none")
+    for _ in range(3):
+        found = module(1e-7 * images[:4], torch.arange(4))
+    assert found["pixels"].abs().max() < 1e-6
+
+
+class Offset(Representation):
+    """Features that differ by little beside what they have in common."""
+
+    def extract(self, images):
+        return 1013 + images
+
+    def output_shape(self, channels, height, width):
+        return channels, height, width
+
+
+def test_differences_that_would_be_rounded_off_are_refused(tmp_path, images):
+    offset = {"offset": Offset()}
+    with pytest.raises(ValueError, match="rounds them off for 'offset'.*dtype='float32'"):
+        cached(tmp_path / "half", offset)(images, torch.arange(20))
+    found = cached(tmp_path / "single", offset, dtype="float32")(images, torch.arange(20))
+    torch.testing.assert_close(found["offset"], (1013 + images).flatten(1))
+    same = cached(tmp_path / "same", offset)(images[:2], torch.arange(2))  # too few to tell
+    assert same["offset"].shape == (2, 192)
+
+
+def test_a_folder_at_home(tmp_path, images, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cached("~/features")(images, torch.arange(20))
+    assert (tmp_path / "features" / "metadata.json").exists()
+    store = RepresentationCache("~/features")
+    assert store.path == tmp_path / "features"
+    assert bool(store.is_valid().all())

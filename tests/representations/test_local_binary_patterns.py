@@ -80,3 +80,11 @@ def test_the_collection_knows_it():
     features = representations(torch.rand(2, 3, 32, 32))
     assert features["fine"].shape == (2, 4 * 4 * 256)
     assert representations.sizes(3, 32, 32) == {"fine": 4 * 4 * 256}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize("size", [(9, 13), (33, 17), (31, 57)])
+def test_flat_images_have_the_flat_pattern(channels, size):
+    images = torch.rand(2, channels, 1, 1).expand(-1, -1, *size).contiguous()
+    for layout in (images, images.contiguous(memory_format=torch.channels_last)):
+        assert local_binary_patterns(layout)[..., 255].min() == 1

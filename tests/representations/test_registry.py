@@ -338,3 +338,31 @@ class TestException:
             Representations(["pixels", "hog"]).sizes(3, 96, 7)
         with pytest.raises(ValueError, match="images for hog must be at least 8 x 8 .* are 96 x 7"):
             Representations(["pixels", "hog"], sketch_dim=4).sizes(3, 96, 7)
+
+
+class Mean(Representation):
+    """The mean colour, of a shape that the test sets."""
+
+    shape = (-1, 3)
+
+    def extract(self, images):
+        return images.mean(dim=(2, 3)).reshape(self.shape)
+
+    def output_shape(self, channels, height, width):
+        return (channels,)
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (2, 6), (12,), (12, 1)])
+def test_a_row_for_each_image(monkeypatch, shape):
+    monkeypatch.setattr(Mean, "shape", shape)
+    match = r"Mean.extract must return a row for each of 4 images but returned shape \(\d"
+    for module in (Mean(), Representations({"mean": Mean()}, normalization="none")):
+        with pytest.raises(ValueError, match=match):
+            module(torch.rand(4, 3, 5, 5))
+
+
+def test_a_row_may_be_one_number(monkeypatch):
+    monkeypatch.setattr(Mean, "shape", (-1,))
+    module = Representations({"mean": Mean()}, normalization="none", slice_size=2)
+    images = torch.randn(4, 1, 5, 5)
+    torch.testing.assert_close(module(images)["mean"], images.mean(dim=(2, 3)))
