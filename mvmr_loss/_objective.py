@@ -115,7 +115,7 @@ def checked_batch(
         )
     if isinstance(weights, dict) and representations and set(weights) != set(representations):
         raise ValueError(
-            f"{argument} and their weights must have the same names but are "
+            "representations and their weights must have the same names but are "
             f"{sorted(representations)} and {sorted(weights)}."
         )
     for name, y in representations.items():
