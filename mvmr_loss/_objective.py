@@ -196,7 +196,8 @@ def dependence_terms(
         order = [label for label in batch.named if label in sides]
         place = {label: i for i, label in enumerate(order)}
         tensors = {**batch.named, **batch.views}
-        batches = [tensors[label].reshape(len(z), -1) for label in order]
+        sided = [tensors[label] for label in order]
+        batches = [x if x.ndim == 2 else x.reshape(len(z), -1) for x in sided]
         pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
         values = measure.compare(batches, pairs, batch.rows).to(z.dtype)
         counts = [len(pairs) for pairs in wanted.values()]

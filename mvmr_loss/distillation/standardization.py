@@ -204,7 +204,7 @@ class Standardization(nn.Module):
 
         Source: Chan, Golub and LeVeque, The American Statistician 37(3), 1983, eq. 2.1.
         """
-        number = torch.full_like(self.count, len(features))
+        number: int | Tensor = len(features)
         mean = features.mean(dim=0)
         square = self._over_coordinates((features - mean).square().mean(dim=0))
         if self.gather_distributed and world_size() > 1:
@@ -212,25 +212,24 @@ class Standardization(nn.Module):
             own = square + self._over_coordinates(mean.square())
             sums = torch.cat([mean.new_ones(1), mean, own.reshape(-1)]).double() * len(features)
             torch.distributed.all_reduce(sums)
-            number, moments = sums[0].to(number.dtype), sums[1:] / sums[0]
+            number, moments = sums[0].to(self.count.dtype), sums[1:] / sums[0]
             mean = moments[: self.width]
             square = moments[self.width :].view(square.shape)
             square = (square - self._over_coordinates(mean.square())).to(features.dtype)
             mean = mean.to(features.dtype)
-        # A batch that is not finite would spoil them for good.
-        usable = mean.isfinite().all() & square.isfinite().all()
-        mean = torch.where(usable, mean, self.mean)
+        # A batch that is not finite, whose squares are not either, would spoil them for good.
+        usable = square.amax() < torch.inf
         square = torch.where(usable, square, 0.0)
-        number = torch.where(usable & ~self.fitted, number, 0)
-        total = self.count + number
-        share = number / total.clamp(min=1)
-        change = mean - self.mean
+        added = torch.where(usable > self.fitted, number, 0)
+        self.count.add_(added)
+        share = added / self.count.clamp(min=1)
+        rest = 1 - share
+        change = torch.where(usable, mean - self.mean, 0.0)
         # Weighted before they are squared, which may leave the range: the first batch's weight is 0.
-        between = self._over_coordinates(((1 - share).sqrt() * change).square())
+        between = self._over_coordinates((rest.sqrt() * change).square())
         # Not a change of what is there: at first that is 1, beside which small variances have no digits.
-        self.variance.mul_(1 - share).add_(share * (square + between))
-        self.mean.add_(share * change)
-        self.count.copy_(total)
+        self.variance.mul_(rest).addcmul_(share, square + between)
+        self.mean.addcmul_(share, change)
 
     def _over_coordinates(self, x: Tensor) -> Tensor:
         """Returns the mean over coordinates where one scale is for all."""

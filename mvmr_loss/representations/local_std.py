@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,14 +21,14 @@ def local_std(images: Tensor, window_size: int = 3) -> Tensor:
     (Entropy 26(6):466, 2024), which has 1e-8 under the root; here a constant window gives exactly
     0, and a zero gradient.
 
-    The sum is formed from deviations, never from a difference of squares, so a large mean costs no
-    digits: sums of squares of the columns first, then of their means, joined as by Chan, Golub and
-    LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). The
-    module is :class:`LocalStd`.
+    The sums are of deviations from a pixel of the window, so a large mean costs no digits: sums of
+    squares of the columns first, then of their means, joined as by Chan, Golub and LeVeque, "Updating
+    formulae and a pairwise algorithm for computing sample variances" (1979). The module is
+    :class:`LocalStd`.
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values, but
-            that in float32 the result is infinite for those from 1e19 on, whose squares leave the range;
+            that in float32 the result is not finite for those from 1e18 on, whose squares leave the range;
             height and width at least ``window_size // 2 + 1``.
         window_size: Side of the window in pixels, odd and at least 3.
 
@@ -64,18 +65,17 @@ def _local_std(images: Tensor, window_size: int) -> Tensor:
 
 def _sliding_moments(x: Tensor, size: int, dim: int) -> tuple[Tensor, Tensor]:
     """Returns the mean, and the sum of squared deviations from it, of each ``size`` neighbours."""
-    first, *others = _shifts(x, size, dim)
-    # About one of them: where all are equal, they equal their mean to the last bit.
-    mean = others[0] - first
-    for shift in others[1:]:
-        mean.add_(shift).sub_(first)
-    mean = mean.div_(size).add_(first)
-    deviations = first - mean
-    squares = deviations * deviations
+    # About the first of them: where all are equal, nothing is left, not even a rounding. The squares are
+    # at most size + 1 times what remains when those of the mean are subtracted.
+    first, second, *others = _shifts(x, size, dim)
+    total = second - first
+    squares = total * total
     for shift in others:
-        deviations = shift - mean
+        deviations = shift - first
+        total = total + deviations
         squares.addcmul_(deviations, deviations)
-    return mean, squares
+    squares.addcmul_(total, total, value=-1 / size)
+    return torch.add(first, total, alpha=1 / size), squares
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
