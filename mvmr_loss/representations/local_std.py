@@ -28,8 +28,8 @@ def local_std(images: Tensor, window_size: int = 3) -> Tensor:
 
     Args:
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values, but
-            that in float32 the result is not finite for those from 1e18 on, whose squares leave the range;
-            height and width at least ``window_size // 2 + 1``.
+            that in float32 the result is not finite for those from 1e18 on, whose squares leave the
+            range; height and width at least ``window_size // 2 + 1``.
         window_size: Side of the window in pixels, odd and at least 3.
 
     Returns:
