@@ -6,12 +6,12 @@ Here is what all hosts share: defaults, and one meaning of the options ``cache``
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mvmr_loss import DistillationLoss, LossComponents, preset_settings
+from mvmr_loss import DistillationLoss, LossComponents, MVMRLoss, preset_settings
 from mvmr_loss.representations.registry import labelled
 
 # Where a host trains in several processes, the loss is that of the whole batch unless told
@@ -99,3 +99,41 @@ def distil(
     components = distillation.forward_components(features, teachers)
     distillation.update(features, teachers)
     return components, others
+
+
+def freeze_unused(
+    projector: nn.Module,
+    criterion: MVMRLoss,
+    distillation: DistillationLoss | None,
+    names: Iterable[str] | None,
+) -> None:
+    """Has no gradient of a projector whose embeddings no term of the loss has a weight for.
+
+    DistributedDataParallel waits for the gradient of whatever asks for one, and fails without.
+
+    Args:
+        projector: From the backbone's features to embeddings.
+        criterion: The loss of the embeddings.
+        distillation: What is added on the features, or None.
+        names: The representations'; None where they are not known.
+
+    Examples:
+        >>> projector = nn.Linear(2, 2)
+        >>> nothing = dict.fromkeys(("invariance_weight", "variance_weight", "dependence_weight"), 0)
+        >>> freeze_unused(projector, MVMRLoss(**nothing), None, ["hog"])
+        >>> projector.weight.requires_grad
+        True
+        >>> freeze_unused(projector, MVMRLoss(**nothing), None, [])
+        >>> projector.weight.requires_grad
+        False
+    """
+    teachers = () if distillation is None else distillation.teacher_dims
+    weights = criterion.representation_weights
+    if names is None:
+        met = list(weights.values()) if isinstance(weights, dict) else [weights]
+    else:
+        others = [name for name in names if name not in teachers]
+        met = [weights.get(n, 0.0) if isinstance(weights, dict) else weights for n in others]
+    own = ("invariance", "variance", "dependence", "identity", "covariance")
+    if not any([*(getattr(criterion, f"{name}_weight") for name in own), *met]):
+        projector.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     check_cache,
     distil,
+    freeze_unused,
     with_preset,
 )
 from .backbone import build_backbone
@@ -76,7 +77,8 @@ class MVMR(LightningModule):
         preset: Settings by name, one of :func:`mvmr_loss.list_presets`; ``"features"`` is what learned
             best here.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
-            ``gather_distributed`` is True unless given.
+            ``gather_distributed`` is True unless given. Where no weight is left on the embeddings, the
+            projection head is not trained.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
             features: ``teacher_dims`` names those of the representations that are its teachers, and
             their widths; the other representations are the loss's. Its heads are trained with the
@@ -177,6 +179,12 @@ class MVMR(LightningModule):
         self.distillation: DistillationLoss | None = None
         if distillation is not None:
             self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})
+        named: Iterable[str] | None = () if self.representations is None else None
+        if isinstance(self.representations, Representations):
+            named = (
+                list(self.representations.by_name) or None
+            )  # of a store alone they are not known
+        freeze_unused(self.projection_head, self.criterion, self.distillation, named)
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)

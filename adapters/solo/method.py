@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from solo.methods.base import BaseMethod
 
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
+from mvmr_loss.representations.registry import labelled
 
-from .. import distil  # noqa: TID252 - of the same checkout
+from .. import distil, freeze_unused  # noqa: TID252 - of the same checkout
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
 from .options import LOSS_OPTIONS, check_method_options, select
@@ -54,6 +55,9 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         self.distillation: DistillationLoss | None = None
         if self.options["distillation"] is not None:
             self.distillation = DistillationLoss(self.features_dim, **self.options["distillation"])
+        specification = self.options["representations"]
+        names = labelled(specification) if specification else ()
+        freeze_unused(self.projector, self.criterion, self.distillation, names)
         self.representations: torch.nn.Module | None = None
         self._representation_state: dict[str, torch.Tensor] = {}
 

@@ -200,6 +200,26 @@ def test_distillation_is_added_on_the_features(logged):
     assert torch.equal(model.distillation.bank.samples()[0], features[0])
 
 
+NO_VIEWS = {"invariance_weight": 0, "variance_weight": 0, "dependence_weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"loss": NO_VIEWS, "representations": ["pixels"], "distillation": DISTILLED}, False),
+        ({"loss": NO_VIEWS, "distillation": DISTILLED}, True),  # local_std meets the embeddings
+        ({"loss": {**NO_VIEWS, "representation_weights": {"pixels": 0, "local_std": 1}}}, True),
+        ({"loss": {**NO_VIEWS, "identity_weight": 1}, "representations": []}, True),
+    ],
+)
+def test_what_asks_for_a_gradient_gets_one(options, trained, logged):
+    """Else DistributedDataParallel raises at the second step."""
+    model = method(**options)
+    model.training_step(next(iter(loader())), 0).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad == trained for p in model.projection_head.parameters())
+
+
 def test_distillation_trains_its_head_and_knows_a_full_store(tmp_path):
     dataset = LightlyDataset.from_torch_dataset(Photos())
     options = {

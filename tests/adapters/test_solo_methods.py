@@ -307,6 +307,19 @@ def test_distillation_is_added_on_the_features(images: Tensor) -> None:
     assert kept.shape == (8, 64)
 
 
+def test_without_terms_on_embeddings_the_projector_asks_for_no_gradient(images: Tensor) -> None:
+    """As of mvmr_distillation, whose own strategy, DDP, else raises at the second step."""
+    cfg = make_cfg("mvmr")
+    for term in ("invariance", "variance", "dependence"):
+        cfg.method_kwargs[f"{term}_weight"] = 0.0
+    cfg.method_kwargs.representations = ["pixels"]
+    cfg.method_kwargs.distillation = {"teacher_dims": {"pixels": 3072}}
+    model = build(cfg)
+    fit(model, Samples(images, [32, 32]))
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in model.projector.parameters())
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [

@@ -132,6 +132,7 @@ def test_distillation_is_mvmrs():
     assert model.distillation.teacher_dims == {"pixels": 3072}
     loss = model.criterion
     assert (loss.invariance_weight, loss.variance_weight, loss.dependence_weight) == (0, 0, 0)
+    assert not any(p.requires_grad for p in model.projection_head.parameters())  # for DDP
     assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
