@@ -55,11 +55,13 @@ def with_preset(
     Raises:
         TypeError: If ``representations`` are of another form.
         ValueError: If there is no preset of that name; or it distils representations that are a
-            module of one's own, whose widths are not known.
+            module of one's own, whose widths are not known; or there is nothing to distil.
 
     Examples:
         >>> with_preset("features", ["hog"], None, None)[2]["teacher_dims"]
         {'hog': 1024}
+        >>> with_preset("features", [], None, None)  # none, and so nothing is distilled
+        ([], None, None)
     """
     preset = preset_settings(name)
     if representations is None:
@@ -68,6 +70,13 @@ def with_preset(
         return representations, sketch_dim, distillation
     given = distillation or {}
     if "teacher_dims" not in given:
+        if not isinstance(representations, nn.Module) and not representations:
+            if given:
+                raise ValueError(
+                    "distillation must be left out without representations, which it distils, but is "
+                    f"{distillation!r}."
+                )
+            return representations, sketch_dim, None
         if isinstance(representations, nn.Module):
             raise ValueError(
                 "distillation must say its teacher_dims where representations are a module and the "

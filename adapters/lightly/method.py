@@ -64,8 +64,8 @@ class MVMR(LightningModule):
         hidden_dim: Width of the projection head's hidden layers.
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or a module of one's
-            own from images to such a mapping; empty means no representation terms, None the
-            preset's.
+            own from images to such a mapping; empty means no representation terms and nothing that is
+            distilled, None the preset's.
         sketch_dim: What :class:`~mvmr_loss.Representations` takes; None: exact, or the preset's.
         normalization: How the images are normalised, told to the representations; what
             :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data

@@ -376,6 +376,10 @@ def test_the_preset_with_terms_on_the_features():
     trainer(max_epochs=2).fit(model, loader())
     assert any(not torch.equal(before[k], v) for k, v in head.state_dict().items())
     assert {"train_regression/edges", "train_dependence/edges"} <= set(model.trainer.logged_metrics)
+    model = method(preset="features", representations=[])
+    assert (model.representations, model.distillation) == (None, None)
+    with pytest.raises(ValueError, match="distillation must be left out without representations"):
+        method(preset="features", representations=[], distillation={"dependence_weight": 0.1})
     with pytest.raises(ValueError, match="sketch_dim must be None where representations are"):
         method(preset="features", representations=torch.nn.Identity(), sketch_dim=16)
     own = Representations(["hog"])
