@@ -21,9 +21,11 @@ from mvmr_loss.normalization import NormalizationLike
 
 from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
+    IMAGE_SIZE,
     check_cache,
     distil,
     freeze_unused,
+    preset_distillation,
     with_preset,
 )
 from .backbone import build_backbone
@@ -75,7 +77,9 @@ class MVMR(LightningModule):
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
         preset: Settings by name, one of :func:`mvmr_loss.list_presets`; ``"features"`` is what learned
-            best here.
+            best here. The widths of its teachers are those of large images: for small ones, or a
+            large ``sketch_dim``, give ``distillation={"teacher_dims": ...}``; the error of the first
+            step says what.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
             ``gather_distributed`` is True unless given. Where no weight is left on the embeddings, the
             projection head is not trained.
@@ -100,6 +104,7 @@ class MVMR(LightningModule):
     """
 
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam
+    image_size = IMAGE_SIZE  # a subclass that knows its images' may say it
 
     def __init__(
         self,
@@ -155,9 +160,7 @@ class MVMR(LightningModule):
                         f"{name} must be None where representations are a module, which may have one "
                         f"itself, but is {value!r}."
                     )
-        representations, sketch_dim, distillation = with_preset(
-            preset, representations, sketch_dim, distillation
-        )
+        representations, sketch_dim = with_preset(preset, representations, sketch_dim, distillation)
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -177,8 +180,9 @@ class MVMR(LightningModule):
         gathered = {"gather_distributed": GATHER_DISTRIBUTED}
         self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
         self.distillation: DistillationLoss | None = None
-        if distillation is not None:
-            self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})
+        options = preset_distillation(preset, distillation, self._sizes)
+        if options is not None:
+            self.distillation = DistillationLoss(feature_dim, **{**gathered, **options})
         named: Iterable[str] | None = () if self.representations is None else None
         if isinstance(self.representations, Representations):
             named = (
@@ -204,6 +208,12 @@ class MVMR(LightningModule):
                 topk=topk,
             )
         )
+
+    def _sizes(self) -> dict[str, int]:
+        """Returns the representations' widths."""
+        if not isinstance(self.representations, Representations):
+            return {}
+        return self.representations.sizes(3, self.image_size, self.image_size)
 
     def _set_hparams(self, hp: Any) -> None:
         """Keeps no objects, whichever class saves its arguments: they would be pickled."""

@@ -173,7 +173,8 @@ def check_pretraining(cfg: DictConfig) -> None:
                 "method_kwargs.representations and method_kwargs.representation_weights."
             )
         check_pipelines(cfg.augmentations)
-        options = check_method_options(OmegaConf.select(cfg, "method_kwargs"))
+        size = cfg.augmentations[0].crop_size
+        options = check_method_options(OmegaConf.select(cfg, "method_kwargs"), size)
     elif regularized:
         options = check_regularizer_options(cfg[REGULARIZER])
         check_regularizer_pipelines(cfg.augmentations, options)

@@ -65,9 +65,12 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Adds the defaults of ``method_kwargs``, and checks them and the pipelines."""
         cfg = super(MVMR, MVMR).add_and_assert_specific_cfg(cfg)
-        cfg.method_kwargs = check_method_options(cfg.method_kwargs)
-        if OmegaConf.select(cfg, "augmentations") is not None:
+        if OmegaConf.select(cfg, "augmentations") is None:
+            cfg.method_kwargs = check_method_options(cfg.method_kwargs)
+        else:
             check_pipelines(cfg.augmentations)
+            size = cfg.augmentations[0].crop_size
+            cfg.method_kwargs = check_method_options(cfg.method_kwargs, size)
         return cfg
 
     @property

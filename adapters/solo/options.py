@@ -20,7 +20,12 @@ from mvmr_loss import (
 from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss.representations.registry import representation_class
 
-from .. import GATHER_DISTRIBUTED, with_preset  # noqa: TID252 - of the same checkout
+from .. import (  # noqa: TID252 - of the same checkout
+    GATHER_DISTRIBUTED,
+    IMAGE_SIZE,
+    preset_distillation,
+    with_preset,
+)
 
 # The node of the configuration that adds the representation terms to another method.
 REGULARIZER = "mvmr_regularizer"
@@ -98,11 +103,12 @@ def with_defaults(given: object, defaults: Mapping[str, Any], node: str) -> dict
     return {**defaults, **given}
 
 
-def check_method_options(given: object) -> dict[str, Any]:
+def check_method_options(given: object, image_size: int = IMAGE_SIZE) -> dict[str, Any]:
     """Returns ``method_kwargs`` of ``method: mvmr``, filled and checked.
 
     Args:
         given: The node, a mapping, or None.
+        image_size: The images' side, by which a preset knows the widths of its teachers.
 
     Returns:
         Every option of the loss, the projector and the representations.
@@ -122,12 +128,22 @@ def check_method_options(given: object) -> dict[str, Any]:
     preset = _checked(node, preset_settings, options["preset"])
     names = ("representations", "sketch_dim", "distillation")
     filled = _checked(node, with_preset, options["preset"], *[options[name] for name in names])
-    options |= dict(zip(names, filled, strict=True))
+    options["representations"], options["sketch_dim"] = filled
     for name, value in {**LOSS_OPTIONS, **preset.loss}.items():
         if options[name] is None:
             options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
     _check_representations(options, node)
+
+    def sizes() -> dict[str, int]:
+        if not options["representations"]:
+            return {}
+        built = Representations(options["representations"], sketch_dim=options["sketch_dim"])
+        return built.sizes(3, image_size, image_size)
+
+    options["distillation"] = _checked(
+        node, preset_distillation, options["preset"], options["distillation"], sizes
+    )
     if options["distillation"] is not None:
         place = f"{node}.distillation"
         if not isinstance(options["distillation"], Mapping):

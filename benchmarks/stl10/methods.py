@@ -121,6 +121,7 @@ class Pretraining(MVMR):
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
         backbone, width = build_backbone(settings)
         self.optimizer_class = OPTIMIZERS[settings.optimizer]
+        self.image_size = settings.image_size
         weight = settings.representation_weight
         super().__init__(
             settings.batch_size // settings.devices,

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 import mvmr_loss
 from mvmr_loss import MVMRLoss, Normalization, Representations
 from mvmr_loss.adapters import lightly as adapter
+from mvmr_loss.adapters import with_preset
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
@@ -389,6 +391,24 @@ def test_the_preset_with_terms_on_the_features():
         preset="features", representations=own, distillation={"teacher_dims": {"hog": 9}}
     )
     assert (model.distillation.teacher_dims, model.distillation.scale) == ({"hog": 9}, "coordinate")
+
+
+def test_the_widths_of_the_presets_teachers(logged):
+    """A sketch leaves as it is what is narrower."""
+    names = ["scattering", "hog", "local_binary_patterns"]
+    model = method(preset="features", representations=None, sketch_dim=2048)
+    dims = dict(zip(names, (2048, 2048, 1024), strict=True))
+    assert model.distillation.teacher_dims == dims
+    batch = next(iter(DataLoader(images(4, size=28), 4)))
+    model = method(preset="features", representations=None)
+    found = dict(zip(names, (1024, 648, 1024), strict=True))
+    told = f"teacher_dims of the distillation must be {found} for these images but are {{'scat"
+    with pytest.raises(ValueError, match=re.escape(told)) as error:
+        model.training_step(batch, 0)
+    given = {"teacher_dims": found}
+    assert str(error.value).endswith(f"give distillation={given}.")
+    method(preset="features", representations=None, distillation=given).training_step(batch, 0)
+    assert with_preset("features", ["hog"], None, {"teacher_dims": {"hog": 1152}})[1] is None
 
 
 def test_gathers_unless_told_otherwise():

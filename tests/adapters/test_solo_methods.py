@@ -320,6 +320,22 @@ def test_without_terms_on_embeddings_the_projector_asks_for_no_gradient(images: 
     assert not any(p.requires_grad for p in model.projector.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_widths_of_the_presets_teachers(images: Tensor) -> None:
+    cfg = make_cfg("mvmr")
+    cfg.augmentations = [pipeline(28, 1, False), pipeline(28, 1, True)]
+    cfg.method_kwargs = {
+        **{"preset": "features", "proj_hidden_dim": 32, "proj_output_dim": 16},
+        "representations": [
+            "hog",
+            {"name": "teacher", "source": "torchvision", "model": "resnet18"},
+        ],
+    }
+    model = build(cfg)
+    fit(model, Samples(images, [28, 28]))
+    assert model.distillation.teacher_dims == {"hog": 648, "teacher": 512}
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [

@@ -89,6 +89,9 @@ def test_the_preset_with_terms_on_the_features() -> None:
     assert options["distillation"]["teacher_dims"] == {"edges": 64}
     assert options["distillation"]["dependence_weight"] == 0.1
     assert options["distillation"]["scale"] == "coordinate"
+    small = check_method_options({"preset": "features", "sketch_dim": 2048}, image_size=28)
+    found = dict(zip(names, (2048, 648, 1024), strict=True))
+    assert small["distillation"]["teacher_dims"] == found
     options = check_method_options({"preset": "features", "representations": []})
     assert options["distillation"] is None
     assert build_representations(options) is None

@@ -134,6 +134,9 @@ def test_distillation_is_mvmrs():
     assert (loss.invariance_weight, loss.variance_weight, loss.dependence_weight) == (0, 0, 0)
     assert not any(p.requires_grad for p in model.projection_head.parameters())  # for DDP
     assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
+    model = Pretraining(Settings(**{**small, "image_size": 28}, objective="features"), 5)
+    found = {"scattering": 1024, "hog": 648, "local_binary_patterns": 1024}
+    assert model.distillation.teacher_dims == found
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
     with pytest.raises(ValueError, match="objective must be left out for vicreg"):
