@@ -245,7 +245,8 @@ class MVMR(LightningModule):
             check_cache(self.cache, self.fill_cache)
             self.representations.open_cache(dataset)
             self._index = {name: i for i, name in enumerate(dataset.get_filenames())}
-        if self.distillation is not None:
+        # A training that is resumed has its statistics, though the store has become full meanwhile.
+        if self.distillation is not None and self.trainer.global_step == 0:
             self.distillation.fit_if_full(self.representations)
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:

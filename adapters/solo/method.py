@@ -91,7 +91,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             if built is not None:
                 built.load_state_dict(self._representation_state, strict=False)
                 self.representations = built.to(self.device)
-                if self.distillation is not None:
+                # A training that is resumed has its statistics, though the store is full by now.
+                if self.distillation is not None and self.trainer.global_step == 0:
                     self.distillation.fit_if_full(built)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -257,6 +257,14 @@ class Photos(torch.utils.data.Dataset):
         return [plain, plain + 0.1 * torch.rand_like(plain)], index % CLASSES
 
 
+class SamePhotos(Photos):
+    """Without noise of its own, which a resumed training would draw anew."""
+
+    def __getitem__(self, index):
+        (plain, _), target = super().__getitem__(index)
+        return [plain, plain.flip(-1)], target
+
+
 def test_kept_representations(teacher, tmp_path, monkeypatch):
     """A teacher's are computed once an image, also over trainings; what is random, in each step."""
     configuration, _ = teacher
@@ -591,19 +599,28 @@ def test_numbers_of_numpy_and_paths_are_saved_as_plain_ones(tmp_path):
     MVMR.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
 
 
-def test_resume_continues_exactly(tmp_path):
-    def fit(model, **options):
+@pytest.mark.parametrize("distils", [False, True])
+def test_resume_continues_exactly(tmp_path, distils):
+    """Also where the store, empty at the start, is full by then."""
+    options, batches = {}, loader()
+    if distils:
+        store = {"cache": str(tmp_path / "store"), "fill_cache": True}
+        options = {**store, "representations": ["pixels"], "distillation": DISTILLED}
+        batches = DataLoader(LightlyDataset.from_torch_dataset(SamePhotos()), 4)
+
+    def fit(**resumed):
+        model = method(**options)
         losses = []
         model.on_train_batch_end = lambda outputs, *_: losses.append(outputs["loss"].item())
         run = trainer(max_epochs=4)
         model.on_train_epoch_end = lambda: run.save_checkpoint(
             tmp_path / f"{run.current_epoch}.ckpt"
         )
-        run.fit(model, loader(), **options)
+        run.fit(model, batches, **resumed)
         return losses
 
-    whole = fit(method())
-    assert fit(method(), ckpt_path=tmp_path / "1.ckpt") == whole[10:]
+    whole = fit()
+    assert fit(ckpt_path=tmp_path / "1.ckpt") == whole[len(whole) // 2 :]
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,9 @@ def build(cfg: DictConfig, seed: int = 0) -> Any:
     return METHODS[cfg.method](cfg)
 
 
-def fit(model: Any, data: Dataset[Any], batch_size: int = 16, **trainer: Any) -> dict[str, Any]:
+def fit(
+    model: Any, data: Dataset[Any], batch_size: int = 16, ckpt_path: Any = None, **trainer: Any
+) -> dict[str, Any]:
     """Trains for one batch in Lightning; returns the step's loss and what was logged."""
     from lightning.pytorch import Callback, Trainer, seed_everything
 
@@ -209,7 +211,7 @@ def fit(model: Any, data: Dataset[Any], batch_size: int = 16, **trainer: Any) ->
         "callbacks": [KeepLoss()],
     }
     runner = Trainer(**{**options, **trainer})
-    runner.fit(model, DataLoader(data, batch_size=batch_size, drop_last=True))
+    runner.fit(model, DataLoader(data, batch_size, drop_last=True), ckpt_path=ckpt_path)
     return {"loss": losses[0], **{k: v.item() for k, v in runner.callback_metrics.items()}}
 
 
@@ -334,6 +336,26 @@ def test_the_widths_of_the_presets_teachers(images: Tensor) -> None:
     model = build(cfg)
     fit(model, Samples(images, [28, 28]))
     assert model.distillation.teacher_dims == {"hog": 648, "teacher": 512}
+
+
+def test_statistics_are_taken_at_the_start_of_a_training_only(
+    images: Tensor, tmp_path: Path
+) -> None:
+    """One that is resumed finds the store full, which was empty when it began."""
+    cfg = make_cfg("mvmr")
+    cfg.method_kwargs.representations = ["pixels"]
+    cfg.method_kwargs.distillation = {"teacher_dims": {"pixels": 3072}}
+    cfg.method_kwargs.cache, cfg.method_kwargs.fill_cache = str(tmp_path / "store"), True
+    data = Samples(images, [32, 32])
+    model = build(cfg)
+    fit(model, data)
+    model.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    for resumed in (True, False):
+        again = build(cfg)
+        fit(again, data, ckpt_path=tmp_path / "x.ckpt" if resumed else None, max_epochs=2)
+        standardization = again.distillation.regressions["pixels"].standardization
+        assert bool(standardization.fitted) is not resumed
+        assert standardization.count == (32 if resumed else 16)
 
 
 @pytest.mark.parametrize(
