@@ -121,6 +121,46 @@ def preset_distillation(
     return {**preset, **given}
 
 
+# What of the loss is about representations, and what says it where they meet the features.
+_ABOUT_REPRESENTATIONS = {
+    "representation_weights": "'dependence_weight' or 'regression_weight'",
+    "representation_views": "nothing, for all views meet them",
+    "dependence_measure": "'dependence_measure'",
+}
+
+
+def check_loss_options(
+    preset: str, loss: Mapping[str, Any], names: Iterable[str] | None, teachers: Iterable[str]
+) -> None:
+    """Raises if the loss is told something of representations, and all of them meet the features.
+
+    Args:
+        preset: The preset's name.
+        loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's.
+        names: The representations'; None where they are not known.
+        teachers: The names of those that are distilled.
+
+    Raises:
+        ValueError: If an option other than the preset's would have no effect.
+
+    Examples:
+        >>> check_loss_options("features", {"representation_weights": 0.5}, ["hog", "dct"], ["hog"])
+    """
+    if not names or not set(names) <= set(teachers):
+        return
+    settings = preset_settings(preset)
+    told = {**(MVMRLoss.__init__.__kwdefaults__ or {}), **settings.loss}
+    for name, instead in _ABOUT_REPRESENTATIONS.items():
+        used = name == "dependence_measure" and {**told, **loss}["dependence_weight"] != 0
+        # A weight of 0 says what is the case.
+        if name in loss and loss[name] not in (told[name], 0) and not used:
+            where = f"with preset {preset!r}" if settings.distillation else "with this distillation"
+            raise ValueError(
+                f"{name} must be left out {where}, whose representations all meet the features and not "
+                f"the embeddings, but is {loss[name]!r}; in distillation it is {instead}."
+            )
+
+
 def distil(
     distillation: DistillationLoss | None,
     features: Sequence[Tensor],

@@ -23,6 +23,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     IMAGE_SIZE,
     check_cache,
+    check_loss_options,
     distil,
     freeze_unused,
     preset_distillation,
@@ -82,7 +83,8 @@ class MVMR(LightningModule):
             step says what.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
             ``gather_distributed`` is True unless given. Where no weight is left on the embeddings, the
-            projection head is not trained.
+            projection head is not trained. What is about representations is refused where all of them
+            are distilled, as in the preset ``"features"``: ``distillation`` says it then.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
             features: ``teacher_dims`` names those of the representations that are its teachers, and
             their widths; the other representations are the loss's. Its heads are trained with the
@@ -188,6 +190,8 @@ class MVMR(LightningModule):
             named = (
                 list(self.representations.by_name) or None
             )  # of a store alone they are not known
+        if self.distillation is not None:
+            check_loss_options(preset, loss or {}, named, self.distillation.teacher_dims)
         freeze_unused(self.projection_head, self.criterion, self.distillation, named)
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,11 +18,12 @@ from mvmr_loss import (
     preset_settings,
 )
 from mvmr_loss._checks import check_bool, check_int
-from mvmr_loss.representations.registry import representation_class
+from mvmr_loss.representations.registry import labelled, representation_class
 
 from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     IMAGE_SIZE,
+    check_loss_options,
     preset_distillation,
     with_preset,
 )
@@ -129,11 +130,12 @@ def check_method_options(given: object, image_size: int = IMAGE_SIZE) -> dict[st
     names = ("representations", "sketch_dim", "distillation")
     filled = _checked(node, with_preset, options["preset"], *[options[name] for name in names])
     options["representations"], options["sketch_dim"] = filled
+    loss = {name: options[name] for name in LOSS_OPTIONS if options[name] is not None}
     for name, value in {**LOSS_OPTIONS, **preset.loss}.items():
         if options[name] is None:
             options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
-    _check_representations(options, node)
+    labels = _check_representations(options, node)
 
     def sizes() -> dict[str, int]:
         if not options["representations"]:
@@ -153,7 +155,8 @@ def check_method_options(given: object, image_size: int = IMAGE_SIZE) -> dict[st
             )
         gathered = {"gather_distributed": options["gather_distributed"]}
         options["distillation"] = {**gathered, **options["distillation"]}
-        _checked(place, DistillationLoss, 1, **options["distillation"])
+        teachers = _checked(place, DistillationLoss, 1, **options["distillation"]).teacher_dims
+        _checked(node, check_loss_options, options["preset"], loss, labels, teachers)
     return options
 
 
@@ -208,21 +211,14 @@ def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: A
         raise SoloConfigError(said if said.startswith(node) else f"{node}: {said}") from error
 
 
-def _check_representations(options: Mapping[str, Any], node: str) -> None:
-    """Raises if a representation is unknown, without building any: a teacher is loaded at fit."""
+def _check_representations(options: Mapping[str, Any], node: str) -> list[str]:
+    """Returns the representations' names without building any: a teacher is loaded at fit."""
     specification = options["representations"]
-    named: list[Any]
-    if isinstance(specification, Mapping):
-        named = [(value or {}).get("name", key) for key, value in specification.items()]
-    elif isinstance(specification, Sequence) and not isinstance(specification, str):
-        named = [i.get("name", "") if isinstance(i, Mapping) else i for i in specification]
-    else:
-        raise SoloConfigError(
-            f"{node}.representations must be a list of names or a mapping from name to options "
-            f"but is {specification!r}."
-        )
-    for name in named:
-        _checked(f"{node}.representations", representation_class, name)
+    # An empty list is none.
+    named = {} if specification in ([], (), {}) else _checked(node, labelled, specification)
+    for value in named.values():
+        if isinstance(value, Mapping):
+            _checked(f"{node}.representations", representation_class, value["name"])
     if options["normalization"] is not None:
         _checked(node, Normalization.of, options["normalization"])
     _checked(node, check_bool, f"{node}.fill_cache", options["fill_cache"])
@@ -232,3 +228,4 @@ def _check_representations(options: Mapping[str, Any], node: str) -> None:
         raise SoloConfigError(
             f"{node}.cache must be a path, or a mapping with a path, but is {cache!r}."
         )
+    return list(named)

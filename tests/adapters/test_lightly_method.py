@@ -401,6 +401,26 @@ def test_the_preset_with_terms_on_the_features():
     assert (model.distillation.teacher_dims, model.distillation.scale) == ({"hog": 9}, "coordinate")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("representation_weights", {"hogg": 50.0}),
+        ("representation_views", "both"),
+        ("dependence_measure", "debiased_cka"),
+    ],
+)
+def test_exception_options_of_terms_that_are_not_there(name, value):
+    told = f"{name} must be left out with preset 'features'.*; in distillation it is"
+    with pytest.raises(ValueError, match=told):
+        method(preset="features", representations=None, loss={name: value})
+    all_distilled = {"representations": ["pixels"], "distillation": DISTILLED}
+    with pytest.raises(ValueError, match=f"{name} must be left out with this distillation"):
+        method(loss={name: value, "dependence_weight": 0}, **all_distilled)
+    # Others of the representations meet the embeddings, and the measure compares the views, too.
+    method(loss={name: value}, distillation=DISTILLED)
+    method(loss={"dependence_measure": "debiased_cka"}, **all_distilled)
+
+
 def test_the_widths_of_the_presets_teachers(logged):
     """A sketch leaves as it is what is narrower."""
     names = ["scattering", "hog", "local_binary_patterns"]

@@ -89,6 +89,7 @@ def test_the_preset_with_terms_on_the_features() -> None:
     assert options["distillation"]["teacher_dims"] == {"edges": 64}
     assert options["distillation"]["dependence_weight"] == 0.1
     assert options["distillation"]["scale"] == "coordinate"
+    assert check_method_options(options) == options  # as solo-learn asks, more than once
     small = check_method_options({"preset": "features", "sketch_dim": 2048}, image_size=28)
     found = dict(zip(names, (2048, 648, 1024), strict=True))
     assert small["distillation"]["teacher_dims"] == found
@@ -183,6 +184,16 @@ def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> Non
             "representation must be one of .* but is 'no'",
         ),
         ({"representations": "pixels"}, "representations must be a list of names or a mapping"),
+        ({"representations": {"hog": 9}}, "method_kwargs: each of representations must .* 'hog'"),
+        ({"preset": "features", "representation_weights": 0.5}, "method_kwargs: representation_we"),
+        (
+            {"preset": "features", "representation_views": "both"},
+            "representation_views must be left",
+        ),
+        (
+            {"preset": "features", "dependence_measure": "cka"},
+            "dependence_measure must be left out",
+        ),
         ({"fill_cache": 1}, "method_kwargs.fill_cache must be True or False but is 1"),
         ({"cache": 3}, "method_kwargs.cache must be a path, or .* but is 3"),
         ("pixels", "method_kwargs must be a mapping of options but is 'pixels'"),

@@ -137,6 +137,8 @@ def test_distillation_is_mvmrs():
     model = Pretraining(Settings(**{**small, "image_size": 28}, objective="features"), 5)
     found = {"scattering": 1024, "hog": 648, "local_binary_patterns": 1024}
     assert model.distillation.teacher_dims == found
+    with pytest.raises(ValueError, match="dependence_measure must be left out with preset 'feat"):
+        Pretraining(Settings(**small, objective="features", dependence_measure="debiased_cka"), 5)
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
     with pytest.raises(ValueError, match="objective must be left out for vicreg"):
