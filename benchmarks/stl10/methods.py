@@ -166,9 +166,9 @@ class TwoViews(Pretraining):
     }
 
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
-        for name in ("distillation", "objective"):
+        for name in ("distillation", "objective", "view_terms"):
             given = getattr(settings, name)
-            if given != getattr(Settings, name, None):
+            if given != getattr(Settings, name):
                 raise ValueError(
                     f"{name} must be left out for {settings.method}, for it is mvmr's, but is {given!r}."
                 )

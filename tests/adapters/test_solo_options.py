@@ -146,10 +146,21 @@ def test_build_representations_computes_what_is_named() -> None:
             r"has rrc.enabled, .* set rrc.enabled to False and every prob to 0",
         ),
         ([PLAIN, pipeline(24, rrc=1)], r"augmentations\[1\].crop_size must equal .* 32, but is 24"),
+        ([PLAIN, PLAIN], r"augmentations\[1\] must be an augmented pipeline .* but only resizes"),
+        ([PLAIN, AUGMENTED, pipeline(24)], r"augmentations\[2\] must be an augmented pipeline"),
         ([PLAIN, pipeline(num_crops=2, rrc=1)], "num_crops must be 1 .* is 1 and 2"),
         ([PLAIN, AUGMENTED, AUGMENTED], r"augmentations\[2\].crop_size must not be 32 .* even 31"),
     ],
-    ids=["one", "swapped", "none plain", "crop sizes", "two crops", "third of one size"],
+    ids=[
+        "one",
+        "swapped",
+        "none plain",
+        "crop sizes",
+        "two plain",
+        "third plain",
+        "two crops",
+        "third of one size",
+    ],
 )
 def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> None:
     with pytest.raises(SoloConfigError, match=match):
