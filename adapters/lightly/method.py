@@ -185,11 +185,10 @@ class MVMR(LightningModule):
         options = preset_distillation(preset, distillation, self._sizes)
         if options is not None:
             self.distillation = DistillationLoss(feature_dim, **{**gathered, **options})
+        # None: not known, of a module of one's own and of a store alone.
         named: Iterable[str] | None = () if self.representations is None else None
         if isinstance(self.representations, Representations):
-            named = (
-                list(self.representations.by_name) or None
-            )  # of a store alone they are not known
+            named = list(self.representations.by_name) or None
         if self.distillation is not None:
             check_loss_options(preset, loss or {}, named, self.distillation.teacher_dims)
         freeze_unused(self.projection_head, self.criterion, self.distillation, named)

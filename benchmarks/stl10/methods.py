@@ -284,4 +284,7 @@ def _representations(settings: Settings) -> list[Any]:
         "blur": settings.blur,
     }
     items = [{"name": i} if isinstance(i, str) else i for i in settings.representation_names]
-    return [{**(augmented if i.get("name") == "augmented_pixels" else {}), **i} for i in items]
+    return [
+        {**augmented, **i} if isinstance(i, dict) and i.get("name") == "augmented_pixels" else i
+        for i in items
+    ]

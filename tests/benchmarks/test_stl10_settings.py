@@ -143,6 +143,8 @@ def test_distillation_is_mvmrs():
         TwoViews(Settings(method="vicreg", **small, **options), 5)
     with pytest.raises(ValueError, match="objective must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", objective="features", **small), 5)
+    with pytest.raises(TypeError, match="each of representations must be a name, .* but 9 is not"):
+        TwoViews(Settings(method="vicreg", representations=[9], **small), 5)
     with pytest.raises(ValueError, match="view_terms must be left out for vicreg, .* but is False"):
         TwoViews(Settings(method="vicreg", view_terms=False, **small), 5)
 
