@@ -5,18 +5,21 @@ Here is what all hosts share: defaults, and one meaning of the options ``cache``
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mvmr_loss import DistillationLoss, LossComponents, preset_settings
-from mvmr_loss.representations.registry import labelled
+from mvmr_loss import DistillationLoss, LossComponents, MVMRLoss, preset_settings
 
 # Where a host trains in several processes, the loss is that of the whole batch unless told
 # otherwise: with it, a batch means the same on one device and on eight.
 GATHER_DISTRIBUTED = True
+# Side of the images by which widths are told where it is not known; in larger ones they are the same,
+# as sketches.
+IMAGE_SIZE = 224
 
 
 def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_cache: bool) -> None:
@@ -40,42 +43,122 @@ def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_c
 
 def with_preset(
     name: str, representations: Any, sketch_dim: int | None, distillation: Any
-) -> tuple[Any, int | None, Any]:
-    """Fills in from a preset what a host was not told.
+) -> tuple[Any, int | None]:
+    """Fills in from a preset what a host was not told of the representations.
 
     Args:
         name: The preset's name.
         representations: What :class:`~mvmr_loss.Representations` is built from; None: the preset's.
-        sketch_dim: Width of their sketches; None: the preset's, if they are distilled.
+        sketch_dim: Width of their sketches; None: the preset's, if it distils them and no teacher is
+            said to be wider.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss` in the place of the preset's.
 
     Returns:
-        The three, filled in.
+        Representations and width of their sketches, filled in.
 
     Raises:
-        TypeError: If ``representations`` are of another form.
         ValueError: If there is no preset of that name; or it distils representations that are a
             module of one's own, whose widths are not known.
 
     Examples:
-        >>> with_preset("features", ["hog"], None, None)[2]["teacher_dims"]
-        {'hog': 1024}
+        >>> with_preset("features", ["hog"], None, None)
+        (['hog'], 1024)
     """
     preset = preset_settings(name)
     if representations is None:
         representations = list(preset.representations)
-    if preset.distillation is None or not isinstance(distillation, Mapping | None):
-        return representations, sketch_dim, distillation
-    given = distillation or {}
-    if "teacher_dims" not in given:
-        if isinstance(representations, nn.Module):
+    if preset.distillation is None:
+        return representations, sketch_dim
+    dims = distillation.get("teacher_dims") if isinstance(distillation, Mapping) else None
+    if isinstance(representations, nn.Module):
+        if dims is None:
             raise ValueError(
                 "distillation must say its teacher_dims where representations are a module and the "
                 f"preset is {name!r}, but is {distillation!r}."
             )
-        sketch_dim = preset.sketch_dim if sketch_dim is None else sketch_dim
-        given = {"teacher_dims": dict.fromkeys(labelled(representations), sketch_dim), **given}
-    return representations, sketch_dim, {**preset.distillation, **given}
+    elif sketch_dim is None and preset.sketch_dim is not None:
+        widths = dims.values() if isinstance(dims, Mapping) else ()
+        if not any(isinstance(width, int) and width > preset.sketch_dim for width in widths):
+            sketch_dim = preset.sketch_dim
+    return representations, sketch_dim
+
+
+def preset_distillation(
+    name: str, distillation: Any, sizes: Callable[[], Mapping[str, int]]
+) -> Any:
+    """Fills in from a preset what a host was not told of the distillation.
+
+    Args:
+        name: The preset's name.
+        distillation: Options of :class:`~mvmr_loss.DistillationLoss` in the place of the preset's.
+        sizes: Tells each representation's width, which is called only if ``teacher_dims`` are needed.
+
+    Returns:
+        The options; None: nothing is distilled.
+
+    Raises:
+        ValueError: If there are options but no representations.
+
+    Examples:
+        >>> preset_distillation("features", None, lambda: {"hog": 648})["teacher_dims"]
+        {'hog': 648}
+        >>> preset_distillation("features", None, dict)  # of no representations
+    """
+    preset = preset_settings(name).distillation
+    if preset is None or not isinstance(distillation, Mapping | None):
+        return distillation
+    given = dict(distillation or {})
+    if "teacher_dims" not in given:
+        widths = dict(sizes())
+        if not widths and given:
+            raise ValueError(
+                "distillation must be left out without representations, which it distils, but is "
+                f"{distillation!r}."
+            )
+        if not widths:
+            return None
+        given = {"teacher_dims": widths, **given}
+    return {**preset, **given}
+
+
+# What of the loss is about representations, and what says it where they meet the features.
+_ABOUT_REPRESENTATIONS = {
+    "representation_weights": "'dependence_weight' or 'regression_weight'",
+    "representation_views": "nothing, for all views meet them",
+    "dependence_measure": "'dependence_measure'",
+}
+
+
+def check_loss_options(
+    preset: str, loss: Mapping[str, Any], names: Iterable[str] | None, teachers: Iterable[str]
+) -> None:
+    """Raises if the loss is told something of representations, and all of them meet the features.
+
+    Args:
+        preset: The preset's name.
+        loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's.
+        names: The representations'; None where they are not known.
+        teachers: The names of those that are distilled.
+
+    Raises:
+        ValueError: If an option other than the preset's would have no effect.
+
+    Examples:
+        >>> check_loss_options("features", {"representation_weights": 0.5}, ["hog", "dct"], ["hog"])
+    """
+    if not names or not set(names) <= set(teachers):
+        return
+    settings = preset_settings(preset)
+    told = {**(MVMRLoss.__init__.__kwdefaults__ or {}), **settings.loss}
+    for name, instead in _ABOUT_REPRESENTATIONS.items():
+        used = name == "dependence_measure" and {**told, **loss}["dependence_weight"] != 0
+        # A weight of 0 says what is the case.
+        if name in loss and loss[name] not in (told[name], 0) and not used:
+            where = f"with preset {preset!r}" if settings.distillation else "with this distillation"
+            raise ValueError(
+                f"{name} must be left out {where}, whose representations all meet the features and not "
+                f"the embeddings, but is {loss[name]!r}; in distillation it is {instead}."
+            )
 
 
 def distil(
@@ -92,10 +175,62 @@ def distil(
 
     Returns:
         Its terms, or None; the representations that are not its teachers.
+
+    Raises:
+        ValueError: If a teacher is missing, or of another width.
     """
     if distillation is None:
         return None, represented
+    dims = distillation.teacher_dims
+    widths = {
+        name: math.prod(represented[name].shape[1:])
+        for name in dims
+        if isinstance(represented.get(name), Tensor)
+    }
+    if {**dims, **widths} != dims:
+        raise ValueError(
+            f"teacher_dims of the distillation must be {widths} for these images but are {dims}; give "
+            f"distillation={{'teacher_dims': {widths}}}."
+        )
     teachers, others = distillation.split(represented)
     components = distillation.forward_components(features, teachers)
     distillation.update(features, teachers)
     return components, others
+
+
+def freeze_unused(
+    projector: nn.Module,
+    criterion: MVMRLoss,
+    distillation: DistillationLoss | None,
+    names: Iterable[str] | None,
+) -> None:
+    """Has no gradient of a projector whose embeddings no term of the loss has a weight for.
+
+    DistributedDataParallel waits for the gradient of whatever asks for one, and fails without.
+
+    Args:
+        projector: From the backbone's features to embeddings.
+        criterion: The loss of the embeddings.
+        distillation: What is added on the features, or None.
+        names: The representations'; None where they are not known.
+
+    Examples:
+        >>> projector = nn.Linear(2, 2)
+        >>> nothing = dict.fromkeys(("invariance_weight", "variance_weight", "dependence_weight"), 0)
+        >>> freeze_unused(projector, MVMRLoss(**nothing), None, ["hog"])
+        >>> projector.weight.requires_grad
+        True
+        >>> freeze_unused(projector, MVMRLoss(**nothing), None, [])
+        >>> projector.weight.requires_grad
+        False
+    """
+    teachers = () if distillation is None else distillation.teacher_dims
+    weights = criterion.representation_weights
+    if names is None:
+        met = list(weights.values()) if isinstance(weights, dict) else [weights]
+    else:
+        others = [name for name in names if name not in teachers]
+        met = [weights.get(n, 0.0) if isinstance(weights, dict) else weights for n in others]
+    own = ("invariance", "variance", "dependence", "identity", "covariance")
+    if not any([*(getattr(criterion, f"{name}_weight") for name in own), *met]):
+        projector.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,12 @@ from mvmr_loss.normalization import NormalizationLike
 
 from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
+    IMAGE_SIZE,
     check_cache,
+    check_loss_options,
     distil,
+    freeze_unused,
+    preset_distillation,
     with_preset,
 )
 from .backbone import build_backbone
@@ -63,8 +67,8 @@ class MVMR(LightningModule):
         hidden_dim: Width of the projection head's hidden layers.
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or a module of one's
-            own from images to such a mapping; empty means no representation terms, None the
-            preset's.
+            own from images to such a mapping; empty means no representation terms and nothing that is
+            distilled, None the preset's.
         sketch_dim: What :class:`~mvmr_loss.Representations` takes; None: exact, or the preset's.
         normalization: How the images are normalised, told to the representations; what
             :class:`~mvmr_loss.Representations` takes. An :class:`MVMRTransform` of the training data
@@ -74,9 +78,13 @@ class MVMR(LightningModule):
             are computed in each step.
         fill_cache: Whether the store is made if there is none, and filled in the first epoch.
         preset: Settings by name, one of :func:`mvmr_loss.list_presets`; ``"features"`` is what learned
-            best here.
+            best here. The widths of its teachers are those of large images: for small ones, or a
+            large ``sketch_dim``, give ``distillation={"teacher_dims": ...}``; the error of the first
+            step says what.
         loss: Options of :class:`~mvmr_loss.MVMRLoss` in the place of the preset's;
-            ``gather_distributed`` is True unless given.
+            ``gather_distributed`` is True unless given. Where no weight is left on the embeddings, the
+            projection head is not trained. What is about representations is refused where all of them
+            are distilled, as in the preset ``"features"``: ``distillation`` says it then.
         distillation: Options of :class:`~mvmr_loss.DistillationLoss`, which is added, on the backbone's
             features: ``teacher_dims`` names those of the representations that are its teachers, and
             their widths; the other representations are the loss's. Its heads are trained with the
@@ -98,6 +106,7 @@ class MVMR(LightningModule):
     """
 
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam
+    image_size = IMAGE_SIZE  # a subclass that knows its images' may say it
 
     def __init__(
         self,
@@ -153,9 +162,7 @@ class MVMR(LightningModule):
                         f"{name} must be None where representations are a module, which may have one "
                         f"itself, but is {value!r}."
                     )
-        representations, sketch_dim, distillation = with_preset(
-            preset, representations, sketch_dim, distillation
-        )
+        representations, sketch_dim = with_preset(preset, representations, sketch_dim, distillation)
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -175,8 +182,16 @@ class MVMR(LightningModule):
         gathered = {"gather_distributed": GATHER_DISTRIBUTED}
         self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
         self.distillation: DistillationLoss | None = None
-        if distillation is not None:
-            self.distillation = DistillationLoss(feature_dim, **{**gathered, **distillation})
+        options = preset_distillation(preset, distillation, self._sizes)
+        if options is not None:
+            self.distillation = DistillationLoss(feature_dim, **{**gathered, **options})
+        # None: not known, of a module of one's own and of a store alone.
+        named: Iterable[str] | None = () if self.representations is None else None
+        if isinstance(self.representations, Representations):
+            named = list(self.representations.by_name) or None
+        if self.distillation is not None:
+            check_loss_options(preset, loss or {}, named, self.distillation.teacher_dims)
+        freeze_unused(self.projection_head, self.criterion, self.distillation, named)
 
         # With fewer than five classes lightly's default top-5 accuracy does not exist.
         topk = (1, 5) if num_classes >= 5 else (1,)
@@ -196,6 +211,12 @@ class MVMR(LightningModule):
                 topk=topk,
             )
         )
+
+    def _sizes(self) -> dict[str, int]:
+        """Returns the representations' widths."""
+        if not isinstance(self.representations, Representations):
+            return {}
+        return self.representations.sizes(3, self.image_size, self.image_size)
 
     def _set_hparams(self, hp: Any) -> None:
         """Keeps no objects, whichever class saves its arguments: they would be pickled."""
@@ -227,7 +248,8 @@ class MVMR(LightningModule):
             check_cache(self.cache, self.fill_cache)
             self.representations.open_cache(dataset)
             self._index = {name: i for i, name in enumerate(dataset.get_filenames())}
-        if self.distillation is not None:
+        # A training that is resumed has its statistics, though the store has become full meanwhile.
+        if self.distillation is not None and self.trainer.global_step == 0:
             self.distillation.fit_if_full(self.representations)
 
     def _represent(self, batch: Sequence[Any]) -> dict[str, Tensor] | None:

@@ -45,7 +45,7 @@ def _randomness(pipeline: DictConfig) -> list[str]:
 
 
 def check_pipelines(augmentations: ListConfig) -> None:
-    """Raises unless the first pipeline is non-augmented and the second one augmented.
+    """Raises unless the first pipeline is non-augmented and all others are augmented.
 
     solo-learn counts the crops of the first pipeline's size as large and allows two of them.
     Further augmented views are its small crops: further pipelines of another size.
@@ -78,6 +78,12 @@ def check_pipelines(augmentations: ListConfig) -> None:
             "augmentations[0] must be the non-augmented pipeline for method 'mvmr' but has "
             f"{', '.join(_randomness(first))}; {remedy}"
         )
+    for i, pipeline in enumerate(augmentations[1:], start=1):
+        if is_non_augmented(pipeline):
+            raise SoloConfigError(
+                f"augmentations[{i}] must be an augmented pipeline for method 'mvmr' but only resizes "
+                "and normalises; set rrc.enabled to True or a prob above 0 in it."
+            )
     if second.crop_size != first.crop_size:
         raise SoloConfigError(
             "augmentations[1].crop_size must equal augmentations[0].crop_size, "
@@ -173,7 +179,8 @@ def check_pretraining(cfg: DictConfig) -> None:
                 "method_kwargs.representations and method_kwargs.representation_weights."
             )
         check_pipelines(cfg.augmentations)
-        options = check_method_options(OmegaConf.select(cfg, "method_kwargs"))
+        size = cfg.augmentations[0].crop_size
+        options = check_method_options(OmegaConf.select(cfg, "method_kwargs"), size)
     elif regularized:
         options = check_regularizer_options(cfg[REGULARIZER])
         check_regularizer_pipelines(cfg.augmentations, options)

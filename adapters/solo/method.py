@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from solo.methods.base import BaseMethod
 
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
+from mvmr_loss.representations.registry import labelled
 
-from .. import distil  # noqa: TID252 - of the same checkout
+from .. import distil, freeze_unused  # noqa: TID252 - of the same checkout
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
 from .options import LOSS_OPTIONS, check_method_options, select
@@ -54,6 +55,9 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         self.distillation: DistillationLoss | None = None
         if self.options["distillation"] is not None:
             self.distillation = DistillationLoss(self.features_dim, **self.options["distillation"])
+        specification = self.options["representations"]
+        names = labelled(specification) if specification else ()
+        freeze_unused(self.projector, self.criterion, self.distillation, names)
         self.representations: torch.nn.Module | None = None
         self._representation_state: dict[str, torch.Tensor] = {}
 
@@ -61,9 +65,12 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Adds the defaults of ``method_kwargs``, and checks them and the pipelines."""
         cfg = super(MVMR, MVMR).add_and_assert_specific_cfg(cfg)
-        cfg.method_kwargs = check_method_options(cfg.method_kwargs)
-        if OmegaConf.select(cfg, "augmentations") is not None:
+        if OmegaConf.select(cfg, "augmentations") is None:
+            cfg.method_kwargs = check_method_options(cfg.method_kwargs)
+        else:
             check_pipelines(cfg.augmentations)
+            size = cfg.augmentations[0].crop_size
+            cfg.method_kwargs = check_method_options(cfg.method_kwargs, size)
         return cfg
 
     @property
@@ -84,7 +91,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
             if built is not None:
                 built.load_state_dict(self._representation_state, strict=False)
                 self.representations = built.to(self.device)
-                if self.distillation is not None:
+                # A training that is resumed has its statistics, though the store is full by now.
+                if self.distillation is not None and self.trainer.global_step == 0:
                     self.distillation.fit_if_full(built)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

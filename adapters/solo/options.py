@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,9 +18,15 @@ from mvmr_loss import (
     preset_settings,
 )
 from mvmr_loss._checks import check_bool, check_int
-from mvmr_loss.representations.registry import representation_class
+from mvmr_loss.representations.registry import labelled, representation_class
 
-from .. import GATHER_DISTRIBUTED, with_preset  # noqa: TID252 - of the same checkout
+from .. import (  # noqa: TID252 - of the same checkout
+    GATHER_DISTRIBUTED,
+    IMAGE_SIZE,
+    check_loss_options,
+    preset_distillation,
+    with_preset,
+)
 
 # The node of the configuration that adds the representation terms to another method.
 REGULARIZER = "mvmr_regularizer"
@@ -98,11 +104,12 @@ def with_defaults(given: object, defaults: Mapping[str, Any], node: str) -> dict
     return {**defaults, **given}
 
 
-def check_method_options(given: object) -> dict[str, Any]:
+def check_method_options(given: object, image_size: int = IMAGE_SIZE) -> dict[str, Any]:
     """Returns ``method_kwargs`` of ``method: mvmr``, filled and checked.
 
     Args:
         given: The node, a mapping, or None.
+        image_size: The images' side, by which a preset knows the widths of its teachers.
 
     Returns:
         Every option of the loss, the projector and the representations.
@@ -122,12 +129,23 @@ def check_method_options(given: object) -> dict[str, Any]:
     preset = _checked(node, preset_settings, options["preset"])
     names = ("representations", "sketch_dim", "distillation")
     filled = _checked(node, with_preset, options["preset"], *[options[name] for name in names])
-    options |= dict(zip(names, filled, strict=True))
+    options["representations"], options["sketch_dim"] = filled
+    loss = {name: options[name] for name in LOSS_OPTIONS if options[name] is not None}
     for name, value in {**LOSS_OPTIONS, **preset.loss}.items():
         if options[name] is None:
             options[name] = value
     _checked(node, MVMRLoss, **select(options, LOSS_OPTIONS))
-    _check_representations(options, node)
+    labels = _check_representations(options, node)
+
+    def sizes() -> dict[str, int]:
+        if not options["representations"]:
+            return {}
+        built = Representations(options["representations"], sketch_dim=options["sketch_dim"])
+        return built.sizes(3, image_size, image_size)
+
+    options["distillation"] = _checked(
+        node, preset_distillation, options["preset"], options["distillation"], sizes
+    )
     if options["distillation"] is not None:
         place = f"{node}.distillation"
         if not isinstance(options["distillation"], Mapping):
@@ -137,7 +155,8 @@ def check_method_options(given: object) -> dict[str, Any]:
             )
         gathered = {"gather_distributed": options["gather_distributed"]}
         options["distillation"] = {**gathered, **options["distillation"]}
-        _checked(place, DistillationLoss, 1, **options["distillation"])
+        teachers = _checked(place, DistillationLoss, 1, **options["distillation"]).teacher_dims
+        _checked(node, check_loss_options, options["preset"], loss, labels, teachers)
     return options
 
 
@@ -192,21 +211,14 @@ def _checked(node: str, check: Callable[..., Any], *arguments: Any, **options: A
         raise SoloConfigError(said if said.startswith(node) else f"{node}: {said}") from error
 
 
-def _check_representations(options: Mapping[str, Any], node: str) -> None:
-    """Raises if a representation is unknown, without building any: a teacher is loaded at fit."""
+def _check_representations(options: Mapping[str, Any], node: str) -> list[str]:
+    """Returns the representations' names without building any: a teacher is loaded at fit."""
     specification = options["representations"]
-    named: list[Any]
-    if isinstance(specification, Mapping):
-        named = [(value or {}).get("name", key) for key, value in specification.items()]
-    elif isinstance(specification, Sequence) and not isinstance(specification, str):
-        named = [i.get("name", "") if isinstance(i, Mapping) else i for i in specification]
-    else:
-        raise SoloConfigError(
-            f"{node}.representations must be a list of names or a mapping from name to options "
-            f"but is {specification!r}."
-        )
-    for name in named:
-        _checked(f"{node}.representations", representation_class, name)
+    # An empty list is none.
+    named = {} if specification in ([], (), {}) else _checked(node, labelled, specification)
+    for value in named.values():
+        if isinstance(value, Mapping):
+            _checked(f"{node}.representations", representation_class, value["name"])
     if options["normalization"] is not None:
         _checked(node, Normalization.of, options["normalization"])
     _checked(node, check_bool, f"{node}.fill_cache", options["fill_cache"])
@@ -216,3 +228,4 @@ def _check_representations(options: Mapping[str, Any], node: str) -> None:
         raise SoloConfigError(
             f"{node}.cache must be a path, or a mapping with a path, but is {cache!r}."
         )
+    return list(named)

@@ -34,11 +34,26 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         help="an argument of DependenceDistillationTask, 'loss' or 'representations', its value a "
-        "string or JSON; may be repeated",
+        "string or JSON; may be repeated; needs '--kd-distill-type feature'",
     )
     parser.add_argument("script", type=Path, help="train.py of a checkout of timm")
     parser.add_argument("script_options", nargs=argparse.REMAINDER, help="options of the script")
     return parser.parse_args(arguments)
+
+
+def _refuse_other_tasks() -> None:
+    """Has timm's other tasks end the program: which one is made, a configuration file may say, too."""
+
+    def refuse(self: object, *_: object, **__: object) -> None:
+        raise SystemExit(
+            "Error: --task must be left out but for feature distillation, but the script trains by "
+            f"{type(self).__name__}; give it --kd-model-name TEACHER --kd-distill-type feature."
+        )
+
+    base, own = timm.task.TrainingTask, timm.task.FeatureDistillationTask
+    for name, value in list(vars(timm.task).items()):
+        if isinstance(value, type) and issubclass(value, base) and value not in (base, own):
+            setattr(timm.task, name, type(name, (value,), {"__init__": refuse}))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The command line without the program's name.
 
     Raises:
-        SystemExit: If there is no such script, or an option is none of the task's.
+        SystemExit: If there is no such script, an option is none of the task's, or there are options
+            but the script has another task.
     """
     settings = parse_arguments(arguments)
     if not settings.script.is_file():
@@ -62,6 +78,8 @@ def main(arguments: Sequence[str]) -> None:
             raise SystemExit(
                 f"Error: --task must be loss=... or representations=... but is {name}."
             )
+    if options:
+        _refuse_other_tasks()
     # The script imports it by name, and its neighbours before all else.
     task = functools.partial(DependenceDistillationTask, **options)
     timm.task.FeatureDistillationTask = task  # type: ignore[assignment, misc]

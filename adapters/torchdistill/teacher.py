@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -80,7 +81,8 @@ class NonAugmentedDatasetWrapper(Dataset[Any]):
     """Gives each sample's index, and its image without augmentation beside the augmented one.
 
     Args:
-        org_dataset: A data set of (image, target) with an attribute ``transform``, which augments.
+        org_dataset: A data set of (image, target) with an attribute ``transform``, which augments. It
+            stays as it is.
         transform: Makes the non-augmented image. None: the sample's own, which must be the same in every
             epoch where representations are cached.
 
@@ -97,7 +99,13 @@ class NonAugmentedDatasetWrapper(Dataset[Any]):
                     "transform must be None for a data set without a transform of its own, but is "
                     f"{transform!r}; torchvision's data sets have one."
                 )
-            self.augment, org_dataset.transform = org_dataset.transform, None
+            self.augment = org_dataset.transform
+            # A copy: the next stage of a training, or its validation, takes the same data set.
+            self.org_dataset = copy.copy(org_dataset)
+            self.org_dataset.transform = None
+            if hasattr(org_dataset, "transforms"):
+                # What some of torchvision's read instead, which has the target's transform as well.
+                self.org_dataset.transforms = _without_transform(org_dataset.transforms)
 
     def __len__(self) -> int:
         return len(self.org_dataset)
@@ -109,6 +117,15 @@ class NonAugmentedDatasetWrapper(Dataset[Any]):
             supplement[IMAGE] = self.transform(image)
             image = self.augment(image)
         return image, target, supplement
+
+
+def _without_transform(transforms: Any) -> Any:
+    """Returns what torchvision makes of both transforms with that of the target alone."""
+    if not hasattr(transforms, "transform"):
+        return None
+    transforms = copy.copy(transforms)
+    transforms.transform = None
+    return transforms
 
 
 @register_forward_proc_func  # type: ignore[untyped-decorator, unused-ignore]

@@ -121,6 +121,7 @@ class Pretraining(MVMR):
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
         backbone, width = build_backbone(settings)
         self.optimizer_class = OPTIMIZERS[settings.optimizer]
+        self.image_size = settings.image_size
         weight = settings.representation_weight
         super().__init__(
             settings.batch_size // settings.devices,
@@ -165,9 +166,9 @@ class TwoViews(Pretraining):
     }
 
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
-        for name in ("distillation", "objective"):
+        for name in ("distillation", "objective", "view_terms"):
             given = getattr(settings, name)
-            if given != getattr(Settings, name, None):
+            if given != getattr(Settings, name):
                 raise ValueError(
                     f"{name} must be left out for {settings.method}, for it is mvmr's, but is {given!r}."
                 )
@@ -283,4 +284,7 @@ def _representations(settings: Settings) -> list[Any]:
         "blur": settings.blur,
     }
     items = [{"name": i} if isinstance(i, str) else i for i in settings.representation_names]
-    return [{**(augmented if i.get("name") == "augmented_pixels" else {}), **i} for i in items]
+    return [
+        {**augmented, **i} if isinstance(i, dict) and i.get("name") == "augmented_pixels" else i
+        for i in items
+    ]

@@ -52,7 +52,7 @@ class Settings:
         representations: Representations for any method: names, or mappings such as
             '{name: hog, orientations: 9}'. None: the objective's for mvmr, none for the others.
         representation_weight: Weight of each representation's term; negative rewards independence.
-            None: the objective's for mvmr, 1 for the others.
+            None: the objective's for mvmr, 1 for the others. Not where all of them are distilled.
         distillation: Options of mvmr_loss.DistillationLoss for mvmr, such as
             {teacher_dims: {teacher: 384}}, which names the teachers among the representations. None:
             the objective's.

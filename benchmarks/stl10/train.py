@@ -274,8 +274,10 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
         raise FileNotFoundError(
             f"{path} must be the run's checkpoint but is missing; resume the run."
         )
-    # Features need no representations, nor the files of a teacher.
-    bare = dataclasses.replace(settings, representations=[], cache=None)
+    # Features need no representations, nor the files of a teacher, nor what distils them.
+    bare = dataclasses.replace(
+        settings, representations=[], cache=None, objective="paper", distillation=None
+    )
     method = build_method(bare, 2)
     with contents_of(path, WANTED) as content:
         kept = {k: v for k, v in content["state_dict"].items() if k.startswith("backbone.")}

@@ -280,6 +280,8 @@ class DistillationLoss(nn.Module):
     def fit_if_full(self, representations: Representations) -> bool:
         """Fits to a cache that has all samples; a trainer may call it whatever cache there is.
 
+        At the start of a training only: one that is resumed has the statistics it began with.
+
         Args:
             representations: With or without a cache.
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 import mvmr_loss
 from mvmr_loss import MVMRLoss, Normalization, Representations
 from mvmr_loss.adapters import lightly as adapter
+from mvmr_loss.adapters import with_preset
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
@@ -200,6 +202,26 @@ def test_distillation_is_added_on_the_features(logged):
     assert torch.equal(model.distillation.bank.samples()[0], features[0])
 
 
+NO_VIEWS = {"invariance_weight": 0, "variance_weight": 0, "dependence_weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"loss": NO_VIEWS, "representations": ["pixels"], "distillation": DISTILLED}, False),
+        ({"loss": NO_VIEWS, "distillation": DISTILLED}, True),  # local_std meets the embeddings
+        ({"loss": {**NO_VIEWS, "representation_weights": {"pixels": 0, "local_std": 1}}}, True),
+        ({"loss": {**NO_VIEWS, "identity_weight": 1}, "representations": []}, True),
+    ],
+)
+def test_what_asks_for_a_gradient_gets_one(options, trained, logged):
+    """Else DistributedDataParallel raises at the second step."""
+    model = method(**options)
+    model.training_step(next(iter(loader())), 0).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad == trained for p in model.projection_head.parameters())
+
+
 def test_distillation_trains_its_head_and_knows_a_full_store(tmp_path):
     dataset = LightlyDataset.from_torch_dataset(Photos())
     options = {
@@ -233,6 +255,14 @@ class Photos(torch.utils.data.Dataset):
     def __getitem__(self, index):
         plain = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index))
         return [plain, plain + 0.1 * torch.rand_like(plain)], index % CLASSES
+
+
+class SamePhotos(Photos):
+    """Without noise of its own, which a resumed training would draw anew."""
+
+    def __getitem__(self, index):
+        (plain, _), target = super().__getitem__(index)
+        return [plain, plain.flip(-1)], target
 
 
 def test_kept_representations(teacher, tmp_path, monkeypatch):
@@ -356,6 +386,10 @@ def test_the_preset_with_terms_on_the_features():
     trainer(max_epochs=2).fit(model, loader())
     assert any(not torch.equal(before[k], v) for k, v in head.state_dict().items())
     assert {"train_regression/edges", "train_dependence/edges"} <= set(model.trainer.logged_metrics)
+    model = method(preset="features", representations=[])
+    assert (model.representations, model.distillation) == (None, None)
+    with pytest.raises(ValueError, match="distillation must be left out without representations"):
+        method(preset="features", representations=[], distillation={"dependence_weight": 0.1})
     with pytest.raises(ValueError, match="sketch_dim must be None where representations are"):
         method(preset="features", representations=torch.nn.Identity(), sketch_dim=16)
     own = Representations(["hog"])
@@ -365,6 +399,44 @@ def test_the_preset_with_terms_on_the_features():
         preset="features", representations=own, distillation={"teacher_dims": {"hog": 9}}
     )
     assert (model.distillation.teacher_dims, model.distillation.scale) == ({"hog": 9}, "coordinate")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("representation_weights", {"hogg": 50.0}),
+        ("representation_views", "both"),
+        ("dependence_measure", "debiased_cka"),
+    ],
+)
+def test_exception_options_of_terms_that_are_not_there(name, value):
+    told = f"{name} must be left out with preset 'features'.*; in distillation it is"
+    with pytest.raises(ValueError, match=told):
+        method(preset="features", representations=None, loss={name: value})
+    all_distilled = {"representations": ["pixels"], "distillation": DISTILLED}
+    with pytest.raises(ValueError, match=f"{name} must be left out with this distillation"):
+        method(loss={name: value, "dependence_weight": 0}, **all_distilled)
+    # Others of the representations meet the embeddings, and the measure compares the views, too.
+    method(loss={name: value}, distillation=DISTILLED)
+    method(loss={"dependence_measure": "debiased_cka"}, **all_distilled)
+
+
+def test_the_widths_of_the_presets_teachers(logged):
+    """A sketch leaves as it is what is narrower."""
+    names = ["scattering", "hog", "local_binary_patterns"]
+    model = method(preset="features", representations=None, sketch_dim=2048)
+    dims = dict(zip(names, (2048, 2048, 1024), strict=True))
+    assert model.distillation.teacher_dims == dims
+    batch = next(iter(DataLoader(images(4, size=28), 4)))
+    model = method(preset="features", representations=None)
+    found = dict(zip(names, (1024, 648, 1024), strict=True))
+    told = f"teacher_dims of the distillation must be {found} for these images but are {{'scat"
+    with pytest.raises(ValueError, match=re.escape(told)) as error:
+        model.training_step(batch, 0)
+    given = {"teacher_dims": found}
+    assert str(error.value).endswith(f"give distillation={given}.")
+    method(preset="features", representations=None, distillation=given).training_step(batch, 0)
+    assert with_preset("features", ["hog"], None, {"teacher_dims": {"hog": 1152}})[1] is None
 
 
 def test_gathers_unless_told_otherwise():
@@ -547,19 +619,28 @@ def test_numbers_of_numpy_and_paths_are_saved_as_plain_ones(tmp_path):
     MVMR.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
 
 
-def test_resume_continues_exactly(tmp_path):
-    def fit(model, **options):
+@pytest.mark.parametrize("distils", [False, True])
+def test_resume_continues_exactly(tmp_path, distils):
+    """Also where the store, empty at the start, is full by then."""
+    options, batches = {}, loader()
+    if distils:
+        store = {"cache": str(tmp_path / "store"), "fill_cache": True}
+        options = {**store, "representations": ["pixels"], "distillation": DISTILLED}
+        batches = DataLoader(LightlyDataset.from_torch_dataset(SamePhotos()), 4)
+
+    def fit(**resumed):
+        model = method(**options)
         losses = []
         model.on_train_batch_end = lambda outputs, *_: losses.append(outputs["loss"].item())
         run = trainer(max_epochs=4)
         model.on_train_epoch_end = lambda: run.save_checkpoint(
             tmp_path / f"{run.current_epoch}.ckpt"
         )
-        run.fit(model, loader(), **options)
+        run.fit(model, batches, **resumed)
         return losses
 
-    whole = fit(method())
-    assert fit(method(), ckpt_path=tmp_path / "1.ckpt") == whole[10:]
+    whole = fit()
+    assert fit(ckpt_path=tmp_path / "1.ckpt") == whole[len(whole) // 2 :]
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,9 @@ def build(cfg: DictConfig, seed: int = 0) -> Any:
     return METHODS[cfg.method](cfg)
 
 
-def fit(model: Any, data: Dataset[Any], batch_size: int = 16, **trainer: Any) -> dict[str, Any]:
+def fit(
+    model: Any, data: Dataset[Any], batch_size: int = 16, ckpt_path: Any = None, **trainer: Any
+) -> dict[str, Any]:
     """Trains for one batch in Lightning; returns the step's loss and what was logged."""
     from lightning.pytorch import Callback, Trainer, seed_everything
 
@@ -209,7 +211,7 @@ def fit(model: Any, data: Dataset[Any], batch_size: int = 16, **trainer: Any) ->
         "callbacks": [KeepLoss()],
     }
     runner = Trainer(**{**options, **trainer})
-    runner.fit(model, DataLoader(data, batch_size=batch_size, drop_last=True))
+    runner.fit(model, DataLoader(data, batch_size, drop_last=True), ckpt_path=ckpt_path)
     return {"loss": losses[0], **{k: v.item() for k, v in runner.callback_metrics.items()}}
 
 
@@ -305,6 +307,55 @@ def test_distillation_is_added_on_the_features(images: Tensor) -> None:
             assert found[f"train_{name}_loss"] == pytest.approx(term.item(), rel=1e-3)
     kept, _ = model.distillation.bank.samples()
     assert kept.shape == (8, 64)
+
+
+def test_without_terms_on_embeddings_the_projector_asks_for_no_gradient(images: Tensor) -> None:
+    """As of mvmr_distillation, whose own strategy, DDP, else raises at the second step."""
+    cfg = make_cfg("mvmr")
+    for term in ("invariance", "variance", "dependence"):
+        cfg.method_kwargs[f"{term}_weight"] = 0.0
+    cfg.method_kwargs.representations = ["pixels"]
+    cfg.method_kwargs.distillation = {"teacher_dims": {"pixels": 3072}}
+    model = build(cfg)
+    fit(model, Samples(images, [32, 32]))
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in model.projector.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_widths_of_the_presets_teachers(images: Tensor) -> None:
+    cfg = make_cfg("mvmr")
+    cfg.augmentations = [pipeline(28, 1, False), pipeline(28, 1, True)]
+    cfg.method_kwargs = {
+        **{"preset": "features", "proj_hidden_dim": 32, "proj_output_dim": 16},
+        "representations": [
+            "hog",
+            {"name": "teacher", "source": "torchvision", "model": "resnet18"},
+        ],
+    }
+    model = build(cfg)
+    fit(model, Samples(images, [28, 28]))
+    assert model.distillation.teacher_dims == {"hog": 648, "teacher": 512}
+
+
+def test_statistics_are_taken_at_the_start_of_a_training_only(
+    images: Tensor, tmp_path: Path
+) -> None:
+    """One that is resumed finds the store full, which was empty when it began."""
+    cfg = make_cfg("mvmr")
+    cfg.method_kwargs.representations = ["pixels"]
+    cfg.method_kwargs.distillation = {"teacher_dims": {"pixels": 3072}}
+    cfg.method_kwargs.cache, cfg.method_kwargs.fill_cache = str(tmp_path / "store"), True
+    data = Samples(images, [32, 32])
+    model = build(cfg)
+    fit(model, data)
+    model.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    for resumed in (True, False):
+        again = build(cfg)
+        fit(again, data, ckpt_path=tmp_path / "x.ckpt" if resumed else None, max_epochs=2)
+        standardization = again.distillation.regressions["pixels"].standardization
+        assert bool(standardization.fitted) is not resumed
+        assert standardization.count == (32 if resumed else 16)
 
 
 @pytest.mark.parametrize(

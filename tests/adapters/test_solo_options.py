@@ -89,6 +89,13 @@ def test_the_preset_with_terms_on_the_features() -> None:
     assert options["distillation"]["teacher_dims"] == {"edges": 64}
     assert options["distillation"]["dependence_weight"] == 0.1
     assert options["distillation"]["scale"] == "coordinate"
+    assert check_method_options(options) == options  # as solo-learn asks, more than once
+    small = check_method_options({"preset": "features", "sketch_dim": 2048}, image_size=28)
+    found = dict(zip(names, (2048, 648, 1024), strict=True))
+    assert small["distillation"]["teacher_dims"] == found
+    options = check_method_options({"preset": "features", "representations": []})
+    assert options["distillation"] is None
+    assert build_representations(options) is None
 
 
 def test_all_hosts_gather_unless_told_otherwise() -> None:
@@ -139,10 +146,21 @@ def test_build_representations_computes_what_is_named() -> None:
             r"has rrc.enabled, .* set rrc.enabled to False and every prob to 0",
         ),
         ([PLAIN, pipeline(24, rrc=1)], r"augmentations\[1\].crop_size must equal .* 32, but is 24"),
+        ([PLAIN, PLAIN], r"augmentations\[1\] must be an augmented pipeline .* but only resizes"),
+        ([PLAIN, AUGMENTED, pipeline(24)], r"augmentations\[2\] must be an augmented pipeline"),
         ([PLAIN, pipeline(num_crops=2, rrc=1)], "num_crops must be 1 .* is 1 and 2"),
         ([PLAIN, AUGMENTED, AUGMENTED], r"augmentations\[2\].crop_size must not be 32 .* even 31"),
     ],
-    ids=["one", "swapped", "none plain", "crop sizes", "two crops", "third of one size"],
+    ids=[
+        "one",
+        "swapped",
+        "none plain",
+        "crop sizes",
+        "two plain",
+        "third plain",
+        "two crops",
+        "third of one size",
+    ],
 )
 def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> None:
     with pytest.raises(SoloConfigError, match=match):
@@ -177,6 +195,16 @@ def test_exception_pipelines(pipelines: list[dict[str, Any]], match: str) -> Non
             "representation must be one of .* but is 'no'",
         ),
         ({"representations": "pixels"}, "representations must be a list of names or a mapping"),
+        ({"representations": {"hog": 9}}, "method_kwargs: each of representations must .* 'hog'"),
+        ({"preset": "features", "representation_weights": 0.5}, "method_kwargs: representation_we"),
+        (
+            {"preset": "features", "representation_views": "both"},
+            "representation_views must be left",
+        ),
+        (
+            {"preset": "features", "dependence_measure": "cka"},
+            "dependence_measure must be left out",
+        ),
         ({"fill_cache": 1}, "method_kwargs.fill_cache must be True or False but is 1"),
         ({"cache": 3}, "method_kwargs.cache must be a path, or .* but is 3"),
         ("pixels", "method_kwargs must be a mapping of options but is 'pixels'"),

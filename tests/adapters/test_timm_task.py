@@ -258,6 +258,21 @@ def test_timms_script_gets_it_for_feature_distillation(tmp_path):
     assert "DependenceDistillationTask debiased_cka" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["LogitDistillationTask", "ClassificationTask"])
+def test_options_without_feature_distillation(tmp_path, name):
+    (tmp_path / "train.py").write_text(
+        f"import timm\nfrom timm.task import {name}\nmodel = timm.create_model('test_resnet')\n"
+        f"{name}(model, **({{'teacher_model': model}} if 'Logit' in '{name}' else {{}}))\n"
+        "print('trained')"
+    )
+    done = run(tmp_path, "--task", "loss={}", "train.py")
+    assert (
+        f"--task must be left out but for feature distillation, but the script trains by {name}"
+        in (done.stderr)
+    )
+    assert "trained" in run(tmp_path, "train.py").stdout
+
+
 def test_errors_of_the_command(tmp_path):
     assert "must be a Python script but is none" in run(tmp_path, "train.py").stderr
     (tmp_path / "train.py").write_text("")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import yaml
 from torch import nn
 
@@ -89,6 +90,35 @@ def test_the_wrapper_gives_both_images_and_the_index():
     assert (image > dataset.images[5]).all()
     image, target, supplement = NonAugmentedDatasetWrapper(Images())[5]
     assert list(supplement) == ["index"]
+
+
+class Both(torchvision.datasets.VisionDataset):
+    """A data set that reads both transforms at once, as torchvision's OxfordIIITPet does."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.transforms(torch.ones(3, 4, 4), 1)
+
+
+def test_the_wrapper_takes_no_transform_off_the_data_set_itself():
+    """A second stage wraps the same data set; whichever of its transforms it reads."""
+    own = Images()
+    augment = own.transform
+    both = Both(
+        "", transform=lambda image: image + torch.rand(1), target_transform=lambda target: -target
+    )
+    for dataset in (own, both):
+        for _ in range(2):
+            wrapped = NonAugmentedDatasetWrapper(dataset, transform=lambda image: image * 2)
+            image, target, supplement = wrapped[0]
+            plain = dataset.images[0] if dataset is own else torch.ones(3, 4, 4)
+            assert torch.equal(supplement["non_augmented"], 2 * plain)
+            assert (image > plain).all()
+            assert target == (0 if dataset is own else -1)
+    assert own.transform is augment
+    assert both.transforms.transform is both.transform
 
 
 def test_the_teacher_sees_the_image_that_is_not_augmented():

@@ -265,6 +265,24 @@ def test_export_loads_by_what_it_prints(stl10_files, tmp_path, capsys, backbone)
         torch.testing.assert_close(model(images), method(images))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "features"},
+        {"objective": "features", "distillation": {"dependence_weight": 0.1}},
+        {"representations": ["pixels"], "distillation": {"teacher_dims": {"pixels": 3072}}},
+    ],
+)
+def test_a_run_that_distils_is_read_without_its_teachers(stl10_files, tmp_path, options):
+    settings = tiny(stl10_files, **options)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings.as_dict()))
+    method = build_method(settings, 10).eval()
+    torch.save({"state_dict": method.state_dict()}, tmp_path / "checkpoint.ckpt")
+    _, loaded = load_run(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), method(images))
+
+
 def test_a_kept_teacher_is_asked_once(stl10_files, tmp_path):
     from torchvision.models import resnet18
 

@@ -132,11 +132,21 @@ def test_distillation_is_mvmrs():
     assert model.distillation.teacher_dims == {"pixels": 3072}
     loss = model.criterion
     assert (loss.invariance_weight, loss.variance_weight, loss.dependence_weight) == (0, 0, 0)
+    assert not any(p.requires_grad for p in model.projection_head.parameters())  # for DDP
     assert Pretraining(Settings(**small), 5).criterion.invariance_weight == 1
+    model = Pretraining(Settings(**{**small, "image_size": 28}, objective="features"), 5)
+    found = {"scattering": 1024, "hog": 648, "local_binary_patterns": 1024}
+    assert model.distillation.teacher_dims == found
+    with pytest.raises(ValueError, match="dependence_measure must be left out with preset 'feat"):
+        Pretraining(Settings(**small, objective="features", dependence_measure="debiased_cka"), 5)
     with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", **small, **options), 5)
     with pytest.raises(ValueError, match="objective must be left out for vicreg"):
         TwoViews(Settings(method="vicreg", objective="features", **small), 5)
+    with pytest.raises(TypeError, match="each of representations must be a name, .* but 9 is not"):
+        TwoViews(Settings(method="vicreg", representations=[9], **small), 5)
+    with pytest.raises(ValueError, match="view_terms must be left out for vicreg, .* but is False"):
+        TwoViews(Settings(method="vicreg", view_terms=False, **small), 5)
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
