@@ -31,6 +31,12 @@ from mvmr_loss.adapters.lightly import MVMR
 from mvmr_loss.adapters.lightly.backbone import build_backbone as shipped_backbone
 
 SMALL_WIDTHS = (32, 64, 128)
+# Option -> the one method that has it.
+OPTIONS_OF = {
+    **dict.fromkeys(("distillation", "objective", "view_terms"), "mvmr"),
+    "temperature": "simclr",
+    "momentum": "byol",
+}
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -166,12 +172,6 @@ class TwoViews(Pretraining):
     }
 
     def __init__(self, settings: Settings, num_classes: int, knn_k: int | None = None) -> None:
-        for name in ("distillation", "objective", "view_terms"):
-            given = getattr(settings, name)
-            if given != getattr(Settings, name):
-                raise ValueError(
-                    f"{name} must be left out for {settings.method}, for it is mvmr's, but is {given!r}."
-                )
         super().__init__(settings, num_classes, knn_k)
         self.build(self.width, settings.projector_hidden_dim, settings.projector_output_dim)
         self.regularizer = MultiRepresentationRegularizer(
@@ -259,13 +259,19 @@ def build_method(settings: Settings, num_classes: int, knn_k: int | None = None)
     Raises:
         ImportError: If the backbone needs a package that is not installed.
         TypeError: If a representation has an unknown option.
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or an option is another method's.
 
     Examples:
         >>> method = build_method(Settings(method="simclr", backbone="small", image_size=32), 10)
         >>> method(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 128])
     """
+    for name, method in OPTIONS_OF.items():
+        given = getattr(settings, name)
+        if settings.method != method and given != getattr(Settings, name):
+            raise ValueError(
+                f"{name} must be left out for {settings.method}, for it is {method}'s, but is {given!r}."
+            )
     kind = {"mvmr": Pretraining, "byol": BYOL}.get(settings.method, TwoViews)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -139,14 +139,26 @@ def test_distillation_is_mvmrs():
     assert model.distillation.teacher_dims == found
     with pytest.raises(ValueError, match="dependence_measure must be left out with preset 'feat"):
         Pretraining(Settings(**small, objective="features", dependence_measure="debiased_cka"), 5)
-    with pytest.raises(ValueError, match="distillation must be left out for vicreg"):
-        TwoViews(Settings(method="vicreg", **small, **options), 5)
-    with pytest.raises(ValueError, match="objective must be left out for vicreg"):
-        TwoViews(Settings(method="vicreg", objective="features", **small), 5)
     with pytest.raises(TypeError, match="each of representations must be a name, .* but 9 is not"):
         TwoViews(Settings(method="vicreg", representations=[9], **small), 5)
-    with pytest.raises(ValueError, match="view_terms must be left out for vicreg, .* but is False"):
-        TwoViews(Settings(method="vicreg", view_terms=False, **small), 5)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("vicreg", "distillation", {"teacher_dims": {"pixels": 3072}}),
+        ("vicreg", "objective", "features"),
+        ("byol", "view_terms", False),
+        ("mvmr", "temperature", 0.2),
+        ("simclr", "momentum", 0.9),
+    ],
+)
+def test_an_option_of_another_method_is_refused(method, name, value):
+    from benchmarks.stl10.methods import build_method
+
+    settings = Settings(method=method, backbone="small", image_size=32, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be left out for {method}, for it is "):
+        build_method(settings, 5)
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
