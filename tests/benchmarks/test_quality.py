@@ -112,14 +112,14 @@ def test_the_best_weights_on_top_are_chosen(tmp_path, monkeypatch):
     alone = tries("simclr")[0]["options"]
     assert [t["options"] for t in tried] == [
         {**alone, "regression": factor, "dependence": pytest.approx(0.3 * factor)}
-        for factor in (1.0, 3.0, 10.0)
+        for factor in (1.0, 3.0, 10.0, 30.0)
     ]
     assert tried[0]["options"] == {**alone, **ON_FEATURES}
     assert {t["views"] for t in tried} == {"two"}
     assert tried[0]["representations"] == tries("recommended")[0]["representations"]
     (tmp_path / "on_top_selection").mkdir()
     for method in ON_TOP:
-        for i, linear in enumerate((50.0, 51.0, 49.0)):
+        for i, linear in enumerate((50.0, 51.0, 49.0, 48.0)):
             path = tmp_path / "on_top_selection" / f"{method}-{i}.json"
             path.write_text(f'{{"figures": {{"linear": {linear}}}}}')
     assert planning.chosen_on_top("simclr", tmp_path) == tried[1]
@@ -131,8 +131,9 @@ def test_the_best_weights_on_top_are_chosen(tmp_path, monkeypatch):
     assert leaner["simclr and heads of 256"]["options"] == narrow
     hog = {"representations": ["hog"], "split": "validation"}
     assert leaner["simclr and HOG alone"] == {**tried[1], **hog}
-    # What it is compared with is in the main table.
+    # What it is compared with stands beside it, as in the main table.
     (main,) = (settings for row, settings in planning.rows("main", tmp_path) if row == "simclr")
+    assert {**rows["simclr"], "looks": 5, "encoder": "small"} == main
     found = rows["simclr and features"]
     assert {n: v for n, v in main.items() if found[n] != v} == {
         "options": alone,

@@ -129,7 +129,7 @@ SPECIFICATIONS = {
     "views": (lambda value: MVMRLoss(representation_views=value), []),
     "weight": (lambda value: MVMRLoss(dependence_weight=value), [-1, 0, 2**70, 1.5]),
     "weights": (lambda value: MVMRLoss(representation_weights={"a": value}), [-1, 0, 2**70, 1.5]),
-    "eps": (lambda value: MVMRLoss(eps=value), [0, 2**70, 1.5]),
+    "eps": (lambda value: MVMRLoss(eps=value), [2**70, 1.5]),
     "gather": (lambda value: MVMRLoss(gather_distributed=value), [True]),
 }
 
