@@ -105,10 +105,7 @@ def indexed_by(dataset: Any) -> Any:
             "cache needs a data set with a length, whose samples have an index, but it is a "
             f"{type(dataset).__name__}."
         )
-    inner = dataset
-    while not isinstance(inner, IndexedDataset) and hasattr(inner, "dataset"):
-        inner = inner.dataset
-    parts = {id(part): part for part in _indexed(inner)}
+    parts = {id(part): part for part in _indexed(dataset)}
     if len(parts) > 1:
         raise ValueError(
             f"the cache's data set must be indexed as a whole but has {len(parts)} parts with indices "
@@ -117,12 +114,16 @@ def indexed_by(dataset: Any) -> Any:
     return next(iter(parts.values()), dataset)
 
 
-def _indexed(dataset: Any) -> list[IndexedDataset]:
-    """Returns the data sets with indices that one is or joins."""
+def _indexed(dataset: Any, within: tuple[Any, ...] = ()) -> list[IndexedDataset]:
+    """Returns the data sets with indices that one is, wraps or joins."""
     if isinstance(dataset, IndexedDataset):
         return [dataset]
-    parts = getattr(dataset, "datasets", ()) or [getattr(dataset, "dataset", ())]
-    return [found for part in parts if isinstance(part, Dataset) for found in _indexed(part)]
+    if any(outer is dataset for outer in within):  # A part that knows its whole.
+        return []
+    parts = _data_sets(getattr(dataset, "datasets", None))
+    if hasattr(dataset, "dataset"):
+        parts = [*parts, dataset.dataset]
+    return [found for part in parts for found in _indexed(part, (*within, dataset))]
 
 
 def fill(

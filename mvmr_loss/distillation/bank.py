@@ -11,6 +11,21 @@ from torch import Tensor, nn
 from mvmr_loss._checks import as_rows, check_batch, check_finite, check_int, check_module_name
 
 
+def check_teacher_dims(teacher_dims: Any) -> dict[str, int]:
+    """Returns the width of each teacher's features after checking names and widths."""
+    if not isinstance(teacher_dims, Mapping):
+        raise TypeError(
+            "teacher_dims must be a mapping from a teacher's name to its width, such as "
+            f"{{'teacher': 512}}, but is a {type(teacher_dims).__name__}, {teacher_dims!r}."
+        )
+    for name in teacher_dims:
+        check_module_name("teacher_dims", name)
+    return {
+        name: check_int(f"teacher_dims[{name!r}]", width, minimum=1)
+        for name, width in teacher_dims.items()
+    }
+
+
 class AnchorBank(nn.Module):
     """The last samples' embeddings with the teachers' features of the same images, first in, first out.
 
@@ -46,15 +61,9 @@ class AnchorBank(nn.Module):
         self.size = check_int("size", size, minimum=1)
         width = check_int("embedding_dim", embedding_dim, minimum=1)
         self.register_buffer("embeddings", torch.zeros(self.size, width))
-        if not isinstance(teacher_dims, Mapping):
-            raise TypeError(
-                "teacher_dims must be a mapping from name to width but is a "
-                f"{type(teacher_dims).__name__}."
-            )
-        self.names = tuple(teacher_dims)
-        for name, dim in teacher_dims.items():
-            check_module_name("teacher_dims", name)
-            dim = check_int(f"teacher_dims[{name!r}]", dim, minimum=1)
+        dims = check_teacher_dims(teacher_dims)
+        self.names = tuple(dims)
+        for name, dim in dims.items():
             self.register_buffer(f"teacher_{name}", torch.zeros(self.size, dim))
         # How many samples ever came, and are there. Plain numbers: to look at them makes no accelerator
         # wait. What is compiled reads the second alone, which comes to rest.

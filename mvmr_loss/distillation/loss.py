@@ -17,7 +17,6 @@ from mvmr_loss._checks import (
     check_choice,
     check_finite,
     check_int,
-    check_module_name,
 )
 from mvmr_loss._objective import (
     LossComponents,
@@ -32,7 +31,7 @@ from mvmr_loss._objective import (
 from mvmr_loss.cache import RepresentationCache
 from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.cross import CenteredDistances
-from mvmr_loss.distillation.bank import AnchorBank
+from mvmr_loss.distillation.bank import AnchorBank, check_teacher_dims
 from mvmr_loss.distillation.regression import TeacherRegression
 from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization, stored_features
 from mvmr_loss.distributed import gather
@@ -133,7 +132,9 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding_dim = check_int("embedding_dim", embedding_dim, minimum=1)
-        self.teacher_dims = _checked_dims(teacher_dims)
+        self.teacher_dims = check_teacher_dims(teacher_dims)
+        if not self.teacher_dims:
+            raise ValueError("teacher_dims must name at least one teacher but is {}.")
         self._regression_weight = self._by_name("regression_weight", regression_weight, minimum=0)
         self._dependence_weight = self._by_name("dependence_weight", dependence_weight)
         if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
@@ -479,20 +480,3 @@ class DistillationLoss(nn.Module):
                     f"shape {tuple(teachers[name].shape)}."
                 )
         return {name: teachers[name] for name in self.teacher_dims}
-
-
-def _checked_dims(teacher_dims: Any) -> dict[str, int]:
-    """Returns teacher_dims after checking them."""
-    if not isinstance(teacher_dims, Mapping):
-        raise TypeError(
-            "teacher_dims must be a mapping from a teacher's name to its width, such as "
-            f"{{'teacher': 512}}, but is {teacher_dims!r}."
-        )
-    if not teacher_dims:
-        raise ValueError("teacher_dims must name at least one teacher but is {}.")
-    for name in teacher_dims:
-        check_module_name("teacher_dims", name)
-    return {
-        name: check_int(f"teacher_dims[{name!r}]", width, minimum=1)
-        for name, width in teacher_dims.items()
-    }

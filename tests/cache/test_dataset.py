@@ -449,6 +449,14 @@ def test_any_column_may_be_an_attribute(column):
         assert found != dataset_fingerprint(PlainDataset(column[::-1]))
 
 
+def test_a_part_may_know_its_whole(tmp_path, images):
+    part = PlainDataset(list(images))
+    part.dataset = ConcatDataset([part])
+    module = cached(tmp_path)
+    module.open_cache(part.dataset)
+    assert module.cache.num_samples == 20
+
+
 def test_parts_with_indices_of_their_own_are_refused(tmp_path, images):
     parts = [IndexedDataset(list(images[:10])), IndexedDataset(list(images[10:]))]
     for dataset in (ConcatDataset(parts), Subset(ConcatDataset(parts), range(4))):
