@@ -299,7 +299,8 @@ class Method(NamedTuple):
     Attributes:
         label: Its name in tables.
         build: From widths and one of the candidates to the objective.
-        candidates: Options to choose from on held-out training images, three for each method.
+        candidates: Options to choose from on held-out training images, three for each method; one
+            where nothing is chosen, as another's options are taken but for what is left out.
     """
 
     label: str
@@ -369,6 +370,10 @@ METHODS = {
             {"dependence_weight": 0.3, **_PHI_S, "directions": True},
             {"dependence_weight": 1.0, **_PHI_S},
         ),
+    ),
+    # The recommended one without its dependence, else equal to it.
+    "regression_rotated": Method(
+        "cosine + smooth L1, rotated", Distillation, ({"dependence_weight": 0.0, **_PHI_S},)
     ),
     "dependence_corrected": Method(
         "dependence alone, bias-corrected",
