@@ -58,7 +58,7 @@ def with_preset(
 
     Raises:
         ValueError: If there is no preset of that name; or it distils representations that are a
-            module of one's own, whose widths are not known.
+            module of one's own, whose widths are not known, or teachers that are not named.
 
     Examples:
         >>> with_preset("features", ["hog"], None, None)
@@ -67,6 +67,12 @@ def with_preset(
     preset = preset_settings(name)
     if representations is None:
         representations = list(preset.representations)
+    named = isinstance(representations, nn.Module) or bool(representations)
+    if not named and not preset.representations:
+        raise ValueError(
+            f"representations must name a teacher with preset {name!r}, such as [{{'name': 'teacher', "
+            "'source': 'timm', 'model': 'resnet50', 'weights': 'default'}], but are empty."
+        )
     if preset.distillation is None:
         return representations, sketch_dim
     dims = distillation.get("teacher_dims") if isinstance(distillation, Mapping) else None
@@ -97,6 +103,7 @@ def preset_distillation(
         The options; None: nothing is distilled.
 
     Raises:
+        TypeError: If an option is unknown.
         ValueError: If there are options but no representations.
 
     Examples:
@@ -105,9 +112,15 @@ def preset_distillation(
         >>> preset_distillation("features", None, dict)  # of no representations
     """
     preset = preset_settings(name).distillation
-    if preset is None or not isinstance(distillation, Mapping | None):
+    if not isinstance(distillation, Mapping | None) or preset is None is distillation:
         return distillation
     given = dict(distillation or {})
+    known = ["teacher_dims", *(DistillationLoss.__init__.__kwdefaults__ or {})]
+    for option in given:
+        if option not in known:
+            raise TypeError(
+                f"distillation has no option {option!r}; its options are {', '.join(known)}."
+            )
     if "teacher_dims" not in given:
         widths = dict(sizes())
         if not widths and given:
@@ -118,7 +131,28 @@ def preset_distillation(
         if not widths:
             return None
         given = {"teacher_dims": widths, **given}
-    return {**preset, **given}
+    return {**(preset or {}), **given}
+
+
+def check_teachers(names: Iterable[str] | None, teachers: Iterable[str]) -> None:
+    """Raises if something is to be distilled that is not among the representations.
+
+    Args:
+        names: The representations'; None where they are not known.
+        teachers: The names of those that are distilled.
+
+    Raises:
+        ValueError: If a name is unknown.
+
+    Examples:
+        >>> check_teachers(["hog", "teacher"], ["teacher"])
+    """
+    for teacher in teachers:
+        if names is not None and teacher not in names:
+            raise ValueError(
+                "teacher_dims of the distillation must name representations, which are "
+                f"{', '.join(map(repr, names)) or 'none'}, but names {teacher!r}."
+            )
 
 
 # What of the loss is about representations, and what says it where they meet the features.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_number
-from mvmr_loss.dependence import DependenceMeasure
+from mvmr_loss.dependence import DependenceMeasure, TokenDistanceCorrelation
+from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.distributed import ALL_ROWS, Rows, gather
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
@@ -34,6 +35,17 @@ class Batch(NamedTuple):
     labels: dict[str, str]
     rows: Rows
     named: dict[str, Tensor]
+
+
+def measure_of_batch(argument: str, measure: Any) -> DependenceMeasure:
+    """Returns the measure of a name, which must compare images of a batch with one another."""
+    resolved = resolve_measure(measure)
+    if isinstance(resolved, TokenDistanceCorrelation):
+        raise ValueError(
+            f"{argument} must compare images, of shape (N, D), but is {resolved!r}, which compares the "
+            "tokens of each; add it as a term of its own: loss + 1 - measure(tokens, teacher_tokens)."
+        )
+    return resolved
 
 
 def check_weights(name: str, weights: Any) -> float | dict[str, float]:

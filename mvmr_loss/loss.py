@@ -26,6 +26,7 @@ from mvmr_loss._objective import (
     components,
     dependence_terms,
     mean_of,
+    measure_of_batch,
     named_views,
     unit_length,
     weights_by_term,
@@ -299,8 +300,8 @@ class MVMRLoss(nn.Module):
         self.covariance_weight = check_number("covariance_weight", covariance_weight, minimum=0)
         self.variance_margin = check_number("variance_margin", variance_margin, minimum=0)
         self.eps = check_number("eps", eps, above=0)
-        self.measure = resolve_measure(dependence_measure)
-        self.identity_measure = resolve_measure(identity_measure)
+        self.measure = measure_of_batch("dependence_measure", dependence_measure)
+        self.identity_measure = measure_of_batch("identity_measure", identity_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings by name: the paper's, the identity term, and what learned best here."""
+"""Settings by name: the paper's, the identity term, what learned best here, and distillation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Preset(NamedTuple):
     Attributes:
         loss: Options of :class:`mvmr_loss.MVMRLoss` that differ from its defaults, which are the
             paper's.
-        representations: Names of the representations.
+        representations: Names of the representations; none: to be said, as a teacher has to be.
         sketch_dim: Width of their sketches; None: exact.
         distillation: Options of :class:`mvmr_loss.DistillationLoss` on the backbone's features, whose
             teachers are the representations; None: these meet the embeddings alone.
@@ -34,12 +34,8 @@ class Preset(NamedTuple):
     distillation: Mapping[str, Any] | None = None
 
 
-_IDENTITY = {
-    "invariance_weight": 0.0,
-    "variance_weight": 0.0,
-    "dependence_weight": 0.0,
-    "identity_weight": 1.0,
-}
+_NO_VIEW_TERMS = {"invariance_weight": 0.0, "variance_weight": 0.0, "dependence_weight": 0.0}
+_IDENTITY = {**_NO_VIEW_TERMS, "identity_weight": 1.0}
 _PRESETS: dict[str, Preset] = {
     "paper": Preset({}),
     "identity": Preset(
@@ -51,6 +47,10 @@ _PRESETS: dict[str, Preset] = {
         1024,
         {"dependence_weight": 0.3, "scale": "coordinate", "stacked": False},
     ),
+    "distillation": Preset(
+        {**_NO_VIEW_TERMS, "representation_weights": 0.0}, representations=(), distillation={}
+    ),
+    "distillation_paper": Preset({}, representations=()),
 }
 
 
@@ -59,7 +59,7 @@ def list_presets() -> list[str]:
 
     Examples:
         >>> list_presets()
-        ['paper', 'identity', 'features']
+        ['paper', 'identity', 'features', 'distillation', 'distillation_paper']
     """
     return list(_PRESETS)
 
@@ -71,6 +71,11 @@ def preset_settings(name: str) -> Preset:
     and lets all embeddings meet the representations. ``features``, which learned best here, has the
     identity term alone on the embeddings; the backbone's features are regressed onto scattering, HOG
     and local binary patterns and depend on them.
+
+    The other two have teachers for representations, which are to be named. ``distillation`` is the best
+    known: the backbone's features are regressed onto the teachers' and depend on them, and nothing else
+    is asked of them. ``distillation_paper`` is the paper's objective with the teachers as its
+    representations.
 
     Args:
         name: One of :func:`list_presets`.

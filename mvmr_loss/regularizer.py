@@ -16,10 +16,10 @@ from mvmr_loss._objective import (
     checked_batch,
     components,
     dependence_terms,
+    measure_of_batch,
     named_views,
     weights_by_term,
 )
-from mvmr_loss.dependence import dependence_measure as resolve_measure
 
 
 class MultiRepresentationRegularizer(nn.Module):
@@ -63,7 +63,7 @@ class MultiRepresentationRegularizer(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = check_weights("weights", weights)
-        self.measure = resolve_measure(dependence_measure)
+        self.measure = measure_of_batch("dependence_measure", dependence_measure)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
     def extra_repr(self) -> str:

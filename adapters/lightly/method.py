@@ -24,6 +24,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     IMAGE_SIZE,
     check_cache,
     check_loss_options,
+    check_teachers,
     distil,
     freeze_unused,
     preset_distillation,
@@ -190,6 +191,7 @@ class MVMR(LightningModule):
         if isinstance(self.representations, Representations):
             named = list(self.representations.by_name) or None
         if self.distillation is not None:
+            check_teachers(named, self.distillation.teacher_dims)
             check_loss_options(preset, loss or {}, named, self.distillation.teacher_dims)
         freeze_unused(self.projection_head, self.criterion, self.distillation, named)
 

@@ -24,6 +24,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     IMAGE_SIZE,
     check_loss_options,
+    check_teachers,
     preset_distillation,
     with_preset,
 )
@@ -156,6 +157,7 @@ def check_method_options(given: object, image_size: int = IMAGE_SIZE) -> dict[st
         gathered = {"gather_distributed": options["gather_distributed"]}
         options["distillation"] = {**gathered, **options["distillation"]}
         teachers = _checked(place, DistillationLoss, 1, **options["distillation"]).teacher_dims
+        _checked(place, check_teachers, labels, teachers)
         _checked(node, check_loss_options, options["preset"], loss, labels, teachers)
     return options
 

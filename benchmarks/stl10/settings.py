@@ -48,7 +48,8 @@ class Settings:
 
     Args:
         method: The method: MV-MR is mvmr_loss's for lightly, the others have lightly's losses and heads.
-        objective: mvmr's preset: paper, identity, or features, which learned best in short trainings.
+        objective: mvmr's preset: paper, identity, or features, which learned best in short trainings;
+            distillation, the best known, or distillation_paper, of a teacher among the representations.
         representations: Representations for any method: names, or mappings such as
             '{name: hog, orientations: 9}'. None: the objective's for mvmr, none for the others.
         representation_weight: Weight of each representation's term; negative rewards independence.
@@ -106,7 +107,9 @@ class Settings:
     """
 
     method: Literal["mvmr", "vicreg", "barlowtwins", "simclr", "byol"] = "mvmr"
-    objective: Literal["paper", "identity", "features"] = "paper"
+    objective: Literal["paper", "identity", "features", "distillation", "distillation_paper"] = (
+        "paper"
+    )
     representations: list[Any] | None = None
     representation_weight: float | None = None
     distillation: dict[str, Any] | None = None

@@ -31,6 +31,7 @@ class AnchorBank(nn.Module):
 
     A dependence within a batch of N compares N x N distances. With a bank of M, each sample has
     N + M others to keep its distance from. Embeddings in it are of earlier steps, as in MoCo's queue.
+    Until M came, those that are there are repeated, so that a compiled step sees one shape.
 
     What it holds is in checkpoints. Only :meth:`update` writes, in place.
 
@@ -55,6 +56,7 @@ class AnchorBank(nn.Module):
     """
 
     embeddings: Tensor
+    written: Tensor
 
     def __init__(self, size: int, embedding_dim: int, teacher_dims: Mapping[str, int]) -> None:
         super().__init__()
@@ -65,18 +67,22 @@ class AnchorBank(nn.Module):
         self.names = tuple(dims)
         for name, dim in dims.items():
             self.register_buffer(f"teacher_{name}", torch.zeros(self.size, dim))
-        # How many samples ever came, and are there. Plain numbers: to look at them makes no accelerator
-        # wait. What is compiled reads the second alone, which comes to rest.
-        self._written = self._there = 0
+        # How many samples ever came. A tensor: no accelerator waits for it, and what is compiled is not
+        # compiled anew for each number, but once for whether there are any.
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._begun = False
 
     def samples(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the embeddings, shape (M', D), and each teacher's features, shape (M', E).
+        """Returns the embeddings, shape (M, D), and each teacher's features, shape (M, E).
 
-        M' is the number of samples that are there, at most M.
+        Both have no rows before the first batch.
         """
-        there = self._there
-        teachers = {name: getattr(self, f"teacher_{name}")[:there] for name in self.names}
-        return self.embeddings[:there], teachers
+        buffers = {name: getattr(self, f"teacher_{name}") for name in self.names}
+        if not self._begun:
+            return self.embeddings[:0], {name: buffer[:0] for name, buffer in buffers.items()}
+        there = self.written.clamp(max=self.size)
+        rows = torch.arange(self.size, device=self.embeddings.device) % there
+        return self.embeddings[rows], {name: buffer[rows] for name, buffer in buffers.items()}
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, teachers: Mapping[str, Tensor]) -> None:
@@ -107,24 +113,24 @@ class AnchorBank(nn.Module):
                     f"{tuple(new.shape)}."
                 )
         count = min(len(embeddings), self.size)
-        start = self._written + len(embeddings) - count
-        place = torch.arange(start, start + count, device=self.embeddings.device) % self.size
+        newest = torch.arange(len(embeddings) - count, len(embeddings), device=self.written.device)
+        place = (self.written + newest) % self.size
         last = [as_rows(new[-count:]) for _, new, _ in pairs]
         # Where values are not looked at, a sample that is not finite shall not spoil later steps.
         finite = torch.stack([new.isfinite().all(dim=1) for new in last]).all(dim=0)[:, None]
         for new, (_, _, buffer) in zip(last, pairs, strict=True):
             buffer[place] = torch.where(finite, new.to(buffer), buffer[place])
-        self._written += len(embeddings)
-        self._there = min(self._written, self.size)
+        self.written.add_(len(embeddings))
+        self._begun = True
 
     def get_extra_state(self) -> int:
         """Returns how many samples ever came, for checkpoints."""
-        return self._written
+        return int(self.written)
 
     def set_extra_state(self, state: Any) -> None:
         """Takes it from a checkpoint."""
-        self._written = check_int("the bank's state", state, minimum=0)
-        self._there = min(self._written, self.size)
+        self.written.fill_(check_int("the bank's state", state, minimum=0))
+        self._begun = state > 0
 
     def extra_repr(self) -> str:
         """Returns the size and what is there, for printing."""

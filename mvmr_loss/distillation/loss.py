@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from mvmr_loss._objective import (
     check_weights,
     checked_batch,
     dependence_terms,
+    measure_of_batch,
     named_views,
     unit_length,
 )
@@ -167,7 +169,7 @@ class DistillationLoss(nn.Module):
         )
         self.directions = check_bool("directions", directions)
         self.stacked = check_bool("stacked", stacked)
-        self.measure = resolve_measure(dependence_measure)
+        self.measure = measure_of_batch("dependence_measure", dependence_measure)
         anchors = check_int("anchors", anchors, minimum=0)
         self.bank = AnchorBank(anchors, embedding_dim, self.teacher_dims) if anchors else None
         if anchors and not any(self.dependence_weight.values()):
@@ -228,11 +230,14 @@ class DistillationLoss(nn.Module):
             >>> dims = {"scattering": 1024, "hog": 1024}
             >>> DistillationLoss.from_preset("features", 512, dims).scale
             'coordinate'
+            >>> DistillationLoss.from_preset("distillation", 512, {"teacher": 768}).stacked
+            True
         """
         settings = preset_settings(preset).distillation
         if settings is None:
             raise ValueError(
-                f"preset must be one with terms on the features, such as 'features', but is {preset!r}."
+                "preset must be one with terms on the features, such as 'features' or 'distillation', "
+                f"but is {preset!r}."
             )
         return cls(embedding_dim, teacher_dims, **{**settings, **options})
 
@@ -281,7 +286,9 @@ class DistillationLoss(nn.Module):
     def fit_if_full(self, representations: Representations) -> bool:
         """Fits to a cache that has all samples; a trainer may call it whatever cache there is.
 
-        At the start of a training only: one that is resumed has the statistics it began with.
+        At the start of a training only: one that is resumed has the statistics it began with. Warns of
+        a cache that is not full. A teacher that is never stored, as it differs from epoch to epoch, is
+        standardised by the features seen so far.
 
         Args:
             representations: With or without a cache.
@@ -289,11 +296,23 @@ class DistillationLoss(nn.Module):
         Returns:
             Whether it was fitted. If not, features are standardised by those seen so far.
         """
+        own = self._standardizations()
         store = None if representations.cache is None else representations.cache.store
-        full = store is not None and bool(store.is_valid().all())
-        if full:
-            self.fit(representations)
-        return full
+        if store is None or not own:
+            return False
+        missing = int((~store.is_valid()).sum())
+        if missing:
+            warnings.warn(
+                f"the store at {store.path} lacks {missing} of {store.num_samples} samples: this "
+                "training standardises the teachers' features by the batches seen so far, without a "
+                "rotation, and not by those of all images; fill it first: python -m mvmr_loss.cache "
+                "fill, or mvmr_loss.cache.fill.",
+                stacklevel=2,
+            )
+            return False
+        for name in own.keys() & store.widths.keys():
+            own[name].fit(stored_features(store, name))
+        return True
 
     def split(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Splits a batch's representations into the teachers' and the others.
@@ -307,7 +326,13 @@ class DistillationLoss(nn.Module):
         Raises:
             ValueError: If a teacher is missing.
         """
-        teachers = {name: value for name, value in features.items() if name in self.teacher_dims}
+        missing = [name for name in self.teacher_dims if name not in features]
+        if missing:
+            raise ValueError(
+                f"features must have {missing[0]!r}, which teacher_dims names, but have "
+                f"{', '.join(map(repr, features)) or 'nothing'}."
+            )
+        teachers = {name: features[name] for name in self.teacher_dims}
         others = {name: value for name, value in features.items() if name not in teachers}
         return self._checked(teachers), others
 
@@ -334,7 +359,8 @@ class DistillationLoss(nn.Module):
     ) -> LossComponents:
         """Computes each term, ``regression/NAME`` and ``dependence/NAME``; as :meth:`forward`."""
         named = named_views("embeddings", embeddings)
-        views, teachers = list(named.values()), self._checked(teachers)
+        views = list(named.values())
+        teachers = {name: y.detach() for name, y in self._checked(teachers).items()}
         for label, view in named.items():
             check_batch(label, view)
             count = len(views[0])
@@ -359,7 +385,7 @@ class DistillationLoss(nn.Module):
         if any(self.dependence_weight.values()):
             # One scale for all coordinates changes no distance correlation.
             features = standardized if self.scale == "coordinate" else teachers
-            for name, term in self._dependence_terms(*self._met(views, features)).items():
+            for name, term in self._dependence_terms(views, features).items():
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -412,9 +438,10 @@ class DistillationLoss(nn.Module):
         )
 
     def _dependence_terms(
-        self, embeddings: list[Tensor], teachers: Mapping[str, Tensor]
+        self, views: list[Tensor], teachers: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns each teacher's dependence term, a mean over what is given."""
+        """Returns each teacher's dependence term."""
+        embeddings, teachers = self._met(views, teachers)
         batch = checked_batch(
             named_views("embeddings", embeddings),
             teachers,
@@ -423,6 +450,13 @@ class DistillationLoss(nn.Module):
             argument="teachers",
             gather_distributed=self.gather_distributed,
         )
+        # Views of one image say nothing of relations between images.
+        images = len(next(iter(batch.views.values()))) * len(embeddings) // len(views)
+        if images < self.measure.min_samples:
+            raise ValueError(
+                f"embeddings must be of at least {self.measure.min_samples} images, whose relations the "
+                f"dependence compares, but are of {images}; use a larger batch."
+            )
         if self.bank is None:
             met = {name: [(v, batch.labels[name]) for v in batch.views] for name in teachers}
             return dependence_terms(self.measure, batch, met, self.dependence_weight)
@@ -433,13 +467,13 @@ class DistillationLoss(nn.Module):
         (kept,), kept_teachers = self._met([kept], kept_teachers)
         views = list(batch.views.values())
         distances = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in views]
-        terms = {}
-        for name in teachers:
+        terms = {name: views[0].new_zeros(()) for name in teachers}
+        for name in (name for name, weight in self.dependence_weight.items() if weight != 0):
             y = as_rows(batch.named[batch.labels[name]])
             features = CenteredDistances.of(y, torch.cat([y, kept_teachers[name].to(y)]))
             value = torch.stack([z.correlation(features, rooted=True) for z in distances]).mean()
             value = value.to(views[0].dtype)
-            terms[name] = 1 - value if self.dependence_weight[name] >= 0 else value
+            terms[name] = 1 - value if self.dependence_weight[name] > 0 else value
         return terms
 
     def _by_name(
@@ -470,7 +504,8 @@ class DistillationLoss(nn.Module):
             )
         if set(teachers) != set(self.teacher_dims):
             raise ValueError(
-                f"teachers must be {', '.join(self.teacher_dims)} but are {', '.join(teachers)}."
+                f"teachers must be {', '.join(self.teacher_dims)} but are "
+                f"{', '.join(map(str, teachers)) or 'none'}; split() takes them out of others."
             )
         for name, width in self.teacher_dims.items():
             check_batch(f"teachers[{name!r}]", teachers[name])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvmr_loss._checks import check_batch, check_int, check_number
+from mvmr_loss._checks import (
+    can_be_seen,
+    check_batch,
+    check_finite,
+    check_int,
+    check_number,
+)
 from mvmr_loss._objective import named_views, unit_length
 from mvmr_loss.distillation.standardization import Rotation, Scale, Standardization
 
@@ -36,7 +43,8 @@ def regression_loss(
 
     Raises:
         TypeError: If an input is no floating-point tensor or a weight no number.
-        ValueError: If the shapes are not equal or a weight is negative.
+        ValueError: If the shapes are not equal, a weight is negative or, on a CPU, a value is not
+            finite.
 
     Examples:
         >>> regression_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
@@ -53,7 +61,16 @@ def regression_loss(
                 "prediction and target must have one shape (N, E) but have "
                 f"{tuple(prediction.shape)} and {tuple(target.shape)}."
             )
-    return _mean_over_views(prediction, target, *weights)
+    loss = _mean_over_views(prediction, target, *weights)
+    _look(loss, {"prediction": prediction, "target": target})
+    return loss
+
+
+def _look(loss: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    """Raises if a loss is not finite as one of what it was computed of is not."""
+    if can_be_seen(loss) and not math.isfinite(loss.item()):
+        for name, x in inputs.items():
+            check_finite(name, x)
 
 
 def _mean_over_views(
@@ -132,6 +149,8 @@ class TeacherRegression(nn.Module):
         teacher_dim = check_int("teacher_dim", teacher_dim, minimum=1)
         self.cosine_weight = check_number("cosine_weight", cosine_weight, minimum=0)
         self.smooth_l1_weight = check_number("smooth_l1_weight", smooth_l1_weight, minimum=0)
+        if cosine_weight == smooth_l1_weight == 0:
+            raise ValueError("cosine_weight and smooth_l1_weight must not both be 0.")
         self.standardization = Standardization(
             teacher_dim, scale=scale, rotation=rotation, gather_distributed=gather_distributed
         )
@@ -161,7 +180,7 @@ class TeacherRegression(nn.Module):
 
         Raises:
             TypeError: If an input is no floating-point tensor.
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit or, on a CPU, a value is not finite.
         """
         named = named_views("embeddings", embeddings)
         check_batch("features", features)
@@ -184,7 +203,10 @@ class TeacherRegression(nn.Module):
         dtype = next(self.head.parameters()).dtype
         predictions = self.head(torch.cat([view.to(dtype) for view in named.values()]))
         predictions = predictions.unflatten(0, (len(named), -1))
-        return _mean_over_views(predictions, target, self.cosine_weight, self.smooth_l1_weight)
+        loss = _mean_over_views(predictions, target, self.cosine_weight, self.smooth_l1_weight)
+        if not standardized:  # else who standardised them looks, and knows what they are called
+            _look(loss, {**named, "features": features})
+        return loss
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""

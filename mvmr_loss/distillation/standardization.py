@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mvmr_loss._checks import (
     as_rows,
     check_batch,
+    check_bool,
     check_choice,
     check_finite,
     check_int,
@@ -22,8 +24,10 @@ from mvmr_loss.distributed import world_size
 
 Rotation = Literal["auto", "hadamard", "none"]
 Scale = Literal["isotropic", "coordinate"]
-# A coordinate whose share of the variance is below this says nothing but rounding.
-_NOTHING = 1e-8
+# A coordinate whose variance is below this beside their mean says nothing but rounding.
+_NOTHING = 1e-12
+# Widths up to this are rotated unless told otherwise; the matrix has the square of it.
+_ROTATED = 4096
 
 
 class Standardization(nn.Module):
@@ -47,10 +51,11 @@ class Standardization(nn.Module):
 
     Args:
         width: Number E of a feature's coordinates.
-        scale: ``"isotropic"`` or ``"coordinate"``. A coordinate that is constant becomes 0.
+        scale: ``"isotropic"`` or ``"coordinate"``. A coordinate that is constant, or has a millionth
+            of the others' deviation, becomes 0.
         rotation: ``"hadamard"``, for which E must be the order of a matrix that :func:`hadamard`
-            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E and
-            the scale, ``"isotropic"``, allow.
+            knows, as most widths of networks are; ``"none"``; or ``"auto"``, the first where E, up to
+            4096, and the scale, ``"isotropic"``, allow.
         gather_distributed: If True, batches are counted over all processes. :meth:`fit` is to be
             given the same features in each.
 
@@ -83,7 +88,7 @@ class Standardization(nn.Module):
         self.width = check_int("width", width, minimum=1)
         self.scale = check_choice("scale", scale, ("isotropic", "coordinate"))
         self.rotation = check_choice("rotation", rotation, ("auto", "hadamard", "none"))
-        self.gather_distributed = gather_distributed
+        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         if rotation == "hadamard":
             hadamard(width)  # raises here, not after the features were computed
             if scale == "coordinate":
@@ -92,12 +97,25 @@ class Standardization(nn.Module):
                     "coordinate the same variance without, but is 'hadamard'."
                 )
         isotropic = scale == "isotropic"
-        rotated = isotropic and rotation != "none" and _hadamard(width) is not None
+        rotated = rotation == "hadamard" or (
+            rotation == "auto" and isotropic and width <= _ROTATED and _hadamard(width) is not None
+        )
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(() if isotropic else width))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.register_buffer("rotation_matrix", torch.eye(width) if rotated else None)
+        self._warned = rotation != "hadamard"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Standardization:
+        """Moves the buffers, but keeps float32: the squares of features leave half precision's range."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype in (torch.half, torch.bfloat16):
+                self._buffers[name] = buffer.to(now.device)
+        return self
 
     @torch.no_grad()
     def fit(self, features: Tensor | Iterable[Tensor]) -> Standardization:
@@ -115,6 +133,17 @@ class Standardization(nn.Module):
             ValueError: If there are fewer than 2 features, a part is of another width, a value is
                 not finite, all features are equal, or their variance is beyond the range of float32.
         """
+        if not isinstance(features, Iterable):
+            raise TypeError(
+                f"features must be a tensor, or an iterable of parts, but are {features!r}."
+            )
+        if self.count > 0 and not self.fitted:
+            warnings.warn(
+                f"{int(self.count)} features were standardised by the statistics of their batches "
+                "before fit, which changes what a head is trained to predict: call fit before the "
+                "training.",
+                stacklevel=2,
+            )
         count, total = 0, torch.zeros(self.width, dtype=torch.float64)
         products = torch.zeros(self.width, self.width, dtype=torch.float64)
         origin: Tensor | None = None
@@ -169,6 +198,14 @@ class Standardization(nn.Module):
         features = low_precision_to_float32(self._checked(features))
         if self.training:
             self._count(features.detach())
+            if not self._warned and not torch.compiler.is_compiling():
+                self._warned = True
+                if not self.fitted:
+                    warnings.warn(
+                        "rotation='hadamard' needs the statistics of the whole data set: without fit, "
+                        "features are not rotated.",
+                        stacklevel=2,
+                    )
         return self.apply_statistics(features)
 
     def apply_statistics(self, features: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 import mvmr_loss
-from mvmr_loss import MVMRLoss, Normalization, Representations
+from mvmr_loss import DistillationLoss, MVMRLoss, Normalization, Representations
 from mvmr_loss.adapters import lightly as adapter
 from mvmr_loss.adapters import with_preset
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
@@ -399,6 +399,40 @@ def test_the_preset_with_terms_on_the_features():
         preset="features", representations=own, distillation={"teacher_dims": {"hog": 9}}
     )
     assert (model.distillation.teacher_dims, model.distillation.scale) == ({"hog": 9}, "coordinate")
+
+
+def test_the_presets_of_distillation():
+    hog = {"representations": {"edges": {"name": "hog", "pixels_per_cell": 4}}, "sketch_dim": 16}
+    model = method(preset="distillation", **hog)
+    best = DistillationLoss(
+        model.online_classifier.feature_dim, {"edges": 16}, gather_distributed=True
+    )
+    assert repr(model.distillation.regressions) == repr(best.regressions)
+    assert model.distillation.dependence_weight == best.dependence_weight
+    assert not any(p.requires_grad for p in model.projection_head.parameters())
+    metrics = trainer(max_epochs=1)
+    metrics.fit(model, loader())
+    found = {name for name in metrics.logged_metrics if "/" in name}
+    assert found == {"train_regression/edges", "train_dependence/edges"}
+    paper = method(preset="distillation_paper", **hog)
+    assert (paper.distillation, paper.criterion.representation_weights) == (None, 1.0)
+    for preset in ("distillation", "distillation_paper"):
+        for empty in (None, [], {}):
+            with pytest.raises(ValueError, match="representations must name a teacher"):
+                method(preset=preset, representations=empty)
+
+
+def test_distillation_knows_the_widths_and_names_of_representations():
+    model = method(distillation={"hidden_dim": 16}, representations=["hog"])
+    assert model.distillation.teacher_dims == {
+        "hog": Representations(["hog"]).sizes(3, 224, 224)["hog"]
+    }
+    assert model.criterion.invariance_weight == 1
+    told = "teacher_dims of the distillation must name representations, .* but names 'pixel'"
+    with pytest.raises(ValueError, match=told):
+        method(distillation={"teacher_dims": {"pixel": 192}})
+    with pytest.raises(TypeError, match="distillation has no option 'hiden_dim'; its options are"):
+        method(distillation={**DISTILLED, "hiden_dim": 16})
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_shipped_configurations_compose(name: str, tmp_path: Path) -> None:
         assert parsed.optimizer.lr == pytest.approx(1e-3)
         return
     if name.startswith("mvmr_distillation"):
-        cfg.method_kwargs.representations = ["pixels"]
+        cfg.method_kwargs.representations = [{"name": "pixels", "label": "teacher"}]
     parsed = pretrain.parse_cfg(cfg)
     assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 0)
     parsed = METHODS["mvmr"].add_and_assert_specific_cfg(parsed)
@@ -364,7 +364,7 @@ def test_statistics_are_taken_at_the_start_of_a_training_only(
         (3, "method_kwargs.distillation must be a mapping"),
         ({"teacher_dims": {"pixels": 0}}, "teacher_dims"),
         ({"teacher_dims": {"pixels": 3}, "cosine": 1}, "cosine"),
-        ({"dependence_weight": 1.0}, "teacher_dims"),
+        ({"teacher_dims": {"pixel": 3}}, "must name representations, .* but names 'pixel'"),
     ],
 )
 def test_distillation_options_are_checked(given: Any, match: str) -> None:

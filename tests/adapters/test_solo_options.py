@@ -12,7 +12,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, MVMRLoss, preset_settings
+from mvmr_loss import (
+    DistillationLoss,
+    MultiRepresentationRegularizer,
+    MVMRLoss,
+    Representations,
+    preset_settings,
+)
 from mvmr_loss.adapters import GATHER_DISTRIBUTED
 from mvmr_loss.adapters.solo.building import build_representations, logged_terms
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
@@ -74,6 +80,18 @@ def test_a_preset_is_what_is_not_said() -> None:
     assert options["variance_margin"] == 1.0
     with pytest.raises(SoloConfigError, match="method_kwargs: preset must be one of paper, "):
         check_method_options({"preset": "best"})
+
+
+def test_the_presets_of_distillation() -> None:
+    options = check_method_options({"preset": "distillation", "representations": ["hog"]}, 64)
+    assert options["distillation"]["teacher_dims"] == Representations(["hog"]).sizes(3, 64, 64)
+    views = [options[f"{term}_weight"] for term in ("invariance", "variance", "dependence")]
+    assert (views, options["representation_weights"]) == ([0.0, 0.0, 0.0], 0.0)
+    paper = check_method_options({"preset": "distillation_paper", "representations": ["hog"]})
+    assert (paper["distillation"], paper["representation_weights"]) == (None, 1.0)
+    for preset in ("distillation", "distillation_paper"):
+        with pytest.raises(SoloConfigError, match="representations must name a teacher"):
+            check_method_options({"preset": preset})
 
 
 def test_the_preset_with_terms_on_the_features() -> None:

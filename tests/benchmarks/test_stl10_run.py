@@ -271,6 +271,8 @@ def test_export_loads_by_what_it_prints(stl10_files, tmp_path, capsys, backbone)
         {"objective": "features"},
         {"objective": "features", "distillation": {"dependence_weight": 0.1}},
         {"representations": ["pixels"], "distillation": {"teacher_dims": {"pixels": 3072}}},
+        {"representations": ["hog"], "objective": "distillation"},
+        {"representations": ["hog"], "objective": "distillation_paper"},
     ],
 )
 def test_a_run_that_distils_is_read_without_its_teachers(stl10_files, tmp_path, options):

@@ -137,6 +137,11 @@ def test_distillation_is_mvmrs():
     model = Pretraining(Settings(**{**small, "image_size": 28}, objective="features"), 5)
     found = {"scattering": 1024, "hog": 648, "local_binary_patterns": 1024}
     assert model.distillation.teacher_dims == found
+    model = Pretraining(Settings(**small, objective="distillation", representations=["pixels"]), 5)
+    assert model.distillation.teacher_dims == {"pixels": 3072}
+    assert not any(p.requires_grad for p in model.projection_head.parameters())
+    with pytest.raises(ValueError, match="representations must name a teacher with preset"):
+        Pretraining(Settings(**small, objective="distillation_paper"), 5)
     with pytest.raises(ValueError, match="dependence_measure must be left out with preset 'feat"):
         Pretraining(Settings(**small, objective="features", dependence_measure="debiased_cka"), 5)
     with pytest.raises(TypeError, match="each of representations must be a name, .* but 9 is not"):

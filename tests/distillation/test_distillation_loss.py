@@ -1,12 +1,14 @@
 """Regression and dependence in one loss, of one teacher and of several."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mvmr_loss import MultiRepresentationRegularizer, Representations
+from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations
 from mvmr_loss.cache import RepresentationCache
-from mvmr_loss.dependence import distance_correlation
+from mvmr_loss.dependence import TokenDistanceCorrelation, distance_correlation
 from mvmr_loss.dependence.cross import cross_distance_correlation
 from mvmr_loss.distillation import DistillationLoss, Standardization
 
@@ -164,17 +166,83 @@ def test_compiles_whole(batch):
     torch.testing.assert_close(compiled(*batch), criterion(*batch))
 
 
-def test_anchors_do_not_compile_anew_at_every_step(batch):
+@pytest.mark.parametrize("anchors", [16, 300])  # full after two batches, and never here
+@pytest.mark.parametrize("within", [False, True])
+def test_anchors_do_not_compile_anew_at_every_step(batch, anchors, within):
     torch._dynamo.reset()
     counted = torch._dynamo.testing.CompileCounter()
-    criterion = DistillationLoss(4, DIMS, anchors=16).fit(batch[1])
-    compiled = torch.compile(criterion, backend=counted)
+    criterion = DistillationLoss(4, DIMS, anchors=anchors).fit(batch[1])
+
+    def step(views, teachers):
+        loss = criterion(views, teachers)
+        if within:
+            criterion.update(views, teachers)
+        return loss
+
+    compiled = torch.compile(step, backend=counted, fullgraph=True)
     found = []
-    for _ in range(6):
-        compiled(*batch)
-        criterion.update(*batch)
+    for _ in range(20):  # more than torch compiles anew
+        value = compiled(*batch)
+        if not within:
+            criterion.update(*batch)
         found.append(counted.frame_count)
-    assert 0 < found[2] == found[-1], found
+    assert 0 < found[1] == found[-1], found
+    eager = copy.deepcopy(criterion)
+    torch.testing.assert_close(compiled(*batch), eager(*batch))
+    assert value.isfinite()
+    assert len(eager.bank.samples()[0]) == anchors
+
+
+def test_a_weight_of_0_is_a_term_of_0_with_anchors_as_without(batch):
+    weights = {"clip": 0.0, "dino": 1.0}
+    for anchors in (0, 4):
+        criterion = DistillationLoss(4, DIMS, dependence_weight=weights, anchors=anchors)
+        for _ in range(2):
+            terms = criterion.forward_components(*batch).terms
+            criterion.update(*batch)
+            assert terms["dependence/clip"] == 0 < terms["dependence/dino"]
+
+
+@pytest.mark.parametrize("scale", ["isotropic", "coordinate"])
+def test_no_gradient_enters_a_teacher(batch, scale):
+    views, teachers = batch
+    leaves = {name: y.clone().requires_grad_() for name, y in teachers.items()}
+    DistillationLoss(4, DIMS, scale=scale)(views, leaves).backward()
+    assert all(y.grad is None for y in leaves.values())
+    assert views[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "measure"), [(1, "distance_correlation"), (3, "u_distance_correlation_sqr")]
+)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_views_of_too_few_images_are_no_batch(batch, images, measure, stacked):
+    views, teachers = batch
+    criterion = DistillationLoss(4, DIMS, dependence_measure=measure, stacked=stacked)
+    few = [z[:images] for z in views], {name: y[:images] for name, y in teachers.items()}
+    with pytest.raises(ValueError, match=f"must (be of|have) at least {images + 1} "):
+        criterion(*few)
+    enough = [z[: images + 1] for z in views], {k: y[: images + 1] for k, y in teachers.items()}
+    assert criterion(*enough).isfinite()
+
+
+@pytest.mark.parametrize("build", [MVMRLoss, MultiRepresentationRegularizer])
+def test_a_measure_of_tokens_is_refused_where_images_are_compared(build):
+    measure = TokenDistanceCorrelation()
+    with pytest.raises(ValueError, match="dependence_measure must compare images"):
+        build(dependence_measure=measure)
+    with pytest.raises(ValueError, match="dependence_measure must compare images"):
+        DistillationLoss(4, DIMS, dependence_measure=measure)
+
+
+def test_half_precision_keeps_the_statistics(batch):
+    views, teachers = batch
+    teachers = {name: 400 * y for name, y in teachers.items()}
+    criterion = DistillationLoss(4, DIMS)
+    whole = criterion(views, teachers)
+    half = copy.deepcopy(criterion).half()
+    found = half([z.half() for z in views], {name: y.half() for name, y in teachers.items()})
+    torch.testing.assert_close(found, whole, rtol=2e-3, atol=0, check_dtype=False)
 
 
 def test_teachers_are_split_from_other_representations(batch):
@@ -186,8 +254,10 @@ def test_teachers_are_split_from_other_representations(batch):
     )
     assert list(found) == ["clip", "dino"]
     assert list(others) == ["hog"]
-    with pytest.raises(ValueError, match="teachers must be clip, dino but are clip"):
+    with pytest.raises(ValueError, match="features must have 'dino', .* but have 'clip', 'hog'"):
         criterion.split({"clip": teachers["clip"], "hog": hog})
+    with pytest.raises(ValueError, match="teachers must be clip, dino but are .*hog; split"):
+        criterion([hog[:, :1].expand(-1, 4)], {**teachers, "hog": hog})
 
 
 def test_fits_to_a_full_cache_only(tmp_path):
@@ -198,11 +268,24 @@ def test_fits_to_a_full_cache_only(tmp_path):
     cache = {"path": tmp_path / "store", "dataset": images}
     representations = Representations(["pixels"], normalization="none", cache=cache)
     representations(images[:5], torch.arange(5))
-    assert not criterion.fit_if_full(representations)
+    with pytest.warns(UserWarning, match="lacks 1 of 6 samples: .* fill it first"):
+        assert not criterion.fit_if_full(representations)
     assert not fitted
     representations(images[5:], torch.tensor([5]))
     assert criterion.fit_if_full(representations)
     assert fitted
+
+
+def test_a_teacher_that_no_store_keeps_is_left_to_what_was_seen(tmp_path):
+    images = torch.rand(6, 3, 8, 8)
+    cache = {"path": tmp_path / "store", "dataset": images}
+    names = ["pixels", "augmented_pixels"]
+    representations = Representations(names, normalization="none", cache=cache)
+    representations(images, torch.arange(6))
+    criterion = DistillationLoss(4, dict.fromkeys(names, 192))
+    assert criterion.fit_if_full(representations)
+    fitted = {name: bool(r.standardization.fitted) for name, r in criterion.regressions.items()}
+    assert fitted == {"pixels": True, "augmented_pixels": False}
 
 
 @pytest.mark.parametrize(

@@ -112,3 +112,23 @@ def test_module_errors():
         TeacherRegression(4, 6, rotation="pca")
     with pytest.raises(TypeError, match="hidden_dim must be an int"):
         TeacherRegression(4, 6, hidden_dim=1.5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_named(pair, value):
+    prediction, target = (x.clone() for x in pair)
+    target[1, 2] = value
+    with pytest.raises(ValueError, match="target must be finite"):
+        regression_loss(prediction, target)
+    regression = TeacherRegression(7, 7)
+    with pytest.raises(ValueError, match="features must be finite"):
+        regression(prediction.float(), target.float())
+    with pytest.raises(ValueError, match=r"embeddings\[1\] must be finite"):
+        regression([prediction.float(), target.float()], prediction.float())
+
+
+def test_a_regression_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="cosine_weight and smooth_l1_weight must not both be 0"):
+        TeacherRegression(7, 7, cosine_weight=0, smooth_l1_weight=0)
+    with pytest.raises(TypeError, match="gather_distributed must be True or False"):
+        TeacherRegression(7, 7, gather_distributed="no")

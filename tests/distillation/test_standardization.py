@@ -1,5 +1,7 @@
 """Isotropic standardisation, its statistics and rotations."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -202,3 +204,44 @@ def count_batches(rank, _, features):
 
 def test_processes_may_have_different_numbers_of_samples(tmp_path, features):
     run(2, tmp_path, count_batches, features)
+
+
+def test_coordinates_of_very_different_size_are_kept(features):
+    scales = torch.logspace(-3, 2.5, 12)
+    found = Standardization(12, scale="coordinate").fit((features - 5) * scales)(
+        (features - 5) * scales
+    )
+    torch.testing.assert_close(found.std(0, correction=0), torch.ones(12), rtol=1e-3, atol=0)
+
+
+def test_wide_features_are_rotated_only_if_asked_for():
+    assert Standardization(4096).rotation_matrix is not None
+    assert Standardization(8192).rotation_matrix is None
+    assert Standardization(49 * 768).rotation_matrix is None
+
+
+def test_a_rotation_without_statistics_is_told_once(features):
+    module = Standardization(12, rotation="hadamard")
+    with pytest.warns(UserWarning, match="rotation='hadamard' needs the statistics"):
+        module(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(features)
+        Standardization(12)(features)
+        Standardization(12, rotation="hadamard").fit(features)(features)
+
+
+def test_fitting_in_the_midst_of_a_training_is_told(features):
+    module = Standardization(12)
+    module(features)
+    with pytest.warns(UserWarning, match="200 features were standardised .* before the training"):
+        module.fit(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.fit(features)
+
+
+@pytest.mark.parametrize("features", [None, 3.0])
+def test_what_is_no_feature_is_named(features):
+    with pytest.raises(TypeError, match="features must be a tensor, or an iterable of parts"):
+        Standardization(12).fit(features)

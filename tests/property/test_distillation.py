@@ -236,7 +236,10 @@ def test_bank_holds_the_last(size, counts, b):
         bank = other
     embeddings, teachers = bank.samples()
     order = teachers["y"][:, 0].argsort()
-    last = slice(max(0, start - size), start)
+    # In turn until there are as many as it holds.
+    last = torch.arange(max(0, start - size), start)
+    if 0 < start < size:
+        last = (torch.arange(size) % start).sort().values
     assert torch.equal(teachers["y"][order], y[last])
     assert torch.equal(embeddings[order], b.numbers()[last])
 
