@@ -101,7 +101,11 @@ def check_module_name(argument: str, name: Any) -> None:
 def check_float_tensor(name: str, x: object) -> Tensor:
     """Returns ``x`` if it is a real floating-point tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor but is a {type(x).__name__}.")
+        array = type(x).__name__ == "ndarray"
+        raise TypeError(
+            f"{name} must be a torch.Tensor but is a {type(x).__name__}"
+            f"{f'; convert it first: torch.from_numpy({name})' if array else ''}."
+        )
     if not x.is_floating_point():
         raise TypeError(
             f"{name} must have a floating-point dtype but has {x.dtype}; convert it first: "

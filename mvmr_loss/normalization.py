@@ -110,15 +110,20 @@ class Normalization:
         """Takes normalised images (N, C, H, W) back to [0, 1]."""
         return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
 
-    def check(self, images: Tensor) -> None:
+    def check(self, images: Tensor, *, wait: bool = False) -> None:
         """Raises, or warns once, if images (N, C, H, W) cannot have been normalised so.
 
         Their least and greatest value are looked at where that costs little, on a CPU in eager mode.
 
+        Args:
+            images: Tensor of shape (N, C, H, W).
+            wait: Look on an accelerator too, which the host waits for.
+
         Raises:
             ValueError: If a value is out of the range that the statistics allow.
         """
-        if not can_be_seen(images) or images.shape[1] != len(self.mean):
+        can_be_read = can_be_waited_for if wait else can_be_seen
+        if images.shape[1] != len(self.mean) or not can_be_read(images):
             return
         low, high = (bound.item() for bound in torch.aminmax(images.detach()))
         pairs = list(zip(self.mean, self.std, strict=True))
@@ -145,6 +150,21 @@ _NAMES: dict[str, Callable[[], Normalization]] = {
     "stl10": Normalization.stl10,
     "none": Normalization.none,
 }
+
+
+def can_be_waited_for(x: Tensor) -> bool:
+    """Tells whether Python may look at a tensor's values if the host waits for the device.
+
+    So it is in eager mode, of plain tensors, but while a CUDA graph is captured.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not x.is_meta
+        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 @functools.cache

@@ -13,11 +13,18 @@ from mvmr_loss import Normalization, Representations, register_representation
 from mvmr_loss import normalization as normalization_module
 from mvmr_loss.representations import AugmentedPixels, Pixels, augmented_pixels
 from mvmr_loss.representations import registry as registry_module
+from mvmr_loss.representations.sketch import Sketched
 from mvmr_loss.teachers import Teacher
 
 NAMES = ["imagenet", "cifar10", "cifar100", "stl10", "none"]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 TENTH = Normalization((0.1,) * 3, (1.0,) * 3)
+
+
+def _teacher():
+    """Undoes the normalisation."""
+    return Teacher(torch.nn.Flatten(), preprocessing={})
 
 
 @pytest.fixture
@@ -163,9 +170,81 @@ class TestHandedOn:
         with pytest.raises(ValueError, match="x must be given normalization, or both mean and std"):
             Representations({"x": {"name": name, **options, **own}})
 
-    def test_an_object_keeps_its_own(self):
-        modules = Representations({"x": AugmentedPixels(normalization=HALF)}, normalization="none")
-        assert self.stated(modules.by_name["x"]) == HALF
+    OBJECTS = pytest.mark.parametrize(
+        "make",
+        [
+            lambda **own: AugmentedPixels(
+                **({"normalization": Normalization(**own)} if own else {})
+            ),
+            lambda **own: Teacher(torch.nn.Flatten(), preprocessing={}, **own),
+            lambda **own: Sketched(Teacher(torch.nn.Flatten(), preprocessing={}, **own), 8),
+        ],
+        ids=["augmented_pixels", "teacher", "sketched"],
+    )
+
+    @OBJECTS
+    @pytest.mark.parametrize("cached", [False, True])
+    def test_an_object_is_told_without_being_changed(self, make, cached, tmp_path):
+        given = make()
+        cached = cached and given.cacheable
+        cache = {"path": tmp_path / "store", "num_samples": 4} if cached else None
+        modules = Representations({"x": given}, normalization=HALF, cache=cache)
+        told = modules.by_name["x"]
+        if cached:
+            told = modules.cache._computed.by_name["x"]
+            assert modules.cache._computed.normalization == HALF
+        assert told.undone() == HALF
+        assert given.undone() == Normalization.imagenet()
+        assert Representations({"x": given}).by_name["x"] is given
+        assert Representations({"x": given}, normalization=TENTH).by_name["x"].undone() == TENTH
+
+    @OBJECTS
+    def test_an_object_that_states_another_is_refused(self, make):
+        given = make(mean=(0.5,) * 3, std=(0.5,) * 3)
+        for stated in (HALF, None):
+            assert Representations({"x": given}, normalization=stated).by_name["x"] is given
+        with pytest.raises(ValueError, match=r"normalization must be what x states .*0.5.* but is"):
+            Representations({"x": given}, normalization="imagenet")
+
+    def test_an_object_is_told_of_as_many_channels_as_it_takes(self):
+        given = Teacher(torch.nn.Flatten(), preprocessing={})
+        assert Representations({"x": given}, normalization=([0.5], [0.5])).by_name["x"].mean == (
+            0.5,
+        )
+        with pytest.raises(ValueError, match="mean and std must have 1 or 3 numbers.* but have 2"):
+            Representations({"x": given}, normalization=([0.5] * 2, [0.5] * 2))
+
+    def test_an_object_that_undoes_none_stays(self):
+        given = Teacher(torch.nn.Flatten())
+        assert given.undone() is None
+        assert Representations({"x": given}, normalization="none").by_name["x"] is given
+
+    def test_copies_of_an_object_count_as_one(self, images):
+        given = AugmentedPixels()
+        told = Representations({"x": given}, normalization=HALF)
+        told(2 * images - 1)
+        assert given.samples_drawn == 4
+
+    def test_an_option_takes_precedence_with_a_cache(self, tmp_path):
+        options = {"module": torch.nn.Flatten(), "preprocessing": {}, "normalization": "none"}
+        modules = Representations(
+            {"teacher": options},
+            normalization="cifar10",
+            cache={"path": tmp_path, "num_samples": 4},
+        )
+        assert modules.cache._computed.by_name["teacher"].undone() == Normalization.none()
+        assert modules.cache._computed.normalization == Normalization.cifar10()
+
+    @pytest.mark.parametrize("stated", ["none", "cifar10", HALF], ids=str)
+    def test_what_a_teacher_sees(self, stated, images):
+        seen = []
+        teacher = Teacher(
+            lambda x: (seen.append(x), x.mean(dim=(2, 3)))[1],
+            preprocessing={"mean": [0.5] * 3, "std": [0.5] * 3},
+        )
+        normalization = Normalization.of(stated)
+        Representations({"teacher": teacher}, normalization=stated)(normalization.apply(images))
+        torch.testing.assert_close(seen[0], 2 * images - 1, rtol=0, atol=1.1 / 255)
 
     def test_sketched(self):
         modules = Representations(["augmented_pixels"], normalization=HALF, sketch_dim=8)
@@ -196,9 +275,82 @@ class TestCheck:
             augmented_pixels,
             AugmentedPixels(),
             lambda images: Representations(["augmented_pixels"])(images),
+            lambda images: Representations({"teacher": _teacher()})(images),
+            lambda images: Representations({"teacher": _teacher()}, sketch_dim=8)(images),
         ],
-        ids=["function", "module", "collection"],
+        ids=["function", "module", "collection", "teacher", "sketched"],
     )
+
+    @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+    def device(self, request):
+        return request.param
+
+    def test_a_collection_looks_once_where_it_matters(self, images, device, monkeypatch):
+        looked = []
+        check = Normalization.check
+        monkeypatch.setattr(
+            Normalization,
+            "check",
+            lambda self, x, **how: (looked.append((x.shape, how)), check(self, x, **how)),
+        )
+        modules = Representations({"teacher": _teacher(), "hog": None}, slice_size=2).to(device)
+        images = images.to(device)
+        with pytest.warns(UserWarning, match="seem not to be normalised"):
+            modules(images)
+        modules(images)
+        assert looked == [((4, 3, 32, 32), {"wait": True})]
+        Representations(["hog", "scattering"])(images)
+        assert len(looked) == 1
+        wrong = Representations({"teacher": _teacher()}).to(device)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="images must be normalised with mean"):
+                wrong(255 * images)
+
+    def test_a_collection_warns_once_of_several(self, images):
+        modules = Representations({"a": _teacher(), "b": _teacher(), "augmented_pixels": None})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            modules(images)
+            Representations({"teacher": _teacher()})(images)
+        assert len(caught) == 1
+
+    def test_the_image_that_a_store_is_known_by_is_not_warned_of(self, images, tmp_path):
+        normalized = Normalization.imagenet().apply(images)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            modules = Representations(
+                {"teacher": _teacher()}, cache={"path": tmp_path, "num_samples": 4}
+            )
+            modules(normalized, torch.arange(4))
+        modules = Representations({"teacher": _teacher()}, cache=tmp_path)
+        with (
+            pytest.warns(UserWarning, match="seem not to be normalised"),
+            pytest.raises(ValueError, match="is not of this image"),
+        ):
+            modules(images, torch.arange(4))
+
+    def test_a_collection_is_compiled_without_a_look(self, images):
+        modules = Representations({"teacher": _teacher()})
+        torch.compile(modules, fullgraph=True, backend="eager")(255 * images)
+        assert not modules._normalization_is_checked
+        with pytest.raises(ValueError, match="images must be normalised"):
+            modules(255 * images)
+
+    def test_a_collection_does_not_look_where_it_cannot(self, images):
+        modules = Representations({"teacher": _teacher()})
+        modules.to("meta")(images.to("meta"))
+        with FakeTensorMode():
+            modules(torch.empty(2, 3, 8, 8))
+        torch.vmap(lambda x: modules(x[None])["teacher"])(images)
+        assert not modules._normalization_is_checked
+
+    @NEEDS_GPU
+    def test_a_collection_does_not_look_while_a_graph_is_captured(self, images):
+        modules, images = Representations({"teacher": _teacher()}), images.cuda()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            modules._check_normalization(255 * images)
+        assert not modules._normalization_is_checked
 
     @EXTRACTS
     @pytest.mark.parametrize("factor", [255, -255, 10])

@@ -142,7 +142,8 @@ def fill(
     Args:
         representations: With a ``cache``, which learns of which data set it is.
         dataset: Gives (image, ...) or image; images are tensors of shape (C, H, W), not augmented
-            and normalised as in the training.
+            and normalised as in the training. In the place of an image there may be a list of its
+            views, the first of them not augmented.
         batch_size: Images a batch, at least 1.
         num_workers: Worker processes that load images.
         device: Where to compute.
@@ -155,6 +156,7 @@ def fill(
         How many rows were filled.
 
     Raises:
+        TypeError: If samples are neither images nor begin with them.
         ValueError: If there is no cache, it is of another data set, or an image does not fit or
             cannot be read.
         OSError: If the store is damaged, may not be written, or the disk is full.
@@ -188,13 +190,12 @@ def fill(
     )
     done = 0
     for samples in loader:
-        whole = [(i, image) for i, image in samples if not isinstance(image, str)]
+        whole = [(i, image) for i, image in samples if not isinstance(image, _Unreadable)]
         if whole:
-            indices, images = default_collate(whole)
-            representations(images.to(device), indices)
+            representations(_batch(whole).to(device), [i for i, _ in whole])
         done += len(whole)
         for _, image in samples:
-            if isinstance(image, str):
+            if isinstance(image, _Unreadable):
                 if on_broken is None:
                     raise ValueError(image)
                 on_broken(image)
@@ -203,16 +204,45 @@ def fill(
     return done
 
 
+def _batch(samples: list[tuple[int, Any]]) -> torch.Tensor:
+    """Returns the images of samples (index, image) as a batch after checking them."""
+    first, like = samples[0]
+    for i, image in samples:
+        if not (hasattr(image, "shape") and hasattr(image, "dtype")):
+            keys = f" of {', '.join(map(repr, image))}" if isinstance(image, Mapping) else ""
+            raise TypeError(
+                "samples of the data set must be (image, ...) or image, or have a list of views in "
+                "the image's place, with images as tensors of shape (C, H, W), but that of sample "
+                f"{i} is a {type(image).__name__}{keys}; give a data set that takes the image out, as "
+                "a tensor."
+            )
+        if image.shape != like.shape:
+            raise ValueError(
+                f"images of the data set must be of one shape but image {i} has {tuple(image.shape)} "
+                f"and image {first} {tuple(like.shape)}; resize or crop them."
+            )
+    batch: torch.Tensor = default_collate([image for _, image in samples])
+    return batch
+
+
+class _Unreadable(str):
+    """Why an image cannot be read."""
+
+
 class _Readable(IndexedDataset):
     """Gives index and image, or index and a sentence where the image cannot be read."""
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         try:
-            return super().__getitem__(index)[:2]
+            _, *image = super().__getitem__(index)
+            while isinstance(image, (tuple, list)) and image:  # Of several views the first.
+                image = image[0]
+            return index, image
         except Exception as error:  # Pillow raises whatever a damaged file leads to.
             samples = getattr(self.dataset, "samples", None)
             name = f" ({samples[index][0]})" if isinstance(samples, list) else ""
-            return index, f"image {index}{name} cannot be read: {str(error) or repr(error)}"
+            why = f"image {index}{name} cannot be read: {str(error) or repr(error)}"
+            return index, _Unreadable(why)
 
 
 def _add_identity(digest: Any, dataset: Any, within: tuple[Any, ...] = ()) -> None:

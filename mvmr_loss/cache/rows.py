@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Rounding to half precision and another device's arithmetic stay below 1%; other normalisations,
 # options, weights or images are far above.
 _TOLERANCE = 0.03
+# What all images have in common hides that: this is of what they differ by, if that is more than the
+# noise of float32.
+_TOLERANCE_OF_DEVIATION, _LEAST_DEVIATION = 0.1, 1e-4
 # Of fewer images one cannot tell how much they differ.
 _SOME = 8
 
@@ -142,7 +145,7 @@ class CachedRows:
                 )
             store.check_writable()
             with torch.no_grad():
-                computed = self._computed(images[list(missing.values())])
+                computed = self._computed._compute(images[list(missing.values())])
             self._check_rounding(store, computed)
             store.write(list(missing), computed)
         if images is not None:
@@ -205,7 +208,7 @@ class CachedRows:
         if device is None:
             device = next((b.device for b in self._computed.buffers()), torch.device("cpu"))
         with torch.no_grad():
-            computed = self._computed(_test_image(*image_shape).to(device))
+            computed = self._computed._compute(_test_image(*image_shape).to(device))
         found = store.test_row({name: values.cpu() for name, values in computed.items()})
         for name, values in found.items():
             live = computed[name].cpu()
@@ -229,8 +232,9 @@ class CachedRows:
             if here is not None and there is None:
                 raise ValueError(
                     f"the store at {self.path} does not say of which data set it is, for it was made "
-                    "by num_samples alone; fill another folder with the data set given, or open "
-                    "this one by num_samples alone, too."
+                    "by num_samples alone; fill another folder with the data set given (or create it "
+                    "with settings={'fingerprint': dataset_fingerprint(dataset)}), or open this one "
+                    "by num_samples alone, too."
                 )
             if here is not None and here != there:
                 raise ValueError(
@@ -270,15 +274,22 @@ class CachedRows:
         self._checks_due = min(due - 1, 1.0)
         k = self._draw.choice(read)
         with torch.no_grad():
-            live = self._computed(images[k : k + 1])
+            live = self._computed._compute(images[k : k + 1])
+        others = list({i: j for j, i in enumerate(indices)}.values())
         for name, values in live.items():
             # Tiny values may be lost in the store's type: rounded alike, they are equal.
             rounded = values.to(self.store.dtype).to(values)
-            error = _relative_error(features[name][k : k + 1], rounded)
-            if not error <= _TOLERANCE:
+            row, rows = features[name][k : k + 1], features[name][others]
+            error, most, of = _relative_error(row, rounded), _TOLERANCE, ""
+            if error <= most and len(rows) >= _SOME:
+                deviation = (rows - rows.mean(dim=0)).norm().item() / len(rows) ** 0.5
+                if deviation > _LEAST_DEVIATION * rounded.norm().item():
+                    error = (row - rounded).norm().item() / deviation
+                    most, of = _TOLERANCE_OF_DEVIATION, " of what images differ by"
+            if not error <= most:
                 raise ValueError(
                     f"row {indices[k]} of the store at {self.path} is not of this image: {name!r} "
-                    f"differs by {error:.0%}; the images must be the same in every epoch (not "
+                    f"differs by {error:.0%}{of}; the images must be the same in every epoch (not "
                     "augmented), of the same data set, in the same order and normalised alike."
                 )
 

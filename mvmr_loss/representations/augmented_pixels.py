@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def augmented_pixels(
     images: Tensor,
     seed: int = 0,
     start: int | Tensor = 0,
-    normalization: NormalizationLike = "imagenet",
+    normalization: NormalizationLike | None = None,
     crop_scale: Floats = (0.08, 1.0),
     flip_probability: float = 0.5,
     color_jitter: Floats = (0.8, 0.8, 0.8, 0.2),
@@ -77,7 +78,7 @@ def augmented_pixels(
         start: The place of the first image, at least 0; an int or a 0-dimensional int64 tensor.
         normalization: How images of three channels were normalised, in any form that
             :meth:`Normalization.of() <mvmr_loss.normalization.Normalization.of>` takes; ``"none"`` for
-            images in [0, 1].
+            images in [0, 1]. None: ImageNet's.
         crop_scale: Least and greatest area of a crop as a fraction of the image's, in (0, 1].
         flip_probability: Probability of the flip, in [0, 1].
         color_jitter: Strengths (brightness, contrast, saturation, hue), >= 0. The factors of the
@@ -133,7 +134,9 @@ class _Options:
     def __post_init__(self) -> None:
         checked = {
             "seed": check_seed(self.seed),
-            "normalization": Normalization.of(self.normalization),
+            "normalization": Normalization.of(
+                "imagenet" if self.normalization is None else self.normalization
+            ),
             "crop_scale": check_numbers("crop_scale", self.crop_scale, 2),
             "color_jitter": check_numbers("color_jitter", self.color_jitter, 4),
             "blur": check_bool("blur", self.blur),
@@ -314,7 +317,8 @@ class AugmentedPixels(Representation):
     Never the same twice, it is not to be stored (``cacheable`` is False).
 
     Args:
-        seed ... blur: As in :func:`augmented_pixels`.
+        seed ... blur: As in :func:`augmented_pixels`; without a ``normalization``, it is that of the
+            collection that the module is put in, ImageNet's where it stands alone.
         differentiable: If True, the gradient flows through to the images.
 
     Examples:
@@ -335,7 +339,7 @@ class AugmentedPixels(Representation):
     def __init__(
         self,
         seed: int = 0,
-        normalization: NormalizationLike = "imagenet",
+        normalization: NormalizationLike | None = None,
         crop_scale: Floats = (0.08, 1.0),
         flip_probability: float = 0.5,
         color_jitter: Floats = (0.8, 0.8, 0.8, 0.2),
@@ -346,6 +350,7 @@ class AugmentedPixels(Representation):
         differentiable: bool = False,
     ) -> None:
         super().__init__(differentiable=differentiable)
+        self._normalization_is_stated = normalization is not None
         self.options = _Options(
             seed,
             normalization,
@@ -362,6 +367,17 @@ class AugmentedPixels(Representation):
         return ", ".join(
             f"{field.name}={getattr(self.options, field.name)}" for field in fields(self.options)
         )
+
+    def undone(self) -> Normalization:
+        return self.options.normalization  # type: ignore[no-any-return]
+
+    def undoing(self, normalization: Normalization) -> AugmentedPixels:
+        if self._normalization_is_stated or self.undone() == normalization:
+            return self
+        told = copy.copy(self)  # It counts the images in the same buffer.
+        told.options = replace(self.options, normalization=normalization)
+        told._normalization_is_stated = True
+        return told
 
     def extract(self, images: Tensor) -> Tensor:
         with _outside_of_transforms():

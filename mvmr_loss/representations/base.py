@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from mvmr_loss._checks import (
+    as_rows,
     check_bool,
     check_finite,
     check_float_tensor,
     low_precision_to_float32,
     without_autocast,
 )
+from mvmr_loss.normalization import Normalization
 
 
 def check_images(
@@ -111,6 +113,21 @@ class Representation(nn.Module, ABC):
     @abstractmethod
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
         """Returns the shape of the features of one image of that size, without computing them."""
+
+    def undone(self) -> Normalization | None:
+        """Returns the normalisation that is undone before the features are computed; None: none is."""
+        return None
+
+    def undoing(self, normalization: Normalization) -> Representation:
+        """Returns the representation for images so normalised.
+
+        It is itself, unless it undoes a normalisation and was not told which.
+        """
+        return self
+
+    def as_rows(self, features: Tensor) -> Tensor:
+        """Returns features of shape (N, ...) as rows, shape (N, D)."""
+        return as_rows(features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the features, a tensor of shape (N, ...), of a batch of images."""

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mvmr_loss._checks import as_rows, check_bool, check_int
+from mvmr_loss._checks import check_bool, check_int
 from mvmr_loss._random import check_seed
 from mvmr_loss.cache.rows import CachedRows
-from mvmr_loss.normalization import Normalization, NormalizationLike
+from mvmr_loss.normalization import Normalization, NormalizationLike, can_be_waited_for
 from mvmr_loss.representations.base import Representation, check_images, check_size
 from mvmr_loss.representations.registry import Specification, build, describe, labelled
 from mvmr_loss.representations.sketch import Sketched
@@ -43,7 +43,12 @@ class Representations(nn.Module):
     They are those of the non-augmented view, normalised as the network sees them. How, is
     said once, by ``normalization``, and told to every representation named that asks for it: one
     with an argument ``normalization``, or ``mean`` and ``std``. An option of these names in the
-    specification takes precedence; a representation given as an object keeps its own.
+    specification takes precedence. A teacher or ``AugmentedPixels`` given as an object is told, too;
+    one that states another normalisation itself is refused where ``normalization`` is given.
+
+    Where a representation undoes the normalisation, as ``augmented_pixels`` and teachers with a
+    preprocessing do, the first batch is looked at: values that cannot have been normalised so are an
+    error, and images in [0, 1] that are said to be normalised are warned of.
 
     With a ``cache``, a call with the images' indices in the data set reads what is in the store, and
     computes and stores what is not; what is not cacheable, as ``augmented_pixels``, is computed each
@@ -56,7 +61,8 @@ class Representations(nn.Module):
             the store, without computing anything.
         normalization: How the images were normalised: a
             :class:`~mvmr_loss.normalization.Normalization`, a pair (mean, std), ``"imagenet"``,
-            ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1].
+            ``"cifar10"``, ``"cifar100"``, ``"stl10"``, or ``"none"`` for images in [0, 1]. None:
+            ImageNet's, but for objects that state their own.
         slice_size: How many images are worked on at once; bounds the temporary memory. None: 32 on a
             CPU; on an accelerator, where each slice costs as many launches as all images, as many as
             have 2**25 values.
@@ -97,7 +103,7 @@ class Representations(nn.Module):
         self,
         specification: Specification | None,
         *,
-        normalization: NormalizationLike = "imagenet",
+        normalization: NormalizationLike | None = None,
         slice_size: int | None = None,
         differentiable: bool = False,
         sketch_dim: int | None = None,
@@ -108,11 +114,14 @@ class Representations(nn.Module):
         if slice_size is not None:
             slice_size = check_int("slice_size", slice_size, minimum=1)
         self.slice_size = slice_size
-        self.normalization = Normalization.of(normalization)
+        self.normalization = Normalization.of(
+            "imagenet" if normalization is None else normalization
+        )
+        self._normalization_is_checked = False
         check_bool("differentiable", differentiable)
         nothing = specification is None and cache is not None
         built = {
-            label: value
+            label: self._told(label, value, normalization is not None)
             if isinstance(value, Representation)
             else build(label, {"differentiable": differentiable, **value}, self.normalization)
             for label, value in ({} if nothing else labelled(specification)).items()
@@ -125,6 +134,17 @@ class Representations(nn.Module):
         self.cache: CachedRows | None = None
         if cache is not None:
             self.cache = CachedRows(self._cacheable(), **_cache_options(cache))
+
+    def _told(self, label: str, given: Representation, stated: bool) -> Representation:
+        """Returns an object for images normalised as said; raises if it states another normalisation."""
+        told = given.undoing(self.normalization)
+        own = told.undone()
+        if stated and own not in (None, self.normalization):
+            raise ValueError(
+                f"normalization must be what {label} states of its images, {own}, but is "
+                f"{self.normalization}; state it once, or alike."
+            )
+        return told
 
     def _cacheable(self) -> Representations | None:
         """Returns the representations that are kept; they share their modules with these."""
@@ -142,11 +162,11 @@ class Representations(nn.Module):
                 f"representations must have one that is cacheable but {', '.join(self.by_name)} "
                 "change from call to call; compute them without a cache."
             )
-        options: dict[str, Any] = {
-            "normalization": self.normalization,
-            "slice_size": self.slice_size,
-        }
-        return Representations(kept, **options) if kept else None
+        if not kept:
+            return None
+        cacheable = Representations(kept, slice_size=self.slice_size)
+        cacheable.normalization = self.normalization  # They are told already.
+        return cacheable
 
     def forward(
         self, images: Tensor | None, indices: Tensor | Sequence[int] | None = None
@@ -175,6 +195,7 @@ class Representations(nn.Module):
                     f"images and indices must be of the same number but are {len(images)} and "
                     f"{len(indices)}."
                 )
+            self._check_normalization(images)
         if self.cache is not None and indices is not None:
             # What forbids compiling brings torch's compiler in, which takes as long as torch itself.
             from mvmr_loss.representations._cached import cached_features
@@ -187,18 +208,30 @@ class Representations(nn.Module):
             raise ValueError("indices must be given: without a specification everything is read.")
         return self._compute(images)
 
+    def _check_normalization(self, images: Tensor) -> None:
+        """Looks once whether the images can have been normalised as they are said to be."""
+        if not can_be_waited_for(images) or self._normalization_is_checked:
+            return
+        for module in cast("dict[str, Representation]", self.by_name).values():
+            undone = module.undone()
+            if undone is not None:
+                undone.check(images, wait=True)
+        self._normalization_is_checked = True
+
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the features of checked images, computed."""
         return {name: self._in_slices(module, images) for name, module in self.by_name.items()}
 
-    def _in_slices(self, representation: nn.Module, images: Tensor) -> Tensor:
+    def _in_slices(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns the flattened features, each slice written at once to where it stays."""
+        representation = cast(Representation, module)
         size = self.slice_size or _slice_size(images)
         first, *others = images.split(size)
-        part = as_rows(representation(first))
+        part = representation.as_rows(representation(first))
         features = part.new_empty(len(images), part.shape[1])
         features[: len(part)] = part
         for i, images_of_slice in enumerate(others, 1):
-            part = as_rows(representation(images_of_slice))
+            part = representation.as_rows(representation(images_of_slice))
             features[i * size : i * size + len(part)] = part
         return features
 

@@ -99,16 +99,19 @@ def labelled(specification: object) -> dict[str, Options | Representation]:
     elif isinstance(specification, Sequence) and not isinstance(specification, str):
         items = [{"name": item} if isinstance(item, str) else item for item in specification]
         wrong = [item for item in items if not isinstance(item, Mapping) or "name" not in item]
-        pairs = [(item["name"], item) for item in items if item not in wrong]
+        pairs = [(item["name"], item) for item in items if not any(item is w for w in wrong)]
     else:
         raise TypeError(
-            "representations must be a list of names or a mapping from name to options "
-            f"but is {specification!r}."
+            "representations must be a list of names or a mapping from name to options but is "
+            f"{_shown(specification)}."
         )
     if wrong:
+        value, which = wrong[0], "one"
+        if isinstance(specification, Mapping):
+            value, which = specification[value], f"that of {value!r}"
         raise TypeError(
             "each of representations must be a name, a mapping with a 'name', or a name with options "
-            f"but {wrong[0]!r} is not."
+            f"but {which} is {_shown(value)}."
         )
     if not pairs:
         raise ValueError("representations must not be empty; name at least one.")
@@ -121,6 +124,17 @@ def labelled(specification: object) -> dict[str, Options | Representation]:
                 "give labels: {'fine': {'name': 'hog', ...}, 'coarse': {'name': 'hog', ...}}."
             )
     return dict(pairs)
+
+
+def _shown(value: object) -> str:
+    """Returns what was given, and how to give it where it is a network."""
+    if callable(value):
+        return f"a {type(value).__name__}; give a network as {{'teacher': Teacher(network)}}"
+    if hasattr(value, "shape"):
+        return (
+            f"a {type(value).__name__}; features that are there already go to the loss as they are"
+        )
+    return repr(value)
 
 
 def build(label: str, options: Options, normalization: Normalization) -> Representation:

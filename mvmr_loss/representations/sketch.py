@@ -13,6 +13,7 @@ from mvmr_loss._checks import as_rows, check_float_tensor, check_int
 from mvmr_loss._cpu import can_run
 from mvmr_loss._cpu.sketch import fold
 from mvmr_loss._random import check_seed, random_bits, random_signs
+from mvmr_loss.normalization import Normalization
 from mvmr_loss.representations._constants import constant
 from mvmr_loss.representations.base import Representation
 
@@ -224,8 +225,16 @@ class Sketched(Representation):
         self.cacheable = representation.cacheable
         self.minimum_size = representation.minimum_size
 
+    def undone(self) -> Normalization | None:
+        return self.representation.undone()
+
+    def undoing(self, normalization: Normalization) -> Sketched:
+        told = self.representation.undoing(normalization)
+        return self if told is self.representation else Sketched(told, self.dim, self.seed)
+
     def extract(self, images: Tensor) -> Tensor:
-        sketch: Tensor = self.sketch(self.representation.extract(images))
+        rows = self.representation.as_rows(self.representation.extract(images))
+        sketch: Tensor = self.sketch(rows)
         return sketch
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +15,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from mvmr_loss._checks import check_bool, check_int
+from mvmr_loss._checks import as_rows, can_be_seen, check_bool, check_int
+from mvmr_loss.normalization import Normalization
 from mvmr_loss.representations.base import Representation
 from mvmr_loss.representations.registry import register_representation
 from mvmr_loss.teachers.preprocessing import (
@@ -30,7 +35,8 @@ from mvmr_loss.teachers.sources.request import Request, keeps_head
 class Teacher(Representation):
     """The features of a frozen network, for knowledge distillation.
 
-    The network is a module or callable of one's own, or named by where it comes from:
+    The network is a module of one's own, a method of one, or a callable; or named by where it comes
+    from:
 
     - ``source="torchvision"``: ``model`` such as ``resnet50``; ``weights`` a file or a name such as
       ``IMAGENET1K_V2`` or ``DEFAULT``.
@@ -45,22 +51,27 @@ class Teacher(Representation):
 
     Without ``weights``, all but the last have random ones, with a warning.
 
-    Networks with a ``source`` lose their classifier and get their library's own preprocessing: the
+    Networks of a library lose their classifier and get the library's own preprocessing: the
     student's normalisation is undone, then images are resized, cropped and normalised for the
     teacher. With resizing, the pixels equal those of the library up to the rounding to 8 bits (see
     :class:`TeacherPreprocessing`); without, exactly. This is tried on a few images when the teacher
     is built: where a library does more, ``preprocessing`` must be given, with all of ``resize``,
-    ``crop``, ``mean``, ``std`` and ``interpolation``. A network of one's own gets the images as the
-    student does, unless it is given a ``preprocessing``.
+    ``crop``, ``mean``, ``std`` and ``interpolation``. A network of one's own, a ``checkpoint``'s
+    too, stays as it is: its features are what it gives, the classes' scores of a classifier unless a
+    ``layer`` is named, and it gets the images as the student does, unless it is given a
+    ``preprocessing``.
 
     The network is frozen and in eval mode whatever its owner does, and is no part of the owner:
-    neither its parameters nor its state dict have it. It follows the images to their device.
+    neither its parameters nor its state dict have it. It follows the images to their device. That
+    is so of modules and their methods, such as ``network.forward_features``. Of what another
+    callable runs nothing is known: put its networks in eval mode and on the device yourself. No
+    graph is recorded through it either, unless ``differentiable``.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), section on knowledge distillation.
 
     Args:
-        module: A network or callable, from images (N, C, H, W) to features; in place of ``source``.
-            A module's parameters are set to need no gradient.
+        module: A network, its method, or a callable, from images (N, C, H, W) to features; in place
+            of ``source``. A network's parameters are set to need no gradient.
         source: Where the network comes from, see above.
         model: Its name there.
         weights: Its weights: a file, or what the source calls them.
@@ -68,10 +79,12 @@ class Teacher(Representation):
         prefix: Prefix of the network's weights in the checkpoint file; None finds it.
         preprocessing: A :class:`TeacherPreprocessing`, or a mapping of what shall differ from the
             library's.
-        mean: Mean per channel that the images are normalised with.
-        std: Standard deviation per channel that the images are normalised with.
+        mean: Mean per channel that the images are normalised with. None: as the collection says that
+            the teacher is put in; ImageNet's where it stands alone.
+        std: Standard deviation per channel that the images are normalised with, given with ``mean``.
         layer: Name of the submodule whose output is taken; None: the network's output.
-        token: Of features (N, T, D), the token to take: an index, "cls" (0) or "mean".
+        token: Of features (N, T, D), the token to take: an index, "cls" (0) or "mean". None: all of
+            them; of outputs as in transformers, the pooled features, or else the first token.
         l2_normalize: Scale each image's features to length 1.
         dtype: Type to compute in, such as "bfloat16"; None: float32. A module is converted to it,
             a callable gets its input in it.
@@ -81,7 +94,8 @@ class Teacher(Representation):
     Raises:
         TypeError: If the module is not callable or an option is of a wrong type.
         ValueError: If the source, model, layer or weights are unknown or do not fit, or the
-            library's preprocessing is not to be had here.
+            library's preprocessing is not to be had here. On a call, if the network does not give
+            one tensor with a row for each image.
         FileNotFoundError: If there is no such file.
         ConnectionError: If weights cannot be downloaded.
         ImportError: If the source's library is missing.
@@ -106,8 +120,8 @@ class Teacher(Representation):
         model_options: Mapping[str, Any] | None = None,
         prefix: str | None = None,
         preprocessing: TeacherPreprocessing | Mapping[str, Any] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         layer: str | None = None,
         token: int | str | None = None,
         l2_normalize: bool = False,
@@ -126,7 +140,15 @@ class Teacher(Representation):
         self.model_options = dict(model_options or {})
         self.prefix, self.layer = prefix, layer
         self.l2_normalize = check_bool("l2_normalize", l2_normalize)
-        self.mean, self.std = check_statistics("mean", mean, "std", std)
+        if (mean is None) != (std is None):
+            raise ValueError(
+                f"mean and std must be given both or not at all, but are {mean} and {std}."
+            )
+        self._normalization_is_stated = mean is not None
+        self.mean, self.std = check_statistics(
+            *("mean", IMAGENET_MEAN if mean is None else mean),
+            *("std", IMAGENET_STD if std is None else std),
+        )
         self.token = _check_token(token)
         self.dtype = _check_dtype(dtype)
         self.device = None if device is None else torch.device(device)
@@ -143,20 +165,15 @@ class Teacher(Representation):
                 f"module must be a torch.nn.Module or a callable but is a {type(module).__name__}."
             )
         self.preprocessing = merge(own, preprocessing)
-        if self.preprocessing is not None:
-            channels = len(self.preprocessing.mean)
-            if len(self.mean) not in (1, channels):
-                raise ValueError(
-                    f"mean and std must have 1 or {channels} numbers, as the teacher's "
-                    f"preprocessing has, but have {len(self.mean)}."
-                )
-        if isinstance(module, nn.Module):
-            _cast(module.requires_grad_(False).eval(), torch.float32)
+        self._check_channels()
+        network = _network_of(module)
+        if network is not None:
+            _cast(network.requires_grad_(False).eval(), torch.float32)
             if source is not None:
-                self._check_runs(module)
-            _cast(module, self.dtype)
-            if layer is not None and layer not in dict(module.named_modules()):
-                top = ", ".join(name for name, _ in module.named_children())
+                self._check_runs(network)
+            _cast(network, self.dtype)
+            if layer is not None and layer not in dict(network.named_modules()):
+                top = ", ".join(name for name, _ in network.named_children())
                 raise ValueError(
                     f"layer must be the name of a submodule but is {layer!r}; the uppermost are "
                     f"{top}, and module.named_modules() has all."
@@ -164,16 +181,36 @@ class Teacher(Representation):
         elif layer is not None:
             raise ValueError("layer must be None for a callable that is no torch.nn.Module.")
         # In a tuple, torch does not see it: no submodule, it is not trained, saved or moved.
-        self._held = (module,)
+        self._held = (module, network)
         self._output = _Output()
-        if isinstance(module, nn.Module) and layer is not None:
+        if network is not None and layer is not None:
             # Hooked once, here: a compiler cannot trace the hooking.
-            module.get_submodule(layer).register_forward_hook(self._output)
+            network.get_submodule(layer).register_forward_hook(self._output)
 
     @property
     def module(self) -> Callable[..., Any]:
-        """The network."""
+        """The network, or what is called in its place."""
         return self._held[0]
+
+    def undone(self) -> Normalization | None:
+        """Returns the images' normalisation, which is undone for a preprocessing; None without one."""
+        return None if self.preprocessing is None else Normalization(self.mean, self.std)
+
+    def undoing(self, normalization: Normalization) -> Teacher:
+        """Returns the teacher for images so normalised: itself, if it was told ``mean`` and ``std``."""
+        if self._normalization_is_stated or self.undone() in (None, normalization):
+            return self
+        told = copy.copy(self)  # Of the same network.
+        told.mean, told.std = normalization.mean, normalization.std
+        told._normalization_is_stated = True
+        told._check_channels()
+        return told
+
+    def as_rows(self, features: Tensor) -> Tensor:
+        """Returns features of shape (N, ...) as rows; warns once where tokens or places become one."""
+        if features.ndim > 2 and not is_compiling():
+            _warn_of_flattening(tuple(features.shape[1:]))
+        return as_rows(features)
 
     def extra_repr(self) -> str:
         """Returns the main arguments, for printing."""
@@ -205,8 +242,7 @@ class Teacher(Representation):
             for v in (self.mean, self.std)
         )
         pixels = images * std + mean
-        # Where values can be read without waiting: on a CPU, of plain tensors.
-        if pixels.device.type == "cpu" and type(pixels) is Tensor and not is_compiling():
+        if can_be_seen(pixels):
             low, high = pixels.detach().aminmax()
             # Room for what resizing with bicubic interpolation overshoots.
             if low < -0.2 or high > 1.2:
@@ -251,12 +287,21 @@ class Teacher(Representation):
         Returns:
             The shape without the batch dimension.
         """
-        device = self.device or next(_tensors(self.module), torch.empty(0)).device
+        device = self.device or next(_tensors(self._held[1]), torch.empty(0)).device
         black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
         if self.preprocessing is None:
             black = torch.zeros(channels)
         images = black[None, :, None, None].expand(1, -1, height, width).to(device)
         return tuple(self(images).shape[1:])
+
+    def _check_channels(self) -> None:
+        """Raises if the images do not have the channels that the preprocessing is of."""
+        channels = None if self.preprocessing is None else len(self.preprocessing.mean)
+        if channels is not None and len(self.mean) not in (1, channels):
+            raise ValueError(
+                f"mean and std must have 1 or {channels} numbers, as the teacher's "
+                f"preprocessing has, but have {len(self.mean)}."
+            )
 
     def _check_runs(self, network: nn.Module) -> None:
         """Raises if the network does not take images of the preprocessing's size."""
@@ -280,24 +325,24 @@ class Teacher(Representation):
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Runs the network and chooses layer and token."""
-        network, pixels = self.module, pixels.to(self.dtype)
-        if isinstance(network, nn.Module):
+        (module, network), pixels = self._held, pixels.to(self.dtype)
+        if network is not None:
             if any(submodule.training for submodule in network.modules()):
                 network.eval()
             if next(_tensors(network), pixels).device != pixels.device:
                 network.to(pixels.device)
         if self.layer is None:
-            output = network(pixels)
+            output = module(pixels)
         else:
             self._output.begin()
             try:
-                network(pixels)
+                module(pixels)
             finally:
                 outputs = self._output.end()
             if not outputs:
                 raise ValueError(f"layer must be used by the network but {self.layer!r} is not.")
             output = outputs[-1]
-        features = _as_tensor(output)
+        features = _as_tensor(output, tokens=self.token is not None)
         if self.token is not None:
             if features.ndim != 3:
                 raise ValueError(
@@ -316,21 +361,54 @@ class Teacher(Representation):
         return features
 
 
-def _as_tensor(output: Any) -> Tensor:
-    """Returns the features out of a network's output."""
-    for name in ("image_embeds", "pooler_output", "last_hidden_state"):
+def _network_of(module: Callable[..., Any]) -> nn.Module | None:
+    """Returns the network that a callable is, or whose method it is; None of any other."""
+    while isinstance(module, functools.partial):
+        module = module.func
+    owner = getattr(module, "__self__", module)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _as_tensor(output: Any, *, tokens: bool) -> Tensor:
+    """Returns the features out of a network's output: its tokens, or what is made of them."""
+    if isinstance(output, Tensor):
+        return output
+    pooled = ("image_embeds", "pooler_output")
+    names = ("last_hidden_state", *pooled) if tokens else (*pooled, "last_hidden_state")
+    for name in names:
         value = getattr(output, name, None)
+        if value is None and isinstance(output, Mapping):
+            value = output.get(name)
         if isinstance(value, Tensor):
             # Without a pooled output: the class token.
-            return value[:, 0] if name == "last_hidden_state" and value.ndim == 3 else value
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the teacher must give a tensor of features but gave a {type(output).__name__}; "
-            "choose a layer that does."
+            is_class = name == "last_hidden_state" and value.ndim == 3 and not tokens
+            return value[:, 0] if is_class else value
+    gave = f"a {type(output).__name__}"
+    if isinstance(output, (tuple, list)):
+        found = [part for part in output if isinstance(part, Tensor)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            gave += f" of {len(found)}, of shapes {', '.join(str(tuple(x.shape)) for x in found)}"
+    elif isinstance(output, Mapping):
+        gave += f" of {', '.join(map(repr, output))}"
+    raise ValueError(
+        f"the teacher must give a tensor of features but gave {gave}; name a layer that gives one, "
+        "or give the network in a torch.nn.Module whose forward returns the one to take."
+    )
+
+
+@functools.cache
+def _warn_of_flattening(shape: tuple[int, ...]) -> None:
+    """Warns once of tokens, or places of a map, that become one long row."""
+    count = math.prod(shape)
+    if count > max(shape):
+        remedy = "token='cls' or 'mean' takes one" if len(shape) == 2 else "pool them"
+        warnings.warn(
+            f"the teacher's features of shape (N, {', '.join(map(str, shape))}) are flattened to "
+            f"{count} numbers an image; {remedy}, or name a layer whose features are pooled.",
+            stacklevel=2,
         )
-    return output
 
 
 class _Output:

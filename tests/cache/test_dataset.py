@@ -19,6 +19,7 @@ from torch.utils.data import (
     TensorDataset,
     random_split,
 )
+from torchvision.transforms.functional import to_pil_image
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import (
@@ -95,6 +96,69 @@ def test_fill_with_a_broken_image(image_folder, tmp_path, which, content):
     assert len(said) == 1
     assert broken.name in said[0]
     assert module.cache.store.is_valid().tolist() == [i != which for i in range(12)]
+
+
+class Samples:
+    """Ten images, each in a sample of some kind."""
+
+    def __init__(self, images, make):
+        self.images, self.make = images[:10], make
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return self.make(self.images[range(10)[index]])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x,
+        lambda x: (x, 1),
+        lambda x: (x, x + 1, 1),
+        lambda x: ((x, x + 1), 1),
+        lambda x: [[x, x + 1], 1],
+        lambda x: ([(x, x + 1), x + 2],),
+        lambda x: (x.numpy(), 1),
+    ],
+    ids=["image", "label", "flat", "tuple", "list", "nested", "array"],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_fill_takes_the_first_view(tmp_path, images, make, num_workers):
+    module = cached(tmp_path, num_samples=None)
+    assert fill(module, Samples(images, make), num_workers=num_workers) == 10
+    rows = module(None, range(10))["pixels"]
+    assert torch.equal(rows, images[:10].flatten(1).half().float())
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda x: {"image": x, "label": 1}, "is a dict of 'image', 'label'; give a data set"),
+        (lambda x: ({"image": x}, 1), "is a dict of 'image';"),
+        (lambda x: (to_pil_image(x), 1), "is a Image;"),
+        (lambda x: ("a.png", 1), "is a str;"),
+        (lambda x: (), "is a list;"),
+        (lambda x: ([], 1), "is a list;"),
+        (lambda x: (1, x), "is a int;"),
+    ],
+    ids=["dict", "dict in a tuple", "PIL", "path", "nothing", "no views", "label first"],
+)
+def test_fill_says_what_samples_must_be(tmp_path, images, make, given):
+    module, said = cached(tmp_path, num_samples=None), []
+    match = rf"samples of the data set must be .* \(C, H, W\), but that of sample 0 {given}"
+    with pytest.raises(TypeError, match=match):
+        fill(module, Samples(images, make), on_broken=said.append)
+    assert said == []
+
+
+def test_fill_wants_images_of_one_shape(tmp_path, images):
+    module = cached(tmp_path, num_samples=None)
+    with pytest.raises(
+        ValueError, match=r"image 1 has \(3, 8, 9\) and image 0 \(3, 8, 8\); resize"
+    ):
+        fill(module, [images[0], torch.zeros(3, 8, 9)])
 
 
 def test_fill_needs_a_cache_and_finds_the_images_behind_an_index(tmp_path, images):

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Subset
 
 from mvmr_loss import Representations
-from mvmr_loss.cache import IndexedDataset, RepresentationCache
+from mvmr_loss.cache import IndexedDataset, RepresentationCache, dataset_fingerprint
 from mvmr_loss.cache.rows import _test_image
 from mvmr_loss.representations import Representation
 from tests.cache.helpers import (
@@ -401,6 +401,65 @@ def test_differences_that_would_be_rounded_off_are_refused(tmp_path, images):
     torch.testing.assert_close(found["offset"], (1013 + images).flatten(1))
     same = cached(tmp_path / "same", offset)(images[:2], torch.arange(2))  # too few to tell
     assert same["offset"].shape == (2, 192)
+
+
+class Common(Representation):
+    """Features with much in common beside what images differ by."""
+
+    common = 50.0
+
+    def extract(self, images):
+        return self.common + images.mean(dim=(2, 3))
+
+    def output_shape(self, channels, height, width):
+        return (channels,)
+
+
+@pytest.mark.parametrize("order", [range(20), [*range(10), *range(10)]])
+def test_rows_are_compared_by_what_images_differ_by(tmp_path, images, order):
+    """All images' features are nearly the same, measured by their length."""
+    options = {"dtype": "float32", "checks_per_epoch": 1000}
+    found = cached(tmp_path, {"common": Common()}, **options)(images, range(20))["common"]
+    assert (found - found.roll(1, 0)).norm() < 0.01 * found.norm()
+    indices, chosen = torch.tensor(order), images[torch.tensor(order)]
+    cached(tmp_path, {"common": Common()}, **options)(chosen, indices)
+    with pytest.raises(ValueError, match=r"not of this image: .* differs by \d+% of what images"):
+        cached(tmp_path, {"common": Common()}, **options)(chosen.roll(1, 0), indices)
+
+
+@pytest.mark.parametrize("indices", [range(7), [0] * 20])
+def test_of_few_images_it_is_not_known_what_they_differ_by(tmp_path, images, indices):
+    options = {"dtype": "float32", "checks_per_epoch": 1000}
+    cached(tmp_path, {"common": Common()}, **options)(images, range(20))
+    reader = cached(tmp_path, {"common": Common()}, **options)
+    for _ in range(3):
+        reader(images[: len(indices)].flip(0), indices)
+
+
+def test_noise_is_not_what_images_differ_by(tmp_path, images, monkeypatch):
+    """Where features of all images are the same up to rounding, so are those read and computed."""
+    monkeypatch.setattr(Common, "common", 1e5)
+    options = {"dtype": "float32", "checks_per_epoch": 1000}
+    cached(tmp_path, {"common": Common()}, **options)(images, range(20))
+    cached(tmp_path, {"common": Common()}, **options)(images.roll(1, 0), range(20))
+
+
+def test_a_store_of_features_that_are_there_already(tmp_path, images):
+    """As docs/cache.md writes one."""
+    features = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
+    for folder, settings in (("a", {"fingerprint": dataset_fingerprint(images)}), ("b", None)):
+        store = RepresentationCache.create(tmp_path / folder, {"teacher": 7}, 20, settings=settings)
+        store.write(range(20), {"teacher": features})
+        rows = Representations(None, cache=tmp_path / folder)(None, [3, 7])["teacher"]
+        assert torch.equal(rows, features[[3, 7]].half().float())
+    cache = {"path": tmp_path / "a", "dataset": images}
+    assert Representations(None, cache=cache)(images[:2], [0, 1])["teacher"].shape == (2, 7)
+    with pytest.raises(
+        ValueError, match=r"settings=\{'fingerprint': dataset_fingerprint\(dataset\)\}"
+    ):
+        Representations(None, cache={"path": tmp_path / "b", "dataset": images})
+    with pytest.raises(ValueError, match="fingerprint is"):
+        Representations(None, cache={**cache, "dataset": images.flip(0)})
 
 
 def test_a_folder_at_home(tmp_path, images, monkeypatch):

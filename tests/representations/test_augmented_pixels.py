@@ -50,7 +50,7 @@ class TestAugmentedPixels(RepresentationTester):
     wrong = [
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": "0"}, TypeError, "seed must be an int but is a str"),
-        ({"normalization": None}, ValueError, "normalization must be one of 'imagenet'"),
+        ({"normalization": "no"}, ValueError, "normalization must be one of 'imagenet'"),
         ({"crop_scale": (0.0, 1.0)}, ValueError, r"crop_scale must be two ascending numbers"),
         ({"crop_scale": (0.5, 0.2)}, ValueError, r"crop_scale must be two ascending numbers"),
         ({"flip_probability": 1.5}, ValueError, "flip_probability must be .* at most 1 but is 1.5"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from mvmr_loss import Representations, register_representation
 from mvmr_loss.representations import HOG, LocalStd, Pixels, Representation
@@ -292,6 +293,31 @@ class TestException:
         with pytest.raises(TypeError, match="each of representations must be a name"):
             Representations(wrong)
 
+    @pytest.mark.parametrize(
+        ("wrong", "match"),
+        [
+            (
+                {"t": nn.Flatten()},
+                r"but that of 't' is a Flatten; give .* \{'teacher': Teacher\(net",
+            ),
+            ({"t": len}, r"but that of 't' is a builtin_function_or_method; give a network as"),
+            ([nn.Flatten()], r"but one is a Flatten; give a network as \{'teacher': Teacher\("),
+            (nn.Flatten(), r"list of names or a mapping .* is a Flatten; give a network as"),
+            (Pixels(), r"list of names or a mapping .* is a Pixels; give a network as"),
+            (
+                {"t": torch.ones(4, 2)},
+                "is a Tensor; features that are there already go to the loss",
+            ),
+            ([np.ones(3), np.ones(3)], "one is a ndarray; features that are there already go"),
+            ({"hog": 9}, "but that of 'hog' is 9"),
+            ([{"orientations": 9}], "but one is {'orientations': 9}"),
+        ],
+        ids=str,
+    )
+    def test_networks_and_features(self, wrong, match):
+        with pytest.raises(TypeError, match=match):
+            Representations(wrong)
+
     def test_twice(self):
         with pytest.raises(ValueError, match="'hog' occurs twice; give labels"):
             Representations(["hog", "hog"])
@@ -326,8 +352,10 @@ class TestException:
             representations(images[0, 0])
         with pytest.raises(TypeError, match=r"images must have a floating-point dtype .*uint8"):
             representations(images.byte())
-        with pytest.raises(TypeError, match=r"images must be a torch.Tensor but is a list"):
+        with pytest.raises(TypeError, match=r"images must be a torch.Tensor but is a list\."):
             representations([images])
+        with pytest.raises(TypeError, match=r"is a ndarray; .*: torch.from_numpy\(images\)\."):
+            representations(images.numpy())
         broken = images.clone()
         broken[0, 0, 3, 3] = float("nan")
         with pytest.raises(ValueError, match="images must be finite"):

@@ -30,10 +30,24 @@ from tests.teachers.networks import Own
         ({"module": len, "token": True}, TypeError, "token must be an int or a str but is a bool"),
         ({"module": len, "dtype": "int8"}, ValueError, "dtype must be a floating-point type"),
         ({"module": len, "dtype": "bf17"}, ValueError, "dtype must be a floating-point type"),
-        ({"module": len, "mean": 0.5}, ValueError, "mean must be a list of a number per channel"),
-        ({"module": len, "mean": [float("nan")] * 3}, ValueError, "mean must be finite"),
-        ({"module": len, "std": [1, 0, 1]}, ValueError, "std positive"),
-        ({"module": len, "std": [1, 1]}, ValueError, "mean and std must be of the same length"),
+        (
+            {"module": len, "mean": 0.5, "std": [1]},
+            ValueError,
+            "mean must be a list of a number per channel",
+        ),
+        (
+            {"module": len, "mean": [float("nan")] * 3, "std": [1] * 3},
+            ValueError,
+            "mean must be finite",
+        ),
+        ({"module": len, "mean": [0] * 3, "std": [1, 0, 1]}, ValueError, "std positive"),
+        (
+            {"module": len, "mean": [0] * 3, "std": [1, 1]},
+            ValueError,
+            "mean and std must be of the same length",
+        ),
+        ({"module": len, "std": [1, 1, 1]}, ValueError, "both or not at all, but are None and"),
+        ({"module": len, "mean": [0, 0, 0]}, ValueError, "both or not at all, but are .* and None"),
         (
             {"module": len, "preprocessing": {"size": 3}},
             TypeError,
@@ -133,7 +147,24 @@ def test_missing_library(monkeypatch, source, module, package):
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (lambda x: "text", {}, "must give a tensor of features but gave a str"),
+        (lambda x: "text", {}, "must give a tensor of features but gave a str; name a layer"),
+        (
+            lambda x: {"scores": x, "features": x},
+            {},
+            "gave a dict of 'scores', 'features'; .* in a torch.nn.Module whose forward returns",
+        ),
+        (lambda x: (), {}, "must give a tensor of features but gave a tuple; name a layer"),
+        (
+            lambda x: (x, x[:, 0]),
+            {},
+            r"gave a tuple of 2, of shapes \(4, 3, 16, 16\), \(4, 16, 16\)",
+        ),
+        (lambda x: [x, x], {"token": 0}, "must give a tensor of features but gave a list of 2"),
+        (
+            lambda x: {"pooler_output": x[:, 0, 0]},
+            {"token": "mean"},
+            r"token must be None unless the features have shape \(N, T, D\).* \(4, 16\)",
+        ),
         (
             lambda x: x[:2],
             {},

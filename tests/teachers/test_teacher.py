@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from mvmr_loss import Representations, Teacher, TeacherPreprocessing
+from mvmr_loss.teachers import teacher as teacher_module
 from tests.teachers.networks import Own, Tokens
 
 # A network or callable of one's own.
@@ -147,6 +151,11 @@ def test_gradient_flows_through_the_preprocessing(images):
     assert gradient.abs().sum() > 0
 
 
+def test_transforms_go_through_the_preprocessing(images):
+    teacher = Teacher(Own(), preprocessing={})
+    torch.testing.assert_close(torch.vmap(lambda x: teacher(x[None])[0])(images), teacher(images))
+
+
 # Layer, token, length.
 
 
@@ -179,18 +188,94 @@ def test_l2_normalize(images):
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(4))
 
 
-@pytest.mark.parametrize("output", ["tuple", "pooler_output", "image_embeds", "last_hidden_state"])
-def test_outputs_of_several_kinds(images, output):
-    class Output:
-        pass
+TOKENS = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
 
-    tokens = torch.randn(4, 3, 2)
 
-    def network(x):
-        if output == "tuple":
-            return (tokens[:, 0], "more")
-        result = Output()
-        setattr(result, output, tokens if output == "last_hidden_state" else tokens[:, 0])
-        return result
+@pytest.mark.parametrize(
+    "output",
+    [
+        (TOKENS[:, 0], "more"),
+        [None, TOKENS[:, 0]],
+        {"pooler_output": TOKENS[:, 0]},
+        {"image_embeds": TOKENS[:, 0], "last_hidden_state": TOKENS + 1},
+        {"pooler_output": TOKENS[:, 0], "last_hidden_state": TOKENS + 1},
+        {"last_hidden_state": TOKENS},
+    ],
+    ids=["tuple", "list", "pooler_output", "image_embeds", "both", "last_hidden_state"],
+)
+@pytest.mark.parametrize("as_object", [True, False])
+def test_outputs_of_several_kinds(images, output, as_object):
+    if as_object and isinstance(output, dict):
+        output = SimpleNamespace(**output)
+    assert torch.equal(Teacher(lambda x: output)(images), TOKENS[:, 0])
 
-    assert torch.equal(Teacher(network)(images), tokens[:, 0])
+
+@pytest.mark.parametrize("pooled", ["image_embeds", "pooler_output"])
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+def test_a_token_is_one_of_the_tokens_though_there_are_pooled_features(images, pooled, kind):
+    output = kind(**{pooled: TOKENS[:, 0] + 1, "last_hidden_state": TOKENS})
+    for token, expected in (("cls", TOKENS[:, 0]), (2, TOKENS[:, 2]), ("mean", TOKENS.mean(1))):
+        assert torch.equal(Teacher(lambda x: output, token=token)(images), expected)
+
+
+# Methods and callables.
+
+
+@pytest.mark.parametrize("bind", [lambda f: f, functools.partial], ids=["method", "partial"])
+@pytest.mark.parametrize("name", ["forward", "tokens"])
+def test_a_method_is_of_a_network(images, bind, name):
+    network = Own().double()
+    teacher = Teacher(bind(getattr(network, name)))
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert network.head.weight.dtype == torch.float32
+    network.train()
+    features = teacher(images)
+    assert not network.training
+    assert network.stem[1].num_batches_tracked == 0
+    assert torch.equal(features, getattr(network, name)(images))
+    assert torch.equal(copy.deepcopy(teacher)(images), features)
+    assert list(teacher.parameters()) == []
+    assert Teacher(bind(network.tokens), layer="stem.0")(images).shape == (4, 6, 4, 4)
+
+
+def test_a_callable_keeps_no_graph(images):
+    network = Own().eval()
+    teacher = Teacher(lambda x: network(x.requires_grad_() if x.is_leaf else x))
+    features = teacher(images)
+    assert features.grad_fn is None
+    assert not features.requires_grad
+
+
+# Tokens and maps in a collection.
+
+
+@pytest.fixture
+def _never_warned():
+    teacher_module._warn_of_flattening.cache_clear()
+    yield
+    teacher_module._warn_of_flattening.cache_clear()
+
+
+@pytest.mark.usefixtures("_never_warned")
+@pytest.mark.parametrize("sketch_dim", [None, 8])
+def test_flattened_tokens_are_warned_of_once(images, sketch_dim):
+    def run(**options):
+        teacher = {"teacher": Teacher(Tokens(), **options)}
+        return Representations(teacher, sketch_dim=sketch_dim)(images)["teacher"]
+
+    with pytest.warns(
+        UserWarning, match=r"\(N, 16, 6\) are flattened to 96 numbers .* token='cls'"
+    ):
+        assert run().shape == (4, sketch_dim or 96)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run()
+        run(token="mean")
+        Teacher(Tokens())(images)
+        torch.compile(Representations({"t": Teacher(Own(), layer="stem")}), backend="eager")(images)
+        Representations({"t": Teacher(nn.AdaptiveAvgPool2d(1))})(images)
+    with pytest.warns(
+        UserWarning, match=r"\(N, 6, 4, 4\) are flattened to 96 numbers .* pool them"
+    ):
+        run(layer="stem")

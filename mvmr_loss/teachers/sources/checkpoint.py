@@ -12,7 +12,10 @@ from mvmr_loss.teachers.sources.request import Loaded, Request
 
 
 def from_checkpoint(request: Request) -> Loaded:
-    """Builds a network by one's own function and loads a checkpoint file into it."""
+    """Builds a network by one's own function and loads a checkpoint file into it.
+
+    It is taken as it is: nothing is known of its classifier and preprocessing.
+    """
     module_name, colon, function_name = request.name("one's own").partition(":")
     if not colon:
         raise ValueError(
