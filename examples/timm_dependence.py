@@ -1,9 +1,10 @@
-"""Distillation by dependence in timm, on photographs that scikit-image brings.
+"""Distillation in timm by regression and dependence, on photographs that scikit-image brings.
 
     python examples/timm_dependence.py
 
-The task is used as timm's ``FeatureDistillationTask`` is. The teacher is trained on the labels first;
-its features are wider than the student's, and no projection is made between them.
+The task is used as timm's ``FeatureDistillationTask`` is. The teacher is trained on the labels first.
+The student is regressed onto its features, which are wider, through a head that is trained with it and
+left behind.
 Besides ``.[examples]`` it needs timm: ``pip install '.[timm]'``.
 """
 

@@ -1,13 +1,15 @@
-"""Distillation by dependence in torchdistill, on photographs that scikit-image brings.
+"""Distillation in torchdistill by regression and dependence, on photographs that scikit-image brings.
 
     python examples/torchdistill_dependence.py
 
-The configuration is the one that comes with the package, ``dependence.yaml``. The student learns from
-fixed features here; ``--teacher resnet50`` adds a network of timm's, whose weights are downloaded.
+The configuration is the one that comes with the package, ``distillation.yaml``. The student learns from
+fixed features here; ``--teacher resnet50`` adds a network of timm's, whose weights are downloaded. The
+teacher's features of all crops are stored before the training.
 Besides ``.[examples]`` it needs the host: ``pip install '.[torchdistill]'``.
 """
 
 import argparse
+import copy
 import importlib.resources
 import tempfile
 
@@ -21,6 +23,8 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 from torchvision.transforms import v2 as T
+
+from mvmr_loss.cache import fill
 
 CONFIGURATIONS = importlib.resources.files("mvmr_loss.adapters.torchdistill.configs")
 
@@ -61,23 +65,30 @@ def main():
     parser.add_argument("--teacher", help="a model of timm's, such as resnet50")
     settings = parser.parse_args()
     torch.manual_seed(0)
-    config = load_yaml_file(str(CONFIGURATIONS / "dependence.yaml"))
+    config = load_yaml_file(str(CONFIGURATIONS / "distillation.yaml"))
     import_dependencies(config["dependencies"])
 
     photographs = Photographs(8 * settings.batch_size)
     options = config["models"]["teacher_model"]["kwargs"]
-    options["representations"] = ["scattering", "hog"]
+    options["representations"], options["sketch_dim"] = ["scattering", "hog"], 1024
     if settings.teacher:
-        teacher = {"name": "teacher", "source": "timm", "model": settings.teacher}
-        options["representations"].append({**teacher, "weights": "default"})
+        network = {"name": "teacher", "source": "timm", "model": settings.teacher}
+        options["representations"].append({**network, "weights": "default"})
     options["cache"] = {"path": tempfile.mkdtemp(), "num_samples": len(photographs)}
     config["models"]["student_model"]["kwargs"]["num_classes"] = 5
     train = config["train"]
     train["train_data_loader"]["kwargs"]["batch_size"] = settings.batch_size
     train["num_epochs"] = -(-settings.steps // 8)
 
+    teacher = get_model(config["models"]["teacher_model"]["key"], **options)
+    as_they_are = copy.copy(photographs)
+    as_they_are.transform = photographs.plain
+    fill(teacher.representations, as_they_are)
+    heads = train["student"]["auxiliary_model_wrapper"]["kwargs"]
+    heads["teacher_dims"] = teacher.representations.sizes(*as_they_are[0][0].shape)
+    heads["scale"] = "coordinate"  # for handcrafted features
     box = get_distillation_box(
-        get_model(config["models"]["teacher_model"]["key"], **options),
+        teacher,
         get_image_classification_model(config["models"]["student_model"]),
         {"train": photographs}, train, torch.device("cpu"), None, False, 1,
     )  # fmt: skip

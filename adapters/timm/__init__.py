@@ -1,4 +1,4 @@
-"""A distillation task for timm whose term is dependence on the teacher, for any widths of features."""
+"""A distillation task for timm: regression and dependence, for any widths of features."""
 
 from __future__ import annotations
 

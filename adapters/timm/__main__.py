@@ -1,4 +1,4 @@
-"""Runs timm's unmodified training script with dependence in place of its feature distillation.
+"""Runs timm's unmodified training script with this term in place of its feature distillation.
 
 In a checkout of timm: ``python -m mvmr_loss.adapters.timm train.py --kd-distill-type feature
 --kd-model-name TEACHER ...``
@@ -18,13 +18,17 @@ import timm.task
 from ..options import option  # noqa: TID252 - of the same checkout
 from . import DependenceDistillationTask
 
+# Arguments of the task that the script does not give.
+OPTIONS = ("distillation", "loss", "representations")
+
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the options before the script; those after it are the script's."""
     parser = argparse.ArgumentParser(
         prog="python -m mvmr_loss.adapters.timm",
-        description="Runs timm's train.py, whose '--kd-distill-type feature' is dependence then.",
-        epilog='example: %(prog)s --task \'loss={"dependence_measure": "debiased_cka"}\' train.py '
+        description="Runs timm's train.py, whose '--kd-distill-type feature' is regression through a "
+        "head and dependence then.",
+        epilog="example: %(prog)s --task 'distillation={\"dependence_weight\": 0.3}' train.py "
         "--data-dir DATA --model resnet18 --kd-model-name resnet50 --kd-distill-type feature",
     )
     parser.add_argument(
@@ -33,8 +37,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         type=option,
         action="append",
         default=[],
-        help="an argument of DependenceDistillationTask, 'loss' or 'representations', its value a "
-        "string or JSON; may be repeated; needs '--kd-distill-type feature'",
+        help="an argument of DependenceDistillationTask, 'distillation', 'loss' or 'representations', "
+        "its value a string or JSON; may be repeated; needs '--kd-distill-type feature'",
     )
     parser.add_argument("script", type=Path, help="train.py of a checkout of timm")
     parser.add_argument("script_options", nargs=argparse.REMAINDER, help="options of the script")
@@ -74,10 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         )
     options = dict(settings.task)
     for name in options:
-        if name not in ("loss", "representations"):
-            raise SystemExit(
-                f"Error: --task must be loss=... or representations=... but is {name}."
-            )
+        if name not in OPTIONS:
+            raise SystemExit(f"Error: --task must be {'=..., '.join(OPTIONS)}=... but is {name}.")
     if options:
         _refuse_other_tasks()
     # The script imports it by name, and its neighbours before all else.

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from timm.task import FeatureDistillationTask
+from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
-from mvmr_loss import MultiRepresentationRegularizer, Representations
+from mvmr_loss import (
+    DistillationLoss,
+    MultiRepresentationRegularizer,
+    Representations,
+    preset_settings,
+)
 
 from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
 
@@ -18,15 +24,44 @@ from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
 TEACHER = "teacher"
 
 
+class _StudentWithHeads(FeatureDistillationTrainableModule):
+    """A student, and the loss with its heads where timm's module has a projection.
+
+    What is there timm trains, clips, averages and keeps in checkpoints beside the student's state.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,  # noqa: A002 - timm's name
+        teachers: Mapping[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the logits, and ``kd_loss`` with its weighted terms.
+
+        Here, and not in the task: DistributedDataParallel asks that all parameters are used within.
+        """
+        student: Any = self.student
+        loss: Any = self.projection
+        feature_map = student.forward_features(input)
+        logits = student.forward_head(feature_map)
+        features = student.forward_head(feature_map, pre_logits=True).flatten(1)
+        components = loss.forward_components(features, teachers)
+        if self.training:
+            loss.update(features, teachers)
+        return logits, components.as_dict("kd_")
+
+
 class DependenceDistillationTask(FeatureDistillationTask):
-    """timm's ``FeatureDistillationTask`` with dependence on the teacher's features for its term.
+    """timm's ``FeatureDistillationTask`` with regression and dependence for its term.
 
     The features are the pooled ones before the classifier, as there. In place of the mean squared error
-    it is one minus their distance correlation over the batch, or another measure's: it asks for equal
-    relations between the images, not for equal features, so that widths may differ and no projection is
-    trained. Everything else is timm's: the teacher, both weights, compilation, EMA, checkpoints.
+    it is :class:`~mvmr_loss.DistillationLoss`, whose defaults are the best known recipe: the student's
+    features are regressed onto the teacher's, standardised, through a head, and depend on them. Or it is
+    dependence alone (``loss``), which asks for equal relations between the images, not for equal
+    features, and needs no head. Widths may differ. Everything else is timm's: the teacher, both
+    weights, compilation, EMA, checkpoints, which have the heads beside the student.
 
-    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the terms of the representations.
+    Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130), the terms of the representations; see
+    :class:`~mvmr_loss.DistillationLoss` for the regression.
 
     Args:
         student_model: The model to train; a ``pretrained_cfg`` tells its mean and std.
@@ -36,23 +71,33 @@ class DependenceDistillationTask(FeatureDistillationTask):
         criterion_kwargs: Of ``timm.task.create_classification_loss``.
         teacher_pretrained_path: Weights of a teacher that is given by name.
         teacher_pretrained_cfg_overlay: Changes of its ``pretrained_cfg``.
-        loss: A :class:`~mvmr_loss.MultiRepresentationRegularizer`, or a mapping of its options;
-            ``gather_distributed`` is True unless given.
-        representations: Further fixed features that the student's shall depend on, of the same
-            augmented images: what :class:`~mvmr_loss.Representations` takes, or one. None: the teacher
-            alone.
+        loss: For dependence alone: a :class:`~mvmr_loss.MultiRepresentationRegularizer`, or a mapping
+            of its options; ``gather_distributed`` is True unless given.
+        distillation: A :class:`~mvmr_loss.DistillationLoss`, or a mapping of its options.
+            ``embedding_dim`` and ``teacher_dims`` are those of the models, and of the representations
+            for images of the student's ``input_size``; ``gather_distributed`` is True. All of that
+            unless given. None: its defaults, where there is no ``loss``.
+        representations: Further fixed features of the same augmented images, treated as the teacher's
+            are: what :class:`~mvmr_loss.Representations` takes, sketched to 1024 numbers unless there
+            is a ``loss``; or one. None: the teacher alone.
         distill_loss_weight: As in timm: both weights are 1 unless given; of ``task_loss_weight`` alone
             it is the complement to 1.
         task_loss_weight: Of the criterion.
-        student_feature_dim: Taken for the sake of timm's training script, and not needed.
-        teacher_feature_dim: Likewise.
+        student_feature_dim: Width of the student's features. None: what the model says. With ``loss``
+            it is not needed.
+        teacher_feature_dim: Likewise, of the teacher's.
         device: Of buffers.
         dtype: Of buffers.
         verbose: Whether timm logs what it sets up.
 
+    Attributes:
+        distillation: The :class:`~mvmr_loss.DistillationLoss`; None with ``loss``.
+        dependence: The :class:`~mvmr_loss.MultiRepresentationRegularizer`; None without ``loss``.
+
     Raises:
-        TypeError: If ``loss`` is of another form or one of its options unknown.
-        ValueError: If an option is out of range, or a representation is called "teacher".
+        TypeError: If ``loss`` or ``distillation`` is of another form or one of its options unknown.
+        ValueError: If both are given, an option is out of range, or a representation is called
+            "teacher".
 
     Examples:
         >>> import timm
@@ -61,7 +106,7 @@ class DependenceDistillationTask(FeatureDistillationTask):
         >>> task = DependenceDistillationTask(student, teacher, nn.CrossEntropyLoss(), verbose=False)
         >>> result = task(torch.rand(4, 3, 160, 160), torch.arange(4))
         >>> list(result)
-        ['loss', 'output', 'task_loss', 'kd_loss', 'kd_representations/teacher']
+        ['loss', 'output', 'task_loss', 'kd_loss', 'kd_regression/teacher', 'kd_dependence/teacher']
     """
 
     def __init__(
@@ -73,6 +118,7 @@ class DependenceDistillationTask(FeatureDistillationTask):
         teacher_pretrained_path: str | None = None,
         teacher_pretrained_cfg_overlay: dict[str, Any] | None = None,
         loss: MultiRepresentationRegularizer | Mapping[str, Any] | None = None,
+        distillation: DistillationLoss | Mapping[str, Any] | None = None,
         representations: Sequence[Any] | Mapping[str, Any] | Representations | None = None,
         distill_loss_weight: float | None = None,
         task_loss_weight: float | None = None,
@@ -82,6 +128,11 @@ class DependenceDistillationTask(FeatureDistillationTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
+        if loss is not None and distillation is not None:
+            raise ValueError(
+                "loss must be left out with distillation, which has a dependence of its own, but is "
+                f"{loss!r}; give loss for dependence alone, or distillation for regression too."
+            )
         newer: dict[str, Any] = {  # not of every version: a checkout of timm may be of an older one
             "criterion_kwargs": criterion_kwargs,
             "teacher_pretrained_cfg_overlay": teacher_pretrained_cfg_overlay,
@@ -102,17 +153,53 @@ class DependenceDistillationTask(FeatureDistillationTask):
             verbose=False,  # it would tell of these widths
         )
         self.verbose = verbose
-        self.dependence = _regularizer(loss)
         if representations is not None and not isinstance(representations, Representations):
             unwrapped: Any = unwrap_model(student_model)  # type: ignore[no-untyped-call]
             statistics = unwrapped.pretrained_cfg["mean"], unwrapped.pretrained_cfg["std"]
-            representations = Representations(representations, normalization=statistics)
+            # Of all their numbers a head would be gigabytes; dependence alone needs none.
+            sketch_dim = None if loss is not None else preset_settings("features").sketch_dim
+            representations = Representations(
+                representations, normalization=statistics, sketch_dim=sketch_dim
+            )
         self.representations = representations
         if representations is not None and TEACHER in representations.by_name:
             raise ValueError(
                 f"representations must have other names than {TEACHER!r}, which is the teacher's; "
                 "give a label: {'mine': {'name': ...}}."
             )
+        self.dependence = None if loss is None else _regularizer(loss)
+        if loss is None:
+            own = self._distillation_loss(distillation, student_feature_dim, teacher_feature_dim)
+            self.trainable_module = _StudentWithHeads(student_model, own.to(self.device))
+
+    def _distillation_loss(
+        self, distillation: object, student_dim: int | None, teacher_dim: int | None
+    ) -> DistillationLoss:
+        """Returns the loss from an object or from options, with the widths that the models tell."""
+        if isinstance(distillation, DistillationLoss):
+            return distillation
+        if not isinstance(distillation, Mapping | None):
+            raise TypeError(
+                "distillation must be a mvmr_loss.DistillationLoss or a mapping of its options, such as "
+                f"{{'dependence_weight': 0.3}}, but is a {type(distillation).__name__}."
+            )
+        options = {"gather_distributed": GATHER_DISTRIBUTED, **(distillation or {})}
+        student: Any = unwrap_model(self.trainable_module.student)  # type: ignore[no-untyped-call]
+        if "embedding_dim" not in options:
+            options["embedding_dim"] = student_dim or self._detect_feature_dim(student)
+        if "teacher_dims" not in options:
+            width = teacher_dim or self._detect_feature_dim(self.teacher.model)
+            size = student.pretrained_cfg["input_size"]
+            others = {} if self.representations is None else self.representations.sizes(*size)
+            options["teacher_dims"] = {TEACHER: width, **others}
+        return DistillationLoss(**options)
+
+    @property
+    def distillation(self) -> DistillationLoss | None:
+        """The loss with its heads, which is part of the trainable module; None with ``loss``."""
+        trainable: Any = unwrap_model(self.trainable_module)  # type: ignore[no-untyped-call]
+        loss: DistillationLoss | None = trainable.projection
+        return loss
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: A002 - timm's name
         """Computes both losses of a batch.
@@ -124,20 +211,23 @@ class DependenceDistillationTask(FeatureDistillationTask):
 
         Returns:
             ``loss``, ``output`` (the logits), ``task_loss``, ``kd_loss``, as of timm's tasks, and each
-            weighted term of ``kd_loss`` as ``kd_representations/NAME``.
+            weighted term of ``kd_loss``: ``kd_regression/NAME`` and ``kd_dependence/NAME``, or
+            ``kd_representations/NAME`` of dependence alone.
         """
-        logits, student_features = self.trainable_module(input)
-        task_loss = self.criterion(logits, target)
         with torch.no_grad():
             statistics: tuple[Any, Any] = self.student_mean, self.student_std
             images = self.teacher.normalize_input(input, *statistics)
             teacher_features = self.teacher(images, return_features=True)
-        features = {} if self.representations is None else self.representations(input)
-        terms = self.dependence.forward_components(
-            student_features.flatten(1), {TEACHER: teacher_features, **features}
-        )
-        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * terms.total
-        named = terms.as_dict("kd_")
+        teachers = {TEACHER: teacher_features}
+        if self.representations is not None:
+            teachers.update(self.representations(input))
+        if self.dependence is None:
+            logits, named = self.trainable_module(input, teachers)
+        else:
+            logits, features = self.trainable_module(input)
+            named = self.dependence.forward_components(features.flatten(1), teachers).as_dict("kd_")
+        task_loss = self.criterion(logits, target)
+        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * named["kd_loss"]
         return {"loss": loss, "output": logits, "task_loss": task_loss, **named}
 
 
@@ -145,11 +235,9 @@ def _regularizer(loss: object) -> MultiRepresentationRegularizer:
     """Returns the dependence terms from an object or from options."""
     if isinstance(loss, MultiRepresentationRegularizer):
         return loss
-    if not isinstance(loss, Mapping | None):
+    if not isinstance(loss, Mapping):
         raise TypeError(
             "loss must be a mvmr_loss.MultiRepresentationRegularizer or a mapping of its options, such "
             f"as {{'dependence_measure': 'debiased_cka'}}, but is a {type(loss).__name__}."
         )
-    return MultiRepresentationRegularizer(
-        **{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
-    )
+    return MultiRepresentationRegularizer(**{"gather_distributed": GATHER_DISTRIBUTED, **loss})

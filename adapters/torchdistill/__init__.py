@@ -1,6 +1,7 @@
-"""Dependence in torchdistill: a mid-level loss, and kept teachers, registered when it is imported.
+"""Distillation in torchdistill: mid-level losses, a student with heads, kept teachers, by name.
 
-In a YAML file: ``dependencies: [{name: mvmr_loss.adapters.torchdistill}]``.
+They are registered when this is imported; in a YAML file:
+``dependencies: [{name: mvmr_loss.adapters.torchdistill}]``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ except ImportError as error:
     ) from error
 del _torchdistill
 
-from .loss import DependenceLoss  # noqa: E402
+from .loss import DependenceLoss, RegressionDependenceLoss  # noqa: E402
+from .student import StudentWithHeads, fit_to_kept_teacher  # noqa: E402
 from .teacher import FixedRepresentations, NonAugmentedDatasetWrapper, forward_non_augmented  # noqa: E402
 
 __all__ = [
     "DependenceLoss",
     "FixedRepresentations",
     "NonAugmentedDatasetWrapper",
+    "RegressionDependenceLoss",
+    "StudentWithHeads",
+    "fit_to_kept_teacher",
     "forward_non_augmented",
 ]

@@ -1,4 +1,4 @@
-"""The mid-level loss."""
+"""The mid-level losses: dependence alone, and with a regression through trained heads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,42 @@ from torchdistill.losses.registry import register_mid_level_loss
 from mvmr_loss import MultiRepresentationRegularizer
 
 from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
+from .student import DISTILLATION
 
 # The name of a teacher's output where it is one tensor.
 TEACHER = "teacher"
 
 
+class _OfTwoLayers(nn.Module):
+    """What compares a layer of the student with one of the teacher."""
+
+    def __init__(
+        self,
+        student_module_path: str,
+        teacher_module_path: str,
+        student_module_io: str = "output",
+        teacher_module_io: str = "output",
+    ) -> None:
+        super().__init__()
+        self.student_module_path, self.student_module_io = student_module_path, student_module_io
+        self.teacher_module_path, self.teacher_module_io = teacher_module_path, teacher_module_io
+
+    def _features(
+        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the student's features, shape (N, D), and the teacher's by name."""
+        student = _recorded(
+            "student", student_io_dict, self.student_module_path, self.student_module_io
+        )
+        teacher = _recorded(
+            "teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io
+        )
+        named = teacher if isinstance(teacher, Mapping) else {TEACHER: teacher}
+        return student.flatten(1), {name: y.detach() for name, y in named.items()}
+
+
 @register_mid_level_loss
-class DependenceLoss(nn.Module):
+class DependenceLoss(_OfTwoLayers):
     """One minus the dependence of a student's features on a teacher's: a mid-level loss of torchdistill.
 
     Any two layers will do, of any widths, flattened. The teacher may put out several representations by
@@ -53,14 +82,14 @@ class DependenceLoss(nn.Module):
         teacher_module_io: str = "output",
         loss: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            student_module_path, teacher_module_path, student_module_io, teacher_module_io
+        )
         if not isinstance(loss, Mapping | None):
             raise TypeError(
                 "loss must be a mapping of options of mvmr_loss.MultiRepresentationRegularizer, such as "
                 f"{{'dependence_measure': 'debiased_cka'}}, but is a {type(loss).__name__}."
             )
-        self.student_module_path, self.student_module_io = student_module_path, student_module_io
-        self.teacher_module_path, self.teacher_module_io = teacher_module_path, teacher_module_io
         self.dependence = MultiRepresentationRegularizer(
             **{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
         )
@@ -81,15 +110,53 @@ class DependenceLoss(nn.Module):
         Raises:
             ValueError: If a module or its input or output was not recorded, or shapes do not fit.
         """
-        student = _recorded(
-            "student", student_io_dict, self.student_module_path, self.student_module_io
-        )
-        teacher = _recorded(
-            "teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io
-        )
-        named = teacher if isinstance(teacher, Mapping) else {TEACHER: teacher}
-        features = {name: y.detach() for name, y in named.items()}
-        loss: Tensor = self.dependence(student.flatten(1), features)
+        loss: Tensor = self.dependence(*self._features(student_io_dict, teacher_io_dict))
+        return loss
+
+
+@register_mid_level_loss
+class RegressionDependenceLoss(_OfTwoLayers):
+    """Regression onto a teacher's features through heads, and dependence on them: a mid-level loss.
+
+    It is the :class:`~mvmr_loss.DistillationLoss` of a student in :class:`StudentWithHeads`, where its
+    options are. Any two layers will do, as of :class:`DependenceLoss`; the student's is best the one
+    before the classifier.
+
+    Source: as of :class:`~mvmr_loss.DistillationLoss`.
+
+    Args:
+        student_module_path: Path of the student's module, such as ``"student_model.avgpool"``.
+        teacher_module_path: Path of the teacher's module; ``"."`` is the model.
+        student_module_io: ``"input"`` or ``"output"`` of that module.
+        teacher_module_io: Likewise.
+    """
+
+    def forward(
+        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any], *_: Any
+    ) -> Tensor:
+        """Computes the loss; as of :class:`DependenceLoss`.
+
+        Args:
+            student_io_dict: Path -> ``input`` or ``output`` -> tensor of shape (N, ...).
+            teacher_io_dict: Likewise; the value may be a mapping from names to such tensors.
+            *_: The targets, which are not used.
+
+        Returns:
+            Scalar tensor.
+
+        Raises:
+            ValueError: If the student has no heads, a module or its input or output was not recorded,
+                or names or shapes do not fit.
+        """
+        features, teachers = self._features(student_io_dict, teacher_io_dict)
+        distil = student_io_dict.get(DISTILLATION, {}).get("output")
+        if distil is None:
+            raise ValueError(
+                "the student must be in StudentWithHeads for RegressionDependenceLoss but has no heads; "
+                "give it auxiliary_model_wrapper: {key: StudentWithHeads, kwargs: {embedding_dim: ..., "
+                "teacher_dims: ...}}, and no other wrapper around that."
+            )
+        loss: Tensor = distil(features, teachers)
         return loss
 
 

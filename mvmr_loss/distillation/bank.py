@@ -69,7 +69,7 @@ class AnchorBank(nn.Module):
             self.register_buffer(f"teacher_{name}", torch.zeros(self.size, dim))
         # How many samples ever came. A tensor: no accelerator waits for it, and what is compiled is not
         # compiled anew for each number, but once for whether there are any.
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
         self._begun = False
 
     def samples(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,14 +123,9 @@ class AnchorBank(nn.Module):
         self.written.add_(len(embeddings))
         self._begun = True
 
-    def get_extra_state(self) -> int:
-        """Returns how many samples ever came, for checkpoints."""
-        return int(self.written)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Takes it from a checkpoint."""
-        self.written.fill_(check_int("the bank's state", state, minimum=0))
-        self._begun = state > 0
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._begun = bool(self.written > 0)
 
     def extra_repr(self) -> str:
         """Returns the size and what is there, for printing."""

@@ -145,7 +145,9 @@ class Standardization(nn.Module):
                 stacklevel=2,
             )
         count, total = 0, torch.zeros(self.width, dtype=torch.float64)
-        products = torch.zeros(self.width, self.width, dtype=torch.float64)
+        # Of wide features the squares alone, where they are not rotated.
+        rotated = self.rotation_matrix is not None
+        products = torch.zeros((self.width,) * (1 + rotated), dtype=torch.float64)
         origin: Tensor | None = None
         for part in [features] if isinstance(features, Tensor) else features:
             part = self._checked(part).detach().double().cpu()
@@ -155,15 +157,12 @@ class Standardization(nn.Module):
             part = part - origin
             count += len(part)
             total += part.sum(dim=0)
-            if self.rotation_matrix is None:
-                products.diagonal().add_(part.square().sum(dim=0))
-            else:
-                products += part.mT @ part
+            products += part.mT @ part if rotated else part.square().sum(dim=0)
         if count < 2 or origin is None:
             raise ValueError(f"features must be of at least 2 samples but are of {count}.")
         shift = total / count
-        covariance = products / count - torch.outer(shift, shift)
-        each = covariance.diagonal()
+        covariance = products / count - (torch.outer(shift, shift) if rotated else shift.square())
+        each = covariance.diagonal() if rotated else covariance
         if not each.mean() > 1e-12 * (origin + shift).square().mean():
             raise ValueError("features must differ between samples but are all equal.")
         limits = torch.finfo(self.variance.dtype)

@@ -1,4 +1,4 @@
-"""The mid-level loss, the kept teacher and the configuration in an unmodified torchdistill."""
+"""The losses, the student with heads, the kept teacher and the configurations in torchdistill."""
 
 import importlib.resources
 import re
@@ -14,19 +14,24 @@ from torch import nn
 
 pytest.importorskip("torchdistill", "1.1.5")
 
-from torchdistill.common.main_util import import_dependencies
+from torchdistill.common.main_util import import_dependencies, load_ckpt, save_ckpt
 from torchdistill.common.yaml_util import load_yaml_file
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.losses.registry import get_high_level_loss, get_mid_level_loss
 from torchdistill.models.registry import get_model
+from torchdistill.models.wrapper import build_auxiliary_model_wrapper
 
-from mvmr_loss import MultiRepresentationRegularizer, Representations
+from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, Representations
 from mvmr_loss.adapters.torchdistill import (
     DependenceLoss,
     FixedRepresentations,
     NonAugmentedDatasetWrapper,
+    RegressionDependenceLoss,
+    StudentWithHeads,
     forward_non_augmented,
 )
+from mvmr_loss.cache import fill
+from tests import processes
 from tests.adapters import guides
 
 CONFIGURATIONS = importlib.resources.files("mvmr_loss.adapters.torchdistill.configs")
@@ -141,55 +146,156 @@ class Student(nn.Sequential):
         self.head = nn.Linear(48, 10)
 
 
-def configuration(tmp_path):
-    """The package's own configuration for small images, without a download."""
-    config = load_yaml_file(str(CONFIGURATIONS / "dependence.yaml"))
+def configuration(tmp_path, name="dependence"):
+    """One of the package's own configurations for small images, without a download."""
+    config = load_yaml_file(str(CONFIGURATIONS / f"{name}.yaml"))
     import_dependencies(config["dependencies"])
     loader = config["train"]["train_data_loader"]
     loader["kwargs"] = {"batch_size": 8, "num_workers": 0}
     loader["dataset_wrapper"]["kwargs"]["transform"] = nn.Identity()
-    config["train"]["student"]["forward_hook"]["output"] = ["flat"]
     terms = config["train"]["criterion"]["kwargs"]["sub_terms"]
-    terms["dependence"]["criterion"]["kwargs"]["student_module_path"] = "flat"
+    student = config["train"]["student"]
+    path = "flat" if name == "dependence" else "student_model.flat"
+    student["forward_hook"]["output"] = [path]
+    terms[name]["criterion"]["kwargs"]["student_module_path"] = path
     options = config["models"]["teacher_model"]["kwargs"]
+    assert options["representations"][0]["source"] == "timm"
+    options["representations"] = ["pixels", "local_std"]
     options["cache"] = {"path": str(tmp_path / "store"), "num_samples": 16}
+    if name == "distillation":
+        heads = student["auxiliary_model_wrapper"]["kwargs"]
+        heads.update(embedding_dim=48, teacher_dims=dict.fromkeys(("pixels", "local_std"), 768))
     return config
 
 
-def test_the_configuration_trains_with_a_kept_teacher(tmp_path, monkeypatch):
-    config = configuration(tmp_path)
-    options = config["models"]["teacher_model"]["kwargs"]
-    assert options["representations"][0]["source"] == "timm"
-    calls = []
-    options["representations"] = ["pixels", "local_std"]
-    teacher = get_model(config["models"]["teacher_model"]["key"], **options)
-    monkeypatch.setattr(Representations, "_in_slices", _counted(Representations._in_slices, calls))
-    box = get_distillation_box(
-        teacher,
+def distillation_box(config, distributed=False):
+    torch.manual_seed(0)
+    teacher = config["models"]["teacher_model"]
+    return get_distillation_box(
+        get_model(teacher["key"], **teacher["kwargs"]),
         Student(),
         {"train": Images()},
         config["train"],
         torch.device("cpu"),
         None,
-        False,
+        distributed,
         1,
     )
-    before = box.student_model.head.weight.clone()
-    losses, computed = [], []
+
+
+def train_one_epoch(box, epoch=0):
+    losses = []
+    box.pre_epoch_process(epoch=epoch)
+    for images, labels, supplement in box.train_data_loader:
+        loss = box.forward_process(images, labels, supplement)
+        box.post_forward_process(loss=loss)
+        losses.append(loss.item())
+    box.post_epoch_process()
+    assert all(torch.isfinite(torch.tensor(losses)))
+
+
+@pytest.mark.parametrize("name", ["dependence", "distillation"])
+def test_the_configuration_trains_with_a_kept_teacher(tmp_path, monkeypatch, name):
+    calls = []
+    monkeypatch.setattr(Representations, "_in_slices", _counted(Representations._in_slices, calls))
+    box = distillation_box(configuration(tmp_path, name))
+    before = {k: v.clone() for k, v in box.student_model.named_parameters()}
+    computed = []
     for epoch in range(2):
-        box.pre_epoch_process(epoch=epoch)
-        for images, labels, supplement in box.train_data_loader:
-            loss = box.forward_process(images, labels, supplement)
-            box.post_forward_process(loss=loss)
-            losses.append(loss.item())
-        box.post_epoch_process()
+        train_one_epoch(box, epoch)
         computed.append(sum(calls))
         calls.clear()
-    assert all(torch.isfinite(torch.tensor(losses)))
-    assert not torch.equal(before, box.student_model.head.weight)
+    for label, parameter in box.student_model.named_parameters():
+        assert not torch.equal(before[label], parameter), label
     # Two representations of 16 images and of a test image; then only rows that are checked.
     assert computed[0] >= 32
     assert computed[1] < 16
+
+
+def test_the_configuration_without_a_head_has_the_best_measure(tmp_path):
+    criterion, _ = distillation_box(configuration(tmp_path)).criterion.term_dict["dependence"]
+    assert criterion.dependence.measure.name == "u_distance_correlation_sqr"
+
+
+def test_the_configuration_is_the_best_known_recipe(tmp_path):
+    """The loss's own defaults, on the features of both models, to the statistics of all images."""
+    config = configuration(tmp_path, "distillation")
+    options = config["models"]["teacher_model"]["kwargs"]
+    filled = FixedRepresentations(**options)
+    fill(filled.representations, Images().images)
+    box = distillation_box(config)
+    heads = box.student_model.distillation
+    assert heads.gather_distributed
+    box.pre_epoch_process(epoch=0)
+    images, labels, supplement = next(iter(box.train_data_loader))
+    loss = box.forward_process(images, labels, supplement)
+    expected = DistillationLoss(48, {"pixels": 768, "local_std": 768})
+    expected.load_state_dict(heads.state_dict())
+    expected.fit(filled.representations)
+    student = box.student_model.student_model
+    teachers = filled(supplement["non_augmented"], supplement["index"])
+    term = expected.eval()(student.flat(student.pool(images)), teachers)
+    labels_term = nn.functional.cross_entropy(student(images), labels)
+    torch.testing.assert_close(loss, labels_term + term, rtol=1e-4, atol=1e-4)
+
+
+def test_the_heads_are_trained_and_not_exported(tmp_path):
+    config = configuration(tmp_path, "distillation")
+    options = config["train"]["student"]["auxiliary_model_wrapper"]["kwargs"]
+    options.update(ckpt=str(tmp_path / "heads.pt"), anchors=4, hidden_dim=0)
+    box = distillation_box(config)
+    wrapper = box.student_model
+    trained = {id(p) for group in box.optimizer.param_groups for p in group["params"]}
+    assert trained >= {id(p) for p in wrapper.distillation.parameters()}
+    assert isinstance(wrapper.distillation.regressions["pixels"].head, nn.Linear)
+    train_one_epoch(box)
+    anchors, _ = wrapper.distillation.bank.samples()
+    assert anchors.any(dim=1).all()
+    # As torchdistill's script does: of the box's student, into the student alone.
+    path = str(tmp_path / "student.pt")
+    save_ckpt(wrapper, box.optimizer, box.lr_scheduler, 0.0, None, path)
+    exported = Student()
+    load_ckpt(path, model=exported, strict=True)
+    torch.testing.assert_close(exported.head.weight, wrapper.student_model.head.weight)
+    resumed = distillation_box(config)
+    load_ckpt(path, model=resumed.student_model, strict=True)
+    state = resumed.student_model.distillation.state_dict()
+    for name, value in wrapper.distillation.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+    # Though the store has become full meanwhile, it keeps the statistics that it began with.
+    resumed.pre_epoch_process(epoch=1)
+    regression = resumed.student_model.distillation.regressions["pixels"]
+    assert not regression.standardization.fitted
+
+
+def test_anchors_are_added_in_training():
+    student = StudentWithHeads(Student(), 3, {"teacher": 2}, device=torch.device("cpu"), anchors=8)
+    io_dict = {"student_model": {"output": torch.rand(4, 3)}}
+    loss = RegressionDependenceLoss("student_model", ".")
+    for mode, there in ((False, 0), (True, 4)):
+        student.train(mode).secondary_forward(io_dict)
+        loss(io_dict, {".": {"output": torch.rand(4, 2)}})
+        assert student.distillation.bank.embeddings.any(dim=1).sum() == there
+
+
+def _check_processes(rank, count, tmp_path):
+    images = Images()
+    batch, labels = images.images[:8], torch.arange(8) % 3
+    gradients = []
+    for distributed in (False, True):
+        config = configuration(tmp_path / f"{rank}", "distillation")
+        config["models"]["teacher_model"]["kwargs"]["cache"] = None
+        box = distillation_box(config, distributed)
+        part = slice(rank * 4, rank * 4 + 4) if distributed else slice(None)
+        box.forward_process(batch[part], labels[part], {}).backward()
+        gradients.append([p.grad for p in box.student_model.parameters()])
+    assert len(gradients[0]) == 2 + 2 * 4
+    for whole, shared in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
+    processes.run(2, tmp_path, _check_processes, tmp_path)
 
 
 def _counted(function, calls):
@@ -212,6 +318,14 @@ def test_errors(tmp_path):
         ValueError, match="student's output of 'a' must be recorded but only nothing"
     ):
         loss({}, {})
+    with pytest.raises(
+        ValueError, match="must be in StudentWithHeads for RegressionDependenceLoss"
+    ):
+        RegressionDependenceLoss("a", "a")(*[{"a": {"output": torch.rand(4, 2)}}] * 2)
+    with pytest.raises(TypeError, match="'dependence_weigth'"):
+        StudentWithHeads(
+            Student(), 3, {"teacher": 2}, device=torch.device("cpu"), dependence_weigth=0.3
+        )
     with pytest.raises(ValueError, match="transform must be None for a data set without"):
         NonAugmentedDatasetWrapper([1, 2], transform=nn.Identity())
     model = FixedRepresentations(
@@ -221,6 +335,14 @@ def test_errors(tmp_path):
         ValueError, match="indices must be given with a cache.*forward_non_augmented"
     ):
         forward_non_augmented(model, torch.rand(4, 3, 8, 8))
+
+
+def test_error_where_there_is_nothing_to_fit(tmp_path):
+    config = configuration(tmp_path)
+    config["train"]["pre_epoch_process"] = "fit_to_kept_teacher"
+    box = distillation_box(config)
+    with pytest.raises(ValueError, match="pre_epoch_process must be left out, or be another"):
+        box.pre_epoch_process(epoch=0)
 
 
 def test_the_example_runs_from_anywhere(tmp_path):
@@ -233,15 +355,29 @@ def test_the_example_runs_from_anywhere(tmp_path):
 
 
 def test_the_guide_is_right():
-    dependencies, criterion = map(yaml.safe_load, guides.blocks("torchdistill", "yaml"))
+    blocks = map(yaml.safe_load, guides.blocks("torchdistill", "yaml"))
+    dependencies, student, criterion = blocks
     import_dependencies(dependencies["dependencies"])
     loss = get_high_level_loss(criterion["criterion"])
     x, y = torch.rand(6, 3), torch.rand(6, 2)
     value = loss(
         {"student": {"layer4": {"output": x}}, "teacher": {"layer4": {"output": y}}}, {}, 0
     )
-    expected = MultiRepresentationRegularizer(dependence_measure="debiased_cka")(x, {"y": y})
+    measure = "u_distance_correlation_sqr"
+    expected = MultiRepresentationRegularizer(dependence_measure=measure)(x, {"y": y})
     torch.testing.assert_close(value, expected)
+    options = student["student"]
+    wrapped = build_auxiliary_model_wrapper(
+        options,
+        student_model=Student(),
+        device=torch.device("cpu"),
+        device_ids=None,
+        distributed=False,
+    )
+    assert wrapped.distillation.dependence_weight == {"teacher": 0.3}
+    shipped = load_yaml_file(str(CONFIGURATIONS / "distillation.yaml"))["train"]["student"]
+    del options["auxiliary_model_wrapper"]["kwargs"]["dependence_weight"]
+    assert options.items() <= shipped.items()
     (program,) = guides.blocks("torchdistill", "python")
     namespace = {}
     exec(program, namespace)

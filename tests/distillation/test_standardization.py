@@ -217,7 +217,10 @@ def test_coordinates_of_very_different_size_are_kept(features):
 def test_wide_features_are_rotated_only_if_asked_for():
     assert Standardization(4096).rotation_matrix is not None
     assert Standardization(8192).rotation_matrix is None
-    assert Standardization(49 * 768).rotation_matrix is None
+    wide = Standardization(49 * 768)  # whose covariance would have eleven gigabytes
+    assert wide.rotation_matrix is None
+    features = torch.randn(3, 49 * 768)
+    torch.testing.assert_close(wide.fit(features)(features).square().mean(), torch.tensor(1.0))
 
 
 def test_a_rotation_without_statistics_is_told_once(features):
