@@ -2,21 +2,18 @@
 
     python examples/torchdistill_dependence.py
 
-The configuration is the one that comes with the package, ``distillation.yaml``. The student learns from
-fixed features here; ``--teacher resnet50`` adds a network of timm's, whose weights are downloaded. The
-teacher's features of all crops are stored before the training.
-Besides ``.[examples]`` it needs the host: ``pip install '.[torchdistill]'``.
+By ``distillation.yaml``, which comes with the package, from fixed features, stored before the training;
+``--teacher resnet50`` adds a network of timm's, whose weights are downloaded. Besides ``.[examples]`` it
+needs the host: ``pip install '.[torchdistill]'``.
 """
 
 import argparse
-import copy
 import importlib.resources
 import tempfile
 
 import torch
-from PIL import Image
 from skimage import data
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchdistill.common.main_util import import_dependencies
 from torchdistill.common.yaml_util import load_yaml_file
 from torchdistill.core.distillation import get_distillation_box
@@ -35,9 +32,10 @@ class Photographs(Dataset):
     def __init__(self, count, size=64):
         pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.retina()]
         self.labels = [i % len(pictures) for i in range(count)]
-        self.crops = [T.RandomCrop(size)(Image.fromarray(pictures[label])) for label in self.labels]
+        crop = T.Compose([T.ToImage(), T.RandomCrop(size)])
+        self.crops = [crop(pictures[label]) for label in self.labels]
         normalize = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.plain = T.Compose([T.ToImage(), T.ToDtype(torch.float32, scale=True), normalize])
+        self.plain = T.Compose([T.ToDtype(torch.float32, scale=True), normalize])
         augment = [T.RandomResizedCrop(size, (0.2, 1.0)), T.RandomHorizontalFlip()]
         self.transform = T.Compose([*augment, self.plain])
 
@@ -45,16 +43,15 @@ class Photographs(Dataset):
         return len(self.crops)
 
     def __getitem__(self, index):
-        image = self.crops[index]
-        return self.transform(image) if self.transform else image, self.labels[index]
+        return (self.transform or torch.clone)(self.crops[index]), self.labels[index]
 
 
 @torch.no_grad()
 def accuracy(model, photographs):
     """Percentage of the crops, as they are, that are told to be of the right photograph."""
-    photographs.transform = photographs.plain
-    images, labels = next(iter(DataLoader(photographs, len(photographs))))
-    return 100 * (model.eval()(images).argmax(dim=1) == labels).float().mean().item()
+    images = torch.stack([photographs.plain(crop) for crop in photographs.crops])
+    right = model.eval()(images).argmax(dim=1) == torch.tensor(photographs.labels)
+    return 100 * right.float().mean().item()
 
 
 def main():
@@ -67,10 +64,10 @@ def main():
     torch.manual_seed(0)
     config = load_yaml_file(str(CONFIGURATIONS / "distillation.yaml"))
     import_dependencies(config["dependencies"])
-
-    photographs = Photographs(8 * settings.batch_size)
+    steps = min(8, settings.steps)  # an epoch
+    photographs = Photographs(steps * settings.batch_size)
     options = config["models"]["teacher_model"]["kwargs"]
-    options["representations"], options["sketch_dim"] = ["scattering", "hog"], 1024
+    options |= {"representations": ["scattering", "hog"], "sketch_dim": 1024}
     if settings.teacher:
         network = {"name": "teacher", "source": "timm", "model": settings.teacher}
         options["representations"].append({**network, "weights": "default"})
@@ -78,32 +75,24 @@ def main():
     config["models"]["student_model"]["kwargs"]["num_classes"] = 5
     train = config["train"]
     train["train_data_loader"]["kwargs"]["batch_size"] = settings.batch_size
-    train["num_epochs"] = -(-settings.steps // 8)
+    train["num_epochs"] = -(-settings.steps // steps)
 
     teacher = get_model(config["models"]["teacher_model"]["key"], **options)
-    as_they_are = copy.copy(photographs)
-    as_they_are.transform = photographs.plain
-    fill(teacher.representations, as_they_are)
+    fill(teacher.representations, torch.stack([photographs.plain(x) for x in photographs.crops]))
     heads = train["student"]["auxiliary_model_wrapper"]["kwargs"]
-    heads["teacher_dims"] = teacher.representations.sizes(*as_they_are[0][0].shape)
-    heads["scale"] = "coordinate"  # for handcrafted features
-    box = get_distillation_box(
-        teacher,
-        get_image_classification_model(config["models"]["student_model"]),
-        {"train": photographs}, train, torch.device("cpu"), None, False, 1,
-    )  # fmt: skip
-    step = 0
+    dims = teacher.representations.sizes(*photographs.crops[0].shape)
+    heads |= {"teacher_dims": dims, "scale": "coordinate"}  # for handcrafted features
+    student = get_image_classification_model(config["models"]["student_model"])
+    data_sets, device = {"train": photographs}, torch.device("cpu")
+    box = get_distillation_box(teacher, student, data_sets, train, device, None, False, 1)
     for epoch in range(box.num_epochs):
         box.pre_epoch_process(epoch=epoch)
         for images, labels, supplement in box.train_data_loader:
             box.pre_forward_process()
             loss = box.forward_process(images, labels, supplement)
             box.post_forward_process(loss=loss)
-            step += 1
-            if step == settings.steps:
-                break
         box.post_epoch_process()
-        print(f"step {step:>4}, loss {loss.item():.4f}", flush=True)
+        print(f"step {steps * (epoch + 1):>4}, loss {loss.item():.4f}", flush=True)
     print(f"student: {accuracy(box.student_model, Photographs(200)):.1f} % of the crops")
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mvmr_loss import DistillationLoss
+
 # Of a mapping of views, the one that is not augmented.
 NON_AUGMENTED = "non_augmented"
 
@@ -56,7 +58,11 @@ def stack_labels(views: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def representations_of(
-    module: Any, view: Mapping[str, Any], *, needed: bool = False
+    module: Any,
+    view: Mapping[str, Any],
+    *,
+    needed: bool = False,
+    fitted: DistillationLoss | None = None,
 ) -> dict[str, Tensor] | None:
     """Returns the representations of the non-augmented view, computed or read by ``sample_idx``.
 
@@ -64,6 +70,7 @@ def representations_of(
         module: Whose ``representations`` they are.
         view: Its ``image``, (N, C, H, W), and ``sample_idx``, (N,).
         needed: Whether the module must have some.
+        fitted: What takes its statistics from them where a training begins with all of them cached.
 
     Returns:
         Name -> tensor of shape (N, D_k); None if the module has none.
@@ -90,6 +97,10 @@ def representations_of(
         )
     if cache.num_samples is None:
         representations.open_cache(_indexed(module.trainer.train_dataloader.dataset))  # type: ignore[operator]
+    # Before anything is stored, so that all processes find the same. A training that is resumed has its
+    # statistics, though the store has become full meanwhile.
+    if fitted is not None and module.trainer.fit_loop.total_batch_idx == 0:
+        fitted.fit_if_full(representations)  # type: ignore[arg-type]
     read: dict[str, Tensor] = representations(view["image"], view["sample_idx"])
     return read
 

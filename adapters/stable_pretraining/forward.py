@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss
+from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, MVMRLoss
 
 from .. import distil  # noqa: TID252 - of the same checkout
 from .batches import representations_of, split_views, stack_labels
@@ -27,7 +27,7 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
     - ``loss``: a :class:`~mvmr_loss.MVMRLoss`, with ``gather_distributed=True`` for several processes;
     - ``representations``: a :class:`~mvmr_loss.Representations`; left out or None: no such terms;
     - ``distillation``: a :class:`~mvmr_loss.DistillationLoss`, which is added on the features; left out
-      or None: every representation is the loss's.
+      or None: every representation is the loss's. A training that begins with a full cache fits it.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -44,7 +44,7 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         any; ``loss``, in training.
 
     Raises:
-        TypeError: If the loss is missing or another one.
+        TypeError: If the loss is missing or another one, or ``distillation`` is.
         ValueError: If training has fewer than two views, or a cache no ``sample_idx``.
 
     Examples:
@@ -59,17 +59,19 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
     features = [self.backbone(view["image"]) for view in views]
     out = {"embedding": torch.cat(features), **stack_labels(views)}
     if stage == "fit":
-        loss = _loss(self, MVMRLoss)
+        loss = _part(self, "loss", MVMRLoss)
+        distillation = getattr(self, "distillation", None)
+        if distillation is not None:
+            distillation = _part(self, "distillation", DistillationLoss)
         if len(views) < 2:
             raise ValueError(
                 "batch must have at least two views, the non-augmented one first, but has "
                 f"{len(views)}; use MultiViewTransform([plain, augmented])."
             )
         z, *z_augmented = [self.projector(f) for f in features]
-        distilled, represented = distil(
-            getattr(self, "distillation", None), features, representations_of(self, views[0]) or {}
-        )
-        terms = loss.forward_components(z, z_augmented, represented)
+        represented = representations_of(self, views[0], fitted=distillation) or {}
+        distilled, others = distil(distillation, features, represented)
+        terms = loss.forward_components(z, z_augmented, others)
         named, out["loss"] = terms.as_dict(f"{stage}/"), terms.total
         if distilled is not None:
             out["loss"] = out["loss"] + distilled.total
@@ -79,36 +81,64 @@ def mvmr(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
 
 
 def distill(self: Any, batch: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Trains embeddings to depend on a frozen teacher's; a ``forward`` of ``stable_pretraining.Module``.
+    """Trains a student by a frozen teacher's features; a ``forward`` of ``stable_pretraining.Module``.
 
-    It is the representation terms alone: no labels, no view terms, no projection onto the teacher's
-    width. With the view terms besides, it is :func:`mvmr` with a teacher among the representations.
+    No labels and no view terms; with these besides, it is :func:`mvmr` with a ``distillation``. The
+    module has
 
-    The module has ``backbone``; ``projector``, if the features are not to meet the teacher themselves;
-    ``representations``, a :class:`~mvmr_loss.Representations` with a teacher in it; and ``loss``, a
-    :class:`~mvmr_loss.MultiRepresentationRegularizer`.
+    - ``backbone``: from images (N, C, H, W) to features (N, D);
+    - ``loss``: a :class:`~mvmr_loss.DistillationLoss`, regression through heads of its own and
+      dependence; or a :class:`~mvmr_loss.MultiRepresentationRegularizer`, dependence alone. A
+      training that begins with a full cache fits the former;
+    - ``representations``: a :class:`~mvmr_loss.Representations`, the teachers;
+    - ``projector``, if the features are not to meet the teachers themselves.
+
+    The heads are parts of ``loss``: the module's optimiser trains them, and ``backbone`` has none. Of
+    several optimisers, one must have ``loss``.
 
     Args:
         self: The module.
-        batch: As for :func:`mvmr`; ``image`` and ``label`` alone are enough in training, too.
-        stage: "fit" computes and logs the loss; others only embed.
+        batch: As for :func:`mvmr`; ``image`` and ``label`` alone are enough in training, too. The
+            teachers' features are those of the non-augmented view, and all views meet them.
+        stage: "fit" computes and logs the loss, each term as ``fit/NAME``; others only embed.
 
     Returns:
         As of :func:`mvmr`.
 
     Raises:
-        TypeError: If the loss is missing or another one.
-        ValueError: If there are no representations, or a cache has no ``sample_idx``.
+        TypeError: If the loss is missing or another one, or the module has a ``distillation``.
+        ValueError: If there are no representations, some are no teachers of a ``DistillationLoss``, or
+            a cache has no ``sample_idx``.
+
+    Examples:
+        >>> from stable_pretraining import Module  # doctest: +SKIP
+        >>> module = Module(
+        ...     forward=distill, backbone=backbone, loss=DistillationLoss(512, {"teacher": 384}),
+        ...     representations=Representations({"teacher": teacher}), optim=optim,
+        ... )  # doctest: +SKIP
     """
     split = split_views(batch)
     views = [batch] if split is None else [split.non_augmented, *split.others]
     features = [self.backbone(view["image"]) for view in views]
     out = {"embedding": torch.cat(features), **stack_labels(views)}
     if stage == "fit":
-        loss = _loss(self, MultiRepresentationRegularizer)
+        _refuse_distillation(
+            self, "distill", "give the DistillationLoss as the module's loss: Module(..., loss=...)"
+        )
+        loss = _part(self, "loss", DistillationLoss, MultiRepresentationRegularizer)
+        fitted = loss if isinstance(loss, DistillationLoss) else None
+        represented = representations_of(self, views[0], needed=True, fitted=fitted) or {}
         project = getattr(self, "projector", None) or nn.Identity()
-        teacher = representations_of(self, views[0], needed=True)
-        terms = loss.forward_components([project(f) for f in features], teacher)
+        z = [project(f) for f in features]
+        terms, others = distil(fitted, z, represented)
+        if terms is None:
+            terms = loss.forward_components(z, others)
+        elif others:
+            raise ValueError(
+                f"the module's representations must be the teachers of its loss, "
+                f"{', '.join(loss.teacher_dims)}, alone but have {', '.join(others)} besides: name "
+                "them in teacher_dims, or leave them out."
+            )
         out["loss"] = terms.total
         _log(self, terms.as_dict(f"{stage}/"), views[0])
     return out
@@ -133,7 +163,8 @@ def regularized(forward: Forward | str, embeddings: str = "projector") -> Forwar
         the sum of both losses as ``fit/regularized_loss``.
 
     Raises:
-        TypeError: If ``forward`` is no function; in training, if the loss is missing or another one.
+        TypeError: If ``forward`` is no function; in training, if the loss is missing or another one,
+            or the module has a ``distillation``.
         ValueError: If there is no function of that path; in training, if there are no embeddings.
 
     Examples:
@@ -160,6 +191,12 @@ def _regularized(
     split = split_views(batch)
     if split is None:
         return forward(self, batch, stage)
+    if stage == "fit":
+        _refuse_distillation(
+            self,
+            "regularized",
+            "take mvmr, which adds it to the MV-MR loss, or distill, which trains by it alone",
+        )
     recorded: list[Any] = []
     part = _submodule(self, embeddings)
     handle = part.register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
@@ -168,7 +205,7 @@ def _regularized(
     finally:
         handle.remove()
     if stage == "fit":
-        loss = _loss(self, MultiRepresentationRegularizer)
+        loss = _part(self, "loss", MultiRepresentationRegularizer)
         features = representations_of(self, split.non_augmented, needed=True)
         z = _embeddings(recorded, len(split.non_augmented["image"]), embeddings)
         terms = loss.forward_components(z, features)
@@ -211,15 +248,25 @@ def _embeddings(recorded: list[Any], size: int, name: str) -> list[Tensor]:
     return z
 
 
-def _loss(module: Any, kind: type[nn.Module]) -> Any:
-    loss = getattr(module, "loss", None)
-    if not isinstance(loss, kind):
+def _part(module: Any, name: str, *kinds: type[nn.Module]) -> Any:
+    part = getattr(module, name, None)
+    if not isinstance(part, kinds):
+        first = kinds[0].__name__
         raise TypeError(
-            f"the module's loss must be a mvmr_loss.{kind.__name__} but is "
-            f"{'missing' if loss is None else f'a {type(loss).__name__}'}: Module(..., "
-            f"loss={kind.__name__}()), in YAML loss: {{_target_: mvmr_loss.{kind.__name__}}}."
+            f"the module's {name} must be a {' or a '.join(f'mvmr_loss.{k.__name__}' for k in kinds)} "
+            f"but is {'missing' if part is None else f'a {type(part).__name__}'}: Module(..., "
+            f"{name}={first}(...)), in YAML {name}: {{_target_: mvmr_loss.{first}, ...}}."
         )
-    return loss
+    return part
+
+
+def _refuse_distillation(module: Any, forward: str, instead: str) -> None:
+    given = getattr(module, "distillation", None)
+    if given is not None:
+        raise TypeError(
+            f"the module's distillation must be left out with the forward {forward}, which does not "
+            f"read it, but is a {type(given).__name__}; {instead}."
+        )
 
 
 def _log(module: Any, named: Mapping[str, Tensor], view: Mapping[str, Any]) -> None:

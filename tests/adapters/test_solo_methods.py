@@ -236,7 +236,7 @@ def test_shipped_configurations_compose(name: str, tmp_path: Path) -> None:
         assert parsed.optimizer.lr == pytest.approx(1e-3)
         return
     if name.startswith("mvmr_distillation"):
-        cfg.method_kwargs.representations = [{"name": "pixels", "label": "teacher"}]
+        cfg.method_kwargs.representations = {"teacher": {"name": "pixels"}}
     parsed = pretrain.parse_cfg(cfg)
     assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 0)
     parsed = METHODS["mvmr"].add_and_assert_specific_cfg(parsed)

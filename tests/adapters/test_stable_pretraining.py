@@ -1,5 +1,6 @@
 """The forward functions for stable-pretraining on what its modules and batches are, without the host."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -44,6 +45,9 @@ def module(**parts):
 def view(seed):
     images = torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     return {"image": images, "label": torch.arange(N), "sample_idx": torch.arange(N)}
+
+
+VIEWS = {"views": [view(0), view(1), view(2)]}
 
 
 def two_views(self, batch, stage):
@@ -163,8 +167,113 @@ def test_distill_is_the_teachers_term_alone():
     torch.testing.assert_close(out["loss"], expected)
 
 
+def linear_teacher():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    return network, Representations({"teacher": Teacher(network)})
+
+
+def test_distill_is_the_distillation_loss_of_all_views():
+    teacher, representations = linear_teacher()
+    loss = DistillationLoss(8, {"teacher": 4})
+    expected = copy.deepcopy(loss)
+    self = module(loss=loss, representations=representations, projector=None)
+    out = distill(self, VIEWS, "fit")
+    h = [self.backbone(v["image"]) for v in VIEWS["views"]]
+    target = {"teacher": teacher(VIEWS["views"][0]["image"])}
+    torch.testing.assert_close(out["loss"], expected(h, target))
+    assert sorted(self.logged) == [
+        "fit/dependence/teacher",
+        "fit/loss",
+        "fit/regression/teacher",
+    ]
+    out["loss"].backward()
+    heads = list(loss.parameters())
+    assert len(heads) == 4
+    assert all(p.grad.abs().sum() > 0 for p in [*heads, *self.backbone.parameters()])
+    # The optimiser has what is the module's; what is exported is the backbone.
+    assert {id(p) for p in heads} <= {id(p) for p in self.parameters()}
+    assert list(self.backbone.state_dict()) == ["1.weight", "1.bias"]
+
+
+def test_distill_without_a_head_on_the_projectors_embeddings():
+    options = {"regression_weight": 0, "dependence_measure": "u_distance_correlation_sqr"}
+    teacher, representations = linear_teacher()
+    loss = DistillationLoss(5, {"teacher": 4}, **options)
+    assert not list(loss.parameters())
+    self = module(loss=loss, representations=representations)
+    one = view(0)
+    z = self.projector(self.backbone(one["image"]))
+    torch.testing.assert_close(
+        distill(self, one, "fit")["loss"], loss(z, {"teacher": teacher(one["image"])})
+    )
+
+
+@pytest.mark.parametrize("forward", [mvmr, distill])
+def test_the_distillation_loss_is_updated_once_a_training_step(forward):
+    _, representations = linear_teacher()
+    on_features = DistillationLoss(8, {"teacher": 4}, anchors=4 * N)
+    parts = {"loss": on_features, "projector": None}
+    if forward is mvmr:
+        parts = {"loss": MVMRLoss(), "distillation": on_features}
+    self = module(representations=representations, **parts)
+    for step in (1, 2):
+        forward(self, VIEWS, "fit")
+        forward(self, VIEWS, "validate")
+        assert on_features.bank.written == step * N
+        assert on_features.regressions["teacher"].standardization.count == step * N
+
+
+def full_store(path, stored=N):
+    """Returns representations with a store that has that many of the images, opened and not."""
+    images = view(0)["image"]
+    filled = Representations(["pixels"], cache={"path": path, "dataset": list(images)})
+    if stored:
+        filled(images[:stored], torch.arange(stored))
+    return Representations(["pixels"], cache=path), filled
+
+
+def at_step(done):
+    return SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=list(view(0)["image"])),
+        fit_loop=SimpleNamespace(total_batch_idx=done),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the store at .* lacks")
+@pytest.mark.parametrize("forward", [mvmr, distill])
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "done", "fitted"),
+    [(N, 0, True), (N, 1, False), (N - 1, 0, False), (0, 0, False)],
+    ids=["full", "resumed", "not full", "empty"],
+)
+def test_statistics_are_of_a_full_store(forward, opened, stored, done, fitted, tmp_path):
+    """Taken before the first loss of a training, and of no other step's."""
+    on_features = DistillationLoss(8, {"pixels": 768})
+    expected = copy.deepcopy(on_features)
+    parts = {"loss": on_features, "projector": None}
+    if forward is mvmr:
+        parts = {"loss": MVMRLoss(), "distillation": on_features}
+    representations = full_store(tmp_path / "store", stored)[opened]
+    self = module(representations=representations, **parts)
+    self.trainer = at_step(done)
+    forward(self, VIEWS, "fit")
+    standardization = on_features.regressions["pixels"].standardization
+    assert standardization.fitted == fitted
+    h = [self.backbone(v["image"]) for v in VIEWS["views"]]
+    target = representations(VIEWS["views"][0]["image"], torch.arange(N))
+    if fitted:
+        expected.fit({"pixels": target["pixels"]})
+    wanted = expected.forward_components(h, target)
+    regression = self.logged["fit/regression/pixels"]
+    torch.testing.assert_close(regression, wanted.as_dict("fit/")["fit/regression/pixels"])
+    self.trainer = at_step(done + 1)
+    forward(self, VIEWS, "fit")  # by now, the store is full
+    assert standardization.fitted == fitted
+
+
 GOOD = {"loss": MultiRepresentationRegularizer(), "representations": plain_representations()}
-VIEWS = {"views": [view(0), view(1), view(2)]}
+DISTILLATION = DistillationLoss(8, {"pixels": 768})
 ERRORS = {
     "one view": (mvmr, {"loss": MVMRLoss()}, {"views": [view(0)]}, ValueError, "two views.*has 1"),
     "single image": (mvmr, {"loss": MVMRLoss()}, view(0), ValueError, "two views.*has 1"),
@@ -173,7 +282,34 @@ ERRORS = {
         *(mvmr, GOOD, VIEWS, TypeError),
         "must be a mvmr_loss.MVMRLoss but is a MultiRepresentationRegularizer",
     ),
-    "loss of distill": (distill, {"loss": MVMRLoss()}, VIEWS, TypeError, "but is a MVMRLoss"),
+    "loss of distill": (
+        *(distill, {"loss": MVMRLoss()}, VIEWS, TypeError),
+        "must be a mvmr_loss.DistillationLoss or a mvmr_loss.MultiRep.* but is a MVMRLoss: Module"
+        r"\(..., loss=DistillationLoss\(...\)\), in YAML loss: {_target_: mvmr_loss.Dist",
+    ),
+    "distillation of distill": (
+        *(distill, {**GOOD, "distillation": DISTILLATION}, VIEWS, TypeError),
+        "distillation must be left out with the forward distill.* but is a DistillationLoss; give "
+        "the DistillationLoss as the module's loss",
+    ),
+    "distillation of regularized": (
+        regularized(two_views),
+        *({**GOOD, "distillation": DISTILLATION}, VIEWS, TypeError),
+        "distillation must be left out with the forward regularized.*; take mvmr.* or distill",
+    ),
+    "other distillation": (
+        *(mvmr, {**GOOD, "loss": MVMRLoss(), "distillation": {"teacher_dims": 3}}, VIEWS),
+        *(TypeError, "distillation must be a mvmr_loss.DistillationLoss but is a dict"),
+    ),
+    "more than teachers": (
+        *(distill, {**GOOD, "loss": DISTILLATION, "projector": None}, VIEWS, ValueError),
+        "teachers of its loss, pixels, alone but have local_std besides: name them",
+    ),
+    "width of a teacher": (
+        distill,
+        {**GOOD, "loss": DistillationLoss(8, {"pixels": 3, "local_std": 768}), "projector": None},
+        *(VIEWS, ValueError, "must be {'pixels': 768, 'local_std': 768} for these images"),
+    ),
     "no teacher": (
         *(distill, {"loss": MultiRepresentationRegularizer()}, VIEWS, TypeError),
         "representations must be a mvmr_loss.Representations but are missing",

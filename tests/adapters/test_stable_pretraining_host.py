@@ -19,7 +19,13 @@ from stable_pretraining.data import transforms as T
 from stable_pretraining.forward import simclr
 from torchmetrics.classification import MulticlassAccuracy
 
-from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations, Teacher
+from mvmr_loss import (
+    DistillationLoss,
+    MultiRepresentationRegularizer,
+    MVMRLoss,
+    Representations,
+    Teacher,
+)
 from mvmr_loss.adapters.stable_pretraining import distill, mvmr, regularized
 from mvmr_loss.adapters.stable_pretraining.__main__ import main
 from tests.adapters import guides
@@ -44,13 +50,13 @@ def loader(views, n=16):
     return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True)
 
 
-def train(views, epochs=1, **parts):
+def train(views, epochs=1, resumed=None, **parts):
+    """Trains in the host, and returns its trainer."""
     torch.manual_seed(0)
     module = spt.Module(
         backbone=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 12), nn.ReLU()),
-        projector=nn.Linear(12, 6),
         optim={"optimizer": {"type": "Adam", "lr": 1e-2}, "scheduler": "ConstantLR"},
-        **parts,
+        **{"projector": nn.Linear(12, 6), **parts},
     )
     before = module.backbone[1].weight.detach().clone()
     probe = spt.callbacks.OnlineProbe(
@@ -61,9 +67,9 @@ def train(views, epochs=1, **parts):
         max_epochs=epochs, num_sanity_val_steps=0, callbacks=[probe], accelerator="cpu",
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
-    trainer.fit(module, loader(views), loader(0))
+    trainer.fit(module, loader(views), loader(0), ckpt_path=resumed)
     assert not torch.equal(before, module.backbone[1].weight)
-    return trainer.callback_metrics
+    return trainer
 
 
 def teacher():
@@ -96,7 +102,7 @@ METHODS = {
 def test_trains_in_the_host(name):
     views, parts = METHODS[name]
     spec = {"teacher": teacher()} if name == "distill" else ["pixels", "local_std"]
-    logged = train(views, **parts, representations=Representations(spec))
+    logged = train(views, **parts, representations=Representations(spec)).callback_metrics
     term = "fit/representations/" + ("teacher" if name == "distill" else "pixels")
     assert torch.isfinite(logged[term])
     assert torch.isfinite(logged["fit/loss"])
@@ -104,6 +110,47 @@ def test_trains_in_the_host(name):
     assert 0 <= logged["eval/probe_top1"] <= 1
     if name in ("vicreg", "simclr"):
         assert logged["fit/regularized_loss"] > logged["fit/loss"]
+
+
+@pytest.mark.parametrize(("forward", "views"), [(mvmr, 2), (distill, 2), (distill, 0)])
+def test_the_heads_are_trained_and_left_behind(forward, views):
+    on_features = DistillationLoss(12, {"teacher": 5})
+    before = [p.detach().clone() for p in on_features.parameters()]
+    parts = {"loss": on_features, "projector": None}
+    if forward is mvmr:
+        parts = {"loss": MVMRLoss(), "distillation": on_features}
+    representations = Representations({"teacher": teacher()})
+    trainer = train(views, forward=forward, representations=representations, **parts)
+    heads = list(on_features.parameters())
+    assert not any(torch.equal(*pair) for pair in zip(before, heads, strict=True))
+    module = trainer.lightning_module
+    assert list(module.backbone.state_dict()) == ["1.weight", "1.bias"]
+    for term in ("fit/regression/teacher", "fit/dependence/teacher", "fit/loss"):
+        assert torch.isfinite(trainer.callback_metrics[term])
+
+
+@pytest.mark.parametrize("forward", [mvmr, distill])
+def test_statistics_of_a_full_store_and_not_of_a_resumed_training(forward, tmp_path):
+    def run(**options):
+        on_features = DistillationLoss(12, {"pixels": 768})
+        parts = {"loss": on_features, "projector": None}
+        if forward is mvmr:
+            parts = {"loss": MVMRLoss(), "distillation": on_features}
+        representations = Representations(["pixels"], cache=tmp_path / "store")
+        trainer = train(2, forward=forward, representations=representations, **parts, **options)
+        return trainer, on_features.regressions["pixels"].standardization
+
+    trainer, standardization = run()  # fills the store
+    assert (standardization.fitted, standardization.count) == (False, 16)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    _, standardization = run(epochs=2, resumed=tmp_path / "first.ckpt")
+    assert (standardization.fitted, standardization.count) == (False, 32)
+    trainer, standardization = run()
+    assert standardization.fitted
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "store").rename(tmp_path / "gone")  # and made anew
+    _, standardization = run(epochs=2, resumed=tmp_path / "second.ckpt")
+    assert standardization.fitted
 
 
 def test_the_sample_index_feeds_the_cache(tmp_path):
@@ -119,15 +166,34 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = "\n".join(guides.blocks("stable_pretraining", "python"))
     assert program.count('"weights": "default"') == 1
-    namespace = {}
+    namespace = {"loader": loader(2)}
     with pytest.warns(UserWarning, match="random weights"):  # no download
         exec(program.replace('"weights": "default"', '"weights": None'), namespace)
-    assert namespace["module"].forward.__name__ == "distill"
-    (text,) = guides.blocks("stable_pretraining", "yaml")
-    parts = OmegaConf.create(text).module
-    built = [hydra.utils.instantiate(parts[name]) for name in ("loss", "representations")]
-    assert [type(part) for part in built] == [MVMRLoss, Representations]
-    assert hydra.utils.get_method(parts.forward) is mvmr
+    module = namespace["module"]
+    assert module.forward.__name__ == "distill"
+    assert module.loss.fit_if_full(module.representations)
+    assert not list(namespace["no_head"].parameters())
+    logger, module.log_dict = {}, lambda named, **_: logger.update(named)
+    batch = next(iter(namespace["loader"]))
+    module.representations.cache = None
+    assert torch.isfinite(module(batch, stage="fit")["loss"])
+    assert "fit/regression/teacher" in logger
+
+
+def test_the_guides_modules_in_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = guides.blocks("stable_pretraining", "yaml")
+    kinds = {"mvmr": MVMRLoss, "distill": DistillationLoss}
+    for text, (name, kind) in zip(texts, kinds.items(), strict=True):
+        parts = OmegaConf.create(text.replace("weights: default", "weights: null")).module
+        assert hydra.utils.get_method(parts.forward).__name__ == name
+        representations = hydra.utils.instantiate(parts.representations)
+        loss = hydra.utils.instantiate(parts.loss)
+        assert isinstance(loss, kind)
+        on_features = loss
+        if name == "mvmr":
+            on_features = hydra.utils.instantiate(parts.distillation)
+        assert on_features.teacher_dims == representations.sizes(3, 64, 64)
 
 
 def test_the_guides_regularized_in_yaml():
@@ -137,7 +203,8 @@ def test_the_guides_regularized_in_yaml():
     forward = hydra.utils.instantiate(OmegaConf.create(text).forward)
     assert forward.keywords["forward"] is spt.forward.vicreg
     parts = {"vicreg_loss": spt.losses.VICRegLoss(), "loss": MultiRepresentationRegularizer()}
-    logged = train(3, forward=forward, **parts, representations=Representations(["pixels"]))
+    trainer = train(3, forward=forward, **parts, representations=Representations(["pixels"]))
+    logged = trainer.callback_metrics
     assert logged["fit/regularized_loss"] > logged["fit/loss"]
 
 

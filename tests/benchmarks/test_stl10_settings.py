@@ -144,7 +144,7 @@ def test_distillation_is_mvmrs():
         Pretraining(Settings(**small, objective="distillation_paper"), 5)
     with pytest.raises(ValueError, match="dependence_measure must be left out with preset 'feat"):
         Pretraining(Settings(**small, objective="features", dependence_measure="debiased_cka"), 5)
-    with pytest.raises(TypeError, match="each of representations must be a name, .* but 9 is not"):
+    with pytest.raises(TypeError, match="each of representations must be a name, .* but one is 9"):
         TwoViews(Settings(method="vicreg", representations=[9], **small), 5)
 
 

@@ -90,3 +90,11 @@ def test_a_sample_that_is_not_finite_is_left_out_where_nobody_looks(monkeypatch,
     bank.update(embeddings, teachers)
     kept, kept_teachers = bank.samples()
     assert kept[:, 0].tolist() == kept_teachers["a"][:, 0].tolist() == [5, 2, 3, 4]
+
+
+def test_its_state_is_tensors_which_an_average_of_weights_can_copy():
+    bank = AnchorBank(4, 2, {"a": 3})
+    bank.update(*samples(0, 3))
+    state = bank.state_dict()
+    assert {type(value) for value in state.values()} == {torch.Tensor}
+    assert state["written"] == 3

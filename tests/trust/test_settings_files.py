@@ -113,7 +113,7 @@ SPECIFICATIONS = {
         lambda value: Representations(["hog"], sketch_dim=8, sketch_seed=value),
         [0],
     ),
-    "normalization": (lambda value: Representations(["hog"], normalization=value), []),
+    "normalization": (lambda value: Representations(["hog"], normalization=value), [None]),
     "cache": (lambda value: Representations(["hog"], cache=value), [None, "x"]),
     "path of cache": (lambda value: cached(path=value), ["x"]),
     "num_samples of cache": (lambda value: cached(num_samples=value), [None, 2**70, 10**2000]),
