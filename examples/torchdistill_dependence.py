@@ -12,6 +12,7 @@ import importlib.resources
 import tempfile
 
 import torch
+from PIL import Image
 from skimage import data
 from torch.utils.data import Dataset
 from torchdistill.common.main_util import import_dependencies
@@ -32,10 +33,9 @@ class Photographs(Dataset):
     def __init__(self, count, size=64):
         pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.retina()]
         self.labels = [i % len(pictures) for i in range(count)]
-        crop = T.Compose([T.ToImage(), T.RandomCrop(size)])
-        self.crops = [crop(pictures[label]) for label in self.labels]
+        self.crops = [T.RandomCrop(size)(Image.fromarray(pictures[label])) for label in self.labels]
         normalize = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.plain = T.Compose([T.ToDtype(torch.float32, scale=True), normalize])
+        self.plain = T.Compose([T.ToImage(), T.ToDtype(torch.float32, scale=True), normalize])
         augment = [T.RandomResizedCrop(size, (0.2, 1.0)), T.RandomHorizontalFlip()]
         self.transform = T.Compose([*augment, self.plain])
 
@@ -43,7 +43,7 @@ class Photographs(Dataset):
         return len(self.crops)
 
     def __getitem__(self, index):
-        return (self.transform or torch.clone)(self.crops[index]), self.labels[index]
+        return (self.transform or Image.Image.copy)(self.crops[index]), self.labels[index]
 
 
 @torch.no_grad()
@@ -80,8 +80,8 @@ def main():
     teacher = get_model(config["models"]["teacher_model"]["key"], **options)
     fill(teacher.representations, torch.stack([photographs.plain(x) for x in photographs.crops]))
     heads = train["student"]["auxiliary_model_wrapper"]["kwargs"]
-    dims = teacher.representations.sizes(*photographs.crops[0].shape)
-    heads |= {"teacher_dims": dims, "scale": "coordinate"}  # for handcrafted features
+    # Handcrafted features are standardised coordinate by coordinate.
+    heads |= {"teacher_dims": teacher.representations.sizes(3, 64, 64), "scale": "coordinate"}
     student = get_image_classification_model(config["models"]["student_model"])
     data_sets, device = {"train": photographs}, torch.device("cpu")
     box = get_distillation_box(teacher, student, data_sets, train, device, None, False, 1)
