@@ -23,7 +23,6 @@ from .teacher import FixedRepresentations
 DISTILLATION = "distillation"
 
 
-@register_auxiliary_model_wrapper
 class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-ignore]
     """A student with the distillation loss whose heads are trained with it: a torchdistill wrapper.
 
@@ -135,6 +134,9 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads the student's."""
         return _unwrapped(self.student_model).load_state_dict(*args, **kwargs)
+
+
+register_auxiliary_model_wrapper(StudentWithHeads)
 
 
 def _unwrapped(module: Any) -> Any:

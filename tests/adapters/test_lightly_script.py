@@ -120,7 +120,7 @@ def test_a_teacher_that_is_kept_then_alone(benchmark, folders, tmp_path):
     options = ["--epochs", "1", *folders, *OPTIONS, *ONLY_KNN]
     table(as_in_the_guide(TEACHER, benchmark, tmp_path, *options))
     assert (tmp_path / "runs" / "teacher").is_dir()
-    (distillation,) = guides.commands("lightly", "    --model 'distillation")
+    (distillation,) = guides.commands("lightly", "    --model preset=distillation")
     model = [*SMALL, "--model", "fill_cache=false", *shlex.split(distillation)]
     done = as_in_the_guide(TEACHER, benchmark, tmp_path, *options, model=model)
     assert table(done)["knn", "val_knn_top5"] == 1.0
