@@ -6,7 +6,7 @@ import contextlib
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,6 +145,13 @@ def check_finite(name: str, x: Tensor) -> None:
             f"{name} must be finite but holds NaN or infinite values; check the images, the "
             "learning rate and the precision that produced it."
         )
+
+
+def check_finite_by(result: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    """Raises if a result is not finite as an input is not; the inputs are looked at only then."""
+    if can_be_seen(result) and not math.isfinite(result.item()):
+        for name, x in inputs.items():
+            check_finite(name, x)
 
 
 def low_precision_to_float32(x: Tensor) -> Tensor:

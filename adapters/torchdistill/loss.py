@@ -31,10 +31,22 @@ class _OfTwoLayers(nn.Module):
         self.student_module_path, self.student_module_io = student_module_path, student_module_io
         self.teacher_module_path, self.teacher_module_io = teacher_module_path, teacher_module_io
 
-    def _features(
-        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the student's features, shape (N, D), and the teacher's by name."""
+    def forward(
+        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any], *_: Any
+    ) -> Tensor:
+        """Computes the loss from what the hooks of both models recorded.
+
+        Args:
+            student_io_dict: Path -> ``input`` or ``output`` -> tensor of shape (N, ...).
+            teacher_io_dict: Likewise; the value may be a mapping from names to such tensors.
+            *_: The targets, which are not used.
+
+        Returns:
+            Scalar tensor.
+
+        Raises:
+            ValueError: If a module or its input or output was not recorded, or shapes do not fit.
+        """
         student = _recorded(
             "student", student_io_dict, self.student_module_path, self.student_module_io
         )
@@ -42,7 +54,14 @@ class _OfTwoLayers(nn.Module):
             "teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io
         )
         named = teacher if isinstance(teacher, Mapping) else {TEACHER: teacher}
-        return student.flatten(1), {name: y.detach() for name, y in named.items()}
+        features = {name: y.detach() for name, y in named.items()}
+        return self._compare(student_io_dict, student.flatten(1), features)
+
+    def _compare(
+        self, student_io_dict: Mapping[str, Any], student: Tensor, teachers: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Computes the loss of the student's features, shape (N, D), and the teacher's by name."""
+        raise NotImplementedError
 
 
 @register_mid_level_loss
@@ -94,23 +113,10 @@ class DependenceLoss(_OfTwoLayers):
             **{"gather_distributed": GATHER_DISTRIBUTED, **(loss or {})}
         )
 
-    def forward(
-        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any], *_: Any
+    def _compare(
+        self, student_io_dict: Mapping[str, Any], student: Tensor, teachers: Mapping[str, Tensor]
     ) -> Tensor:
-        """Computes the loss from what the hooks of both models recorded.
-
-        Args:
-            student_io_dict: Path -> ``input`` or ``output`` -> tensor of shape (N, ...).
-            teacher_io_dict: Likewise; the value may be a mapping from names to such tensors.
-            *_: The targets, which are not used.
-
-        Returns:
-            Scalar tensor.
-
-        Raises:
-            ValueError: If a module or its input or output was not recorded, or shapes do not fit.
-        """
-        loss: Tensor = self.dependence(*self._features(student_io_dict, teacher_io_dict))
+        loss: Tensor = self.dependence(student, teachers)
         return loss
 
 
@@ -131,24 +137,9 @@ class RegressionDependenceLoss(_OfTwoLayers):
         teacher_module_io: Likewise.
     """
 
-    def forward(
-        self, student_io_dict: Mapping[str, Any], teacher_io_dict: Mapping[str, Any], *_: Any
+    def _compare(
+        self, student_io_dict: Mapping[str, Any], student: Tensor, teachers: Mapping[str, Tensor]
     ) -> Tensor:
-        """Computes the loss; as of :class:`DependenceLoss`.
-
-        Args:
-            student_io_dict: Path -> ``input`` or ``output`` -> tensor of shape (N, ...).
-            teacher_io_dict: Likewise; the value may be a mapping from names to such tensors.
-            *_: The targets, which are not used.
-
-        Returns:
-            Scalar tensor.
-
-        Raises:
-            ValueError: If the student has no heads, a module or its input or output was not recorded,
-                or names or shapes do not fit.
-        """
-        features, teachers = self._features(student_io_dict, teacher_io_dict)
         distil = student_io_dict.get(DISTILLATION, {}).get("output")
         if distil is None:
             raise ValueError(
@@ -156,7 +147,7 @@ class RegressionDependenceLoss(_OfTwoLayers):
                 "give it auxiliary_model_wrapper: {key: StudentWithHeads, kwargs: {embedding_dim: ..., "
                 "teacher_dims: ...}}, and no other wrapper around that."
             )
-        loss: Tensor = distil(features, teachers)
+        loss: Tensor = distil(student, teachers)
         return loss
 
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from mvmr_loss._checks import (
     as_rows,
-    can_be_seen,
     check_batch,
     check_bool,
     check_choice,
-    check_finite,
+    check_finite_by,
     check_int,
 )
 from mvmr_loss._objective import (
@@ -389,10 +388,8 @@ class DistillationLoss(nn.Module):
                 terms[f"dependence/{name}"] = term
                 weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        if can_be_seen(total) and not math.isfinite(total.item()):
-            called = {f"teachers[{name!r}]": y for name, y in teachers.items()}
-            for label, tensor in {**named, **called}.items():
-                check_finite(label, tensor)
+        called = {f"teachers[{name!r}]": y for name, y in teachers.items()}
+        check_finite_by(total, {**named, **called})
         return LossComponents(total, terms, weights)
 
     def _met(

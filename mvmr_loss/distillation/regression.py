@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvmr_loss._checks import (
-    can_be_seen,
     check_batch,
-    check_finite,
+    check_finite_by,
     check_int,
     check_number,
 )
@@ -62,15 +60,8 @@ def regression_loss(
                 f"{tuple(prediction.shape)} and {tuple(target.shape)}."
             )
     loss = _mean_over_views(prediction, target, *weights)
-    _look(loss, {"prediction": prediction, "target": target})
+    check_finite_by(loss, {"prediction": prediction, "target": target})
     return loss
-
-
-def _look(loss: Tensor, inputs: Mapping[str, Tensor]) -> None:
-    """Raises if a loss is not finite as one of what it was computed of is not."""
-    if can_be_seen(loss) and not math.isfinite(loss.item()):
-        for name, x in inputs.items():
-            check_finite(name, x)
 
 
 def _mean_over_views(
@@ -205,7 +196,7 @@ class TeacherRegression(nn.Module):
         predictions = predictions.unflatten(0, (len(named), -1))
         loss = _mean_over_views(predictions, target, self.cosine_weight, self.smooth_l1_weight)
         if not standardized:  # else who standardised them looks, and knows what they are called
-            _look(loss, {**named, "features": features})
+            check_finite_by(loss, {**named, "features": features})
         return loss
 
     def extra_repr(self) -> str:
