@@ -28,6 +28,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Returns the number of this process, 0 where no process group is initialised.
+
+    Examples:
+        >>> rank()
+        0
+    """
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 class Rows(NamedTuple):
     """Which rows of the matrices are computed here, and how processes put theirs together.
 

@@ -18,6 +18,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from mvmr_loss._checks import check_bool, check_number
 from mvmr_loss._random import check_seed, uniform
+from mvmr_loss.distributed import rank
 from mvmr_loss.normalization import Normalization, NormalizationLike, check_numbers
 from mvmr_loss.representations.base import Representation, check_images
 from mvmr_loss.representations.registry import register_representation
@@ -28,6 +29,8 @@ _BLUR_SIGMA = (0.1, 2.0)
 # Numbers for one image: area and ratio of each trial, place (2), flip, whether to jitter, four
 # factors, their order, whether to grey, sigma. An option never shifts what another one reads.
 _DRAWS = 2 * _CROP_TRIALS + 11
+# More than a training draws, and few enough that a million processes' numbers stay below 2^63.
+_PLACES_OF_A_PROCESS = 2**38
 
 Floats = Sequence[float]
 
@@ -311,8 +314,11 @@ class AugmentedPixels(Representation):
     The module counts the images that it has seen in ``samples_drawn``; the next image continues
     there. The count is in the module's state dict, so a run that is resumed from a checkpoint
     continues exactly; set ``samples_drawn.fill_(0)`` to begin again. A batch in slices gives the
-    same as the whole batch. It draws in eval mode as well. In distributed training give each
-    process its own seed.
+    same as the whole batch. It draws in eval mode as well.
+
+    Where a process group is initialised, each process draws its own augmentations with one seed: the
+    first image of the process of rank r is at place 2^38 r, as ``augmented_pixels(images, seed,
+    start=2**38 * r)`` is. The process of rank 0 draws as one alone.
 
     Never the same twice, it is not to be stored (``cacheable`` is False).
 
@@ -383,7 +389,8 @@ class AugmentedPixels(Representation):
         with _outside_of_transforms():
             start = self.samples_drawn.to(images.device, copy=True)
             self.samples_drawn += len(images)
-        return _augment(images, start, self.options)
+        # Not in the count: a checkpoint, and DistributedDataParallel's buffers, are rank 0's.
+        return _augment(images, start + rank() * _PLACES_OF_A_PROCESS, self.options)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
         return channels, height, width

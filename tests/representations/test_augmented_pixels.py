@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import kornia
 import pytest
@@ -17,6 +18,7 @@ from mvmr_loss.representations.augmented_pixels import (
     _jitter_colors,
     _shift_hue,
 )
+from tests.processes import run
 from tests.representations.tester import EAGER, RepresentationTester
 
 NOTHING = {
@@ -251,6 +253,30 @@ def test_resume_continues_exactly(photographs):
     resumed.load_state_dict(state)
     for features in expected:
         assert torch.equal(resumed(photographs), features)
+
+
+def check_processes(number, _, made_before):
+    images = make_images(4, 3, 24, 24)
+    before = pickle.loads(made_before)
+    # Its own in each process, though all have one seed; made before there was a group, or within.
+    for module in (copy.deepcopy(before), before, AugmentedPixels(seed=7)):
+        expected = augmented_pixels(images, seed=7, start=number * 2**38)
+        torch.testing.assert_close(module(images), expected)
+        assert int(module.samples_drawn) == 4
+    if number:
+        assert not torch.allclose(expected, augmented_pixels(images, seed=7))
+    # What rank 0 has saved goes on here where this process stopped.
+    module, resumed = AugmentedPixels(seed=7), AugmentedPixels(seed=7)
+    module(images)
+    state = [module.state_dict()]
+    torch.distributed.broadcast_object_list(state)
+    resumed.load_state_dict(state[0])
+    torch.testing.assert_close(resumed(images), module(images))
+    torch.testing.assert_close(EAGER(AugmentedPixels(seed=7))(images), expected)
+
+
+def test_each_process_draws_its_own(tmp_path):
+    run(2, tmp_path, check_processes, pickle.dumps(AugmentedPixels(seed=7)))
 
 
 def test_torch_generator_plays_no_part(photographs):
