@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,8 +28,8 @@ def load_checkpoint(
 
     The file holds a state dict, itself or under a key such as ``state_dict``, in which the network
     may be a part with a prefix (``backbone.``, ``module.``, ``visual.``). Other entries are
-    ignored; every weight of the network must be there. Nothing but tensors and plain containers is
-    unpickled.
+    ignored; every weight of the network must be there, but for BatchNorm's counts of batches, which
+    older files lack. Nothing but tensors and plain containers is unpickled.
 
     Args:
         module: The network, loaded in place.
@@ -56,23 +56,32 @@ def load_checkpoint(
     path = Path(path)
     state = _read_state(path)
     wanted = module.state_dict()
+    needed = without_counts(wanted)
     if prefix is None:
-        prefix = _find_prefix(wanted, state, path)
+        prefix = _find_prefix(needed, state, path)
     found = {key: state[prefix + key] for key in wanted if prefix + key in state}
-    missing = [prefix + key for key in wanted if key not in found]
+    missing = [prefix + key for key in needed if key not in found]
     if missing:
         raise ValueError(
             f"{path} must have all weights of the network but lacks {some(missing)}; it has "
             f"{some(list(state))}. Check the model, its options, and prefix."
         )
-    wrong = [key for key in wanted if found[key].shape != wanted[key].shape]
+    wrong = [key for key in found if found[key].shape != wanted[key].shape]
     if wrong:
         raise ValueError(
             f"{path} must have weights of the network's shapes but {prefix + wrong[0]} has "
             f"{tuple(found[wrong[0]].shape)} there, {tuple(wanted[wrong[0]].shape)} in the network; "
             "check the model and its options."
         )
-    module.load_state_dict(found)
+    module.load_state_dict({**wanted, **found})
+
+
+def without_counts(keys: Iterable[str]) -> list[str]:
+    """Returns the names of a state dict that are not BatchNorm's counts, by which no feature changes.
+
+    torch itself does without them, which files from before torch 0.4.1 lack.
+    """
+    return [key for key in keys if not key.endswith("num_batches_tracked")]
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -165,11 +174,11 @@ def _warn_of_torch(version: str) -> None:
         )
 
 
-def _find_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> str:
+def _find_prefix(wanted: Sequence[str], state: Mapping[str, Tensor], path: Path) -> str:
     """Returns the prefix under which all the wanted weights are; "" if none has all."""
     if not wanted or all(key in state for key in wanted):
         return ""
-    first = next(iter(wanted))
+    first = wanted[0]
     ends = [key[: -len(first)] for key in state if key.endswith(f".{first}")]
     prefixes = [p for p in ends if all(p + key in state for key in wanted)]
     if len(prefixes) > 1:

@@ -43,13 +43,14 @@ class Teacher(Representation):
     - ``source="timm"``: ``model`` such as ``vit_small_patch16_224``; ``weights`` a file, a tag such
       as ``augreg_in21k``, or ``default``.
     - ``source="open_clip"``: the image tower of a ``model`` such as ``ViT-B-16``; ``weights`` a
-      file or a tag such as ``laion400m_e32``.
+      file or a tag such as ``laion400m_e32``; a ``model`` ``hf-hub:OWNER/NAME`` or
+      ``local-dir:FOLDER`` brings its own.
     - ``source="transformers"``: ``weights`` a folder or a name of the hub; or a file, with the type
       of network as ``model``, such as ``dinov2``.
     - ``source="checkpoint"``: ``weights`` a file, and as ``model`` the function that builds the
       network, as ``package.module:function``.
 
-    Without ``weights``, all but the last have random ones, with a warning.
+    Without ``weights``, all others but the last have random ones, with a warning.
 
     Networks of a library lose their classifier and get the library's own preprocessing: the
     student's normalisation is undone, then images are resized, cropped and normalised for the

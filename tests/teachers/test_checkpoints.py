@@ -39,6 +39,22 @@ def test_checkpoint_with_the_weights_twice(tmp_path):
     assert torch.equal(loaded.head.weight, saved["target."].head.weight)
 
 
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_checkpoint_without_counts_of_batches(tmp_path, prefix):
+    saved, loaded = Own(), Own()
+    loaded.stem[1].num_batches_tracked.fill_(5)
+    saved.stem[1].running_mean.fill_(0.5)
+    state = {f"{prefix}{n}": v for n, v in saved.state_dict().items() if "num_batches" not in n}
+    torch.save(state, tmp_path / "c.pt")
+    load_checkpoint(loaded, tmp_path / "c.pt")
+    assert torch.equal(loaded.stem[1].running_mean, saved.stem[1].running_mean)
+    assert loaded.stem[1].num_batches_tracked == 5
+    del state[f"{prefix}stem.1.running_mean"]
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="lacks .*stem.1.running_mean|lacks stem.0.weight"):
+        load_checkpoint(loaded, tmp_path / "c.pt")
+
+
 def test_safetensors(tmp_path):
     torch_file = pytest.importorskip("safetensors.torch")
     saved, loaded = Own(), Own()

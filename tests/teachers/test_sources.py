@@ -15,6 +15,7 @@ from benchmarks.common.encoder import SmallResNet
 from mvmr_loss import Representations, Teacher
 from tests.teachers.networks import CIFAR_MEAN, CIFAR_STD, IMAGES, as_student_sees
 
+IMAGE = as_student_sees(IMAGES["square"])
 TINY_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -286,6 +287,61 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path):
     torch_file.save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lack layernorm.weight, so they would be random"):
         Teacher(source="transformers", weights=tmp_path)
+
+
+def test_a_folder_at_home_for_transformers(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vit").mkdir()
+    transformers.ViTModel(transformers.ViTConfig(**TINY_VIT)).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there, home = (Teacher(source="transformers", weights=w) for w in (tmp_path / "vit", "~/vit"))
+    assert torch.equal(home(IMAGE), there(IMAGE))
+
+
+def test_counts_of_batches_may_be_missing_in_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch_file = pytest.importorskip("safetensors.torch")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = torch_file.load_file(path)
+    state = {key: value for key, value in state.items() if "num_batches" not in key}
+    torch_file.save_file(state, path, metadata={"format": "pt"})
+    assert Teacher(source="transformers", weights=tmp_path)(IMAGE).isfinite().all()
+
+
+def test_open_clip_models_that_bring_their_weights(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    config = {"model_cfg": TINY_CLIP, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "tiny-own-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path / "tiny-own-clip.json")
+    brought, other = (open_clip.create_model("tiny-own-clip").eval() for _ in range(2))
+    torch.save(brought.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    named = {"source": "open_clip", "model": f"local-dir:{tmp_path}"}
+    for weights, network in ((None, brought), (tmp_path / "other.pt", other)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*random weights.*")
+            teacher = Teacher(**named, weights=weights)
+        with torch.no_grad():
+            expected = network.encode_image(teacher.preprocess(IMAGE))
+        torch.testing.assert_close(teacher(IMAGE), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="must be a file or None, .* but are 'laion400m_e32'"):
+        Teacher(**named, weights="laion400m_e32")
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="could not be loaded"):
+        Teacher(**named)
+
+
+@pytest.mark.parametrize("source", ["open_clip", "timm"])
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_a_model_of_the_hub_without_a_network(source):
+    pytest.importorskip(source)
+    with pytest.raises(ConnectionError, match="hf-hub:nobody/nothing cannot be downloaded"):
+        Teacher(source=source, model="hf-hub:nobody/nothing")
 
 
 def test_a_file_for_a_transformers_network(tmp_path):

@@ -179,7 +179,6 @@ def timm_folder(folder):
 FOLDERS = [transformers_folder, open_clip_folder, timm_folder]
 
 
-@pytest.mark.filterwarnings("ignore:the teacher open_clip")
 @pytest.mark.parametrize("made", FOLDERS)
 @pytest.mark.parametrize("form", [None, *FORMS])
 def test_folders_that_libraries_read(made, form, tmp_path):

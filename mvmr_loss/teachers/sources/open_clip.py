@@ -14,9 +14,14 @@ def from_open_clip(request: Request) -> Loaded:
     """Builds the image tower of an open_clip model."""
     open_clip = import_library("open_clip", "open_clip_torch")
     name, file = request.name("open_clip"), request.file()
-    request.warn_if_random("open_clip")
     tag = request.weights if file is None else None
-    if not name.startswith(("hf-hub:", "local-dir:")):
+    brings_its_own = name.startswith(("hf-hub:", "local-dir:"))
+    if brings_its_own and tag is not None:
+        raise ValueError(
+            f"weights of {name} must be a file or None, for the model brings its own, but are {tag!r}."
+        )
+    if not brings_its_own:
+        request.warn_if_random("open_clip")
         if open_clip.get_model_config(name) is None:
             raise ValueError(
                 f"model must be one of open_clip.list_models(), such as ViT-B-16, but is {name!r}."
@@ -27,12 +32,16 @@ def from_open_clip(request: Request) -> Loaded:
                 f"weights of {name} must be a file or one of {', '.join(tags)} but is {tag!r}."
             )
     options = request.library_options()
-    with (
-        refusing_objects(name if tag is None else f"weights {tag} of {name}"),
-        nullcontext() if tag is None else downloading(f"weights {tag} of {name}"),
-    ):
-        # Its readers unpickle tensors alone, by themselves or because torch does.
-        network = open_clip.create_model(name, pretrained=tag, **options).visual
+    if brings_its_own and file is None:
+        options.setdefault("require_pretrained", True)  # or it would be random where there are none
+    what = name if tag is None else f"weights {tag} of {name}"
+    downloads = tag is not None or name.startswith("hf-hub:")
+    try:
+        with refusing_objects(what), downloading(what) if downloads else nullcontext():
+            # Its readers unpickle tensors alone, by themselves or because torch does.
+            network = open_clip.create_model(name, pretrained=tag, **options).visual
+    except RuntimeError as error:
+        raise ValueError(f"model and weights must be a network of open_clip: {error}") from error
     if file is not None:
         load_checkpoint(network, file, request.prefix)
 

@@ -20,13 +20,16 @@ def from_timm(request: Request) -> Loaded:
     pretrained = request.weights is not None and file is None
     if pretrained and request.weights != "default":
         name = f"{name}.{request.weights}"
+    # Of the hub there is the model itself.
+    downloads = pretrained or name.startswith(("hf-hub:", "hf_hub:"))
+    what = f"weights {request.weights} of {name}" if pretrained else name
     options = request.library_options()
     if not request.keep_head:
         options["num_classes"] = 0
     try:
         with (
             refusing_objects(f"weights of {name}"),
-            downloading(f"weights {request.weights} of {name}") if pretrained else nullcontext(),
+            downloading(what) if downloads else nullcontext(),
         ):
             network = timm.create_model(name, pretrained=pretrained, **options)
     except RuntimeError as error:

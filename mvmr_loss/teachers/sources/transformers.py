@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvmr_loss.teachers.checkpoints import import_library, load_checkpoint, refusing_objects, some
+from mvmr_loss.teachers.checkpoints import (
+    import_library,
+    load_checkpoint,
+    refusing_objects,
+    some,
+    without_counts,
+)
 from mvmr_loss.teachers.preprocessing import TeacherPreprocessing, as_pil, check_same, refusal
 from mvmr_loss.teachers.sources.downloads import downloading
 from mvmr_loss.teachers.sources.request import Loaded, Request
@@ -22,9 +28,10 @@ def from_transformers(request: Request) -> Loaded:
     file, name = request.file(), request.model
     request.warn_if_random("transformers")
     of_hub = request.weights is not None and file is None
+    weights = _folder_or_name(str(request.weights))
     try:
         if of_hub:
-            weights, options = str(request.weights), request.library_options()
+            options = request.library_options()
             with refusing_objects(f"weights {weights}"), _from_hub(weights):
                 network = _pretrained(transformers, weights, options)
         else:
@@ -38,9 +45,9 @@ def from_transformers(request: Request) -> Loaded:
     def preprocessing() -> TeacherPreprocessing:
         try:
             if of_hub:
-                with _from_hub(request.weights):
+                with _from_hub(weights):
                     processor = transformers.AutoImageProcessor.from_pretrained(
-                        request.weights, trust_remote_code=_trusted(request.options)
+                        weights, trust_remote_code=_trusted(request.options)
                     )
             else:
                 processor = _default_processor(transformers, config)
@@ -51,10 +58,15 @@ def from_transformers(request: Request) -> Loaded:
     return _TransformersVision(network), preprocessing
 
 
-def _from_hub(weights: str | None) -> AbstractContextManager[None]:
+def _folder_or_name(weights: str) -> str:
+    """Returns the path of a folder, which the library does not look for at ``~``, or a name."""
+    folder = Path(weights).expanduser()
+    return str(folder) if folder.is_dir() else weights
+
+
+def _from_hub(weights: str) -> AbstractContextManager[None]:
     """Returns the context to load a folder, or a name of the hub, in."""
-    local = Path(str(weights)).expanduser().is_dir()
-    return nullcontext() if local else downloading(f"weights {weights}")
+    return nullcontext() if Path(weights).is_dir() else downloading(f"weights {weights}")
 
 
 def _unknown(error: Exception) -> ValueError:
@@ -94,7 +106,7 @@ def _pretrained(transformers: Any, weights: str, options: Mapping[str, Any]) -> 
     network, info = transformers.AutoModel.from_pretrained(
         weights, output_loading_info=True, **options
     )
-    missing = list(info["missing_keys"])
+    missing = without_counts(info["missing_keys"])
     if missing and all("pooler" in key for key in missing):
         # A pooling layer that was never trained: its output would be noise.
         network = transformers.AutoModel.from_pretrained(
