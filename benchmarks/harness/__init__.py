@@ -24,6 +24,7 @@ from benchmarks.harness.records import (
 )
 from benchmarks.harness.runs import (
     Run,
+    check_run,
     load,
     place_of_best,
     plain_errors,
@@ -46,6 +47,7 @@ __all__ = [
     "RepeatedStep",
     "Run",
     "atomic_path",
+    "check_run",
     "device_of",
     "environment",
     "interleaved",

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,12 @@ import mvmr_loss
 REQUIRED_MACHINE = ("cpu", "cores", "threads", "gpus", "system")
 REQUIRED_VERSIONS = ("mvmr_loss", "python", "torch", "kornia")
 REQUIRED_CODE = ("commit", "changed", "package", "sources")
+# An absolute path within a text: after what may stand before one in an argument, of which YAML's
+# literals have the brackets and quotes. The two slashes of a URL begin none but after "file:".
+ABSOLUTE = re.compile(
+    r"""(?:(?<![^\s=,;|(){}\[\]<>"'`])|(?<=:)(?!//)|(?<=file://))"""  # before it
+    r"""(?:~[\w.-]*/|[A-Za-z]:[\\/]|/)(?:(?![:=]/)[^\s,;|(){}\[\]<>"'`])+"""
+)
 
 
 def environment() -> dict[str, Any]:
@@ -115,8 +122,8 @@ def portable(value: Any) -> Any:
     """Returns a setting as it may stand in a result file: with no absolute path.
 
     Args:
-        value: A setting or an argument of a command line; a ``--option=PATH`` counts as its path.
-            Of a mapping or a sequence, each value counts.
+        value: A setting or an argument of a command line. Of a mapping or a sequence, each value
+            counts; of a text, each path that stands in it, as in ``--option=PATH`` or a literal.
 
     Returns:
         An absolute path inside the working directory as a relative one; any other absolute path as
@@ -126,6 +133,8 @@ def portable(value: Any) -> Any:
     Examples:
         >>> portable("/somewhere/else/cifar10/train"), portable("--epochs=3"), portable(0.1)
         ('.../cifar10/train', '--epochs=3', 0.1)
+        >>> portable("--representations=[{name: teacher, weights: /data/nets/vit/w.pt}]")
+        '--representations=[{name: teacher, weights: .../vit/w.pt}]'
     """
     if isinstance(value, Mapping):
         return {str(key): portable(item) for key, item in value.items()}
@@ -136,11 +145,19 @@ def portable(value: Any) -> Any:
     option, equals, rest = "", "", str(value)
     if rest.startswith("--"):
         option, equals, rest = rest.partition("=")
-    path = Path(rest).expanduser()
-    if path.is_absolute():
-        inside = path.is_relative_to(Path.cwd())
-        rest = str(path.relative_to(Path.cwd())) if inside else "/".join(["...", *path.parts[-2:]])
-    return f"{option}{equals}{rest}"
+    # All of it first, for a path that has blanks in it; then what is left, or stands within a text.
+    if Path(os.path.expanduser(rest)).is_absolute():
+        rest = _shortened(rest)
+    return option + equals + ABSOLUTE.sub(lambda found: _shortened(found[0]), rest)
+
+
+def _shortened(path: str) -> str:
+    """Returns an absolute path as a relative one, or as its last two parts."""
+    # Not Path.expanduser, which raises at a "~" that is no user's.
+    whole = Path(os.path.expanduser(path))
+    if whole.is_relative_to(Path.cwd()):
+        return str(whole.relative_to(Path.cwd()))
+    return "/".join(["...", *Path(path).parts[1:][-2:]])
 
 
 def _cpu_model() -> str:
@@ -224,7 +241,7 @@ def _check_values(value: Any, source: str, place: str) -> None:
             _check_values(item, source, f"{place}[{i}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{source}: {place} must be finite but is {value}.")
-    elif isinstance(value, str) and any(Path(part).is_absolute() for part in value.split()):
+    elif isinstance(value, str) and ABSOLUTE.search(value):
         raise ValueError(f"{source}: {place} must hold no absolute path but is {value!r}.")
     elif value is not None and not isinstance(value, (str, int, float, bool)):
         raise ValueError(f"{source}: {place} must be plain JSON but is {type(value).__name__}.")

@@ -55,6 +55,23 @@ def record(run: Run, figures: Mapping[str, Any]) -> Record:
     return whole
 
 
+def check_run(run: Run) -> None:
+    """Raises, before a run, what :func:`record` would raise of all but its figures after it.
+
+    Args:
+        run: The planned run.
+
+    Raises:
+        ValueError: If its settings cannot stand in a record.
+
+    Examples:
+        >>> check_run(Run("power", {"exponent": float("inf")}))
+        Traceback (most recent call last):
+        ValueError: power: settings.exponent must be finite but is inf.
+    """
+    record(run, {"none": None})
+
+
 def run_all(
     plan: Iterable[Run],
     folder: str | Path,
@@ -84,7 +101,7 @@ def run_all(
 
     Raises:
         ValueError: If a result is there that other settings or another seed made, or that does not
-            follow the schema.
+            follow the schema; or if a run's settings cannot stand in one.
 
     Examples:
         >>> import tempfile
@@ -108,6 +125,7 @@ def run_all(
             if not claimed or (path.exists() and not again):
                 passed_over = True
                 continue
+            check_run(run)
             print(f"{run.name}: running", file=sys.stderr, flush=True)
             write_json(path, record(run, run_one(run)))
             made += 1

@@ -32,6 +32,7 @@ from benchmarks.common.photographs import Photographs
 from benchmarks.harness import (
     Run,
     atomic_path,
+    check_run,
     plain_errors,
     progress,
     record,
@@ -216,6 +217,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         The figures of the record in ``metrics.json``.
     """
     start = time.perf_counter()
+    planned = Run("plain_pytorch", settings_of(settings), settings.seed)
+    check_run(planned)
     torch.manual_seed(settings.seed)
     data = load_data(settings)
     encoder = SmallResNet().to(settings.device, memory_format=torch.channels_last)
@@ -243,8 +246,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         "training_cpu_seconds": round(cpu_seconds, 1),
         "total_seconds": round(time.perf_counter() - start, 1),
     }
-    told = record(Run("plain_pytorch", settings_of(settings), settings.seed), figures)
-    write_json(settings.output / "metrics.json", told)
+    write_json(settings.output / "metrics.json", record(planned, figures))
     with atomic_path(settings.output / "training.png") as path:
         plot(history, accuracy, len(data.classes)).savefig(path, dpi=110)
     return figures

@@ -21,7 +21,15 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
 
-from benchmarks.harness import Run, atomic_path, plain_errors, portable, record, write_json
+from benchmarks.harness import (
+    Run,
+    atomic_path,
+    check_run,
+    plain_errors,
+    portable,
+    record,
+    write_json,
+)
 from benchmarks.harness.runs import read
 from benchmarks.stl10.settings import PRESETS, Settings, read_yaml
 
@@ -158,6 +166,7 @@ def features(arguments: Namespace) -> None:
     settings, method = load_run(arguments.run)
     settings.data = arguments.data or settings.data
     settings.data_dir = arguments.data_dir or settings.data_dir
+    settings.labels = []  # whose folds are the evaluation's alone
     data = load_data(settings)
     found, labels = features_of(
         _placed(method.backbone, settings), getattr(data, arguments.split), settings, "features"
@@ -178,6 +187,10 @@ def transfer(arguments: Namespace) -> None:
     from benchmarks.stl10.transfer import voc07
 
     settings = settings_of(arguments)
+    told = {**settings.as_dict(), "weights": arguments.weights, "to": arguments.to}
+    told["classifier"] = arguments.classifier
+    planned = Run((arguments.output or arguments.weights).stem, told, settings.seed)
+    check_run(planned)
     backbone, _ = build_backbone(settings)
     what = (
         f"weights of {settings.backbone!r} with the stem {settings.stem!r}, as export writes them,"
@@ -192,10 +205,7 @@ def transfer(arguments: Namespace) -> None:
         figures = {"accuracy": evaluate(backbone, load_data(settings), settings)[0]}
         print(f"linear top-1 {figures['accuracy']['linear']['top1']:.2f}")
     if arguments.output is not None:
-        told = {**settings.as_dict(), "weights": arguments.weights, "to": arguments.to}
-        told["classifier"] = arguments.classifier
-        found = record(Run(arguments.output.stem, told, settings.seed), figures)
-        write_json(arguments.output, found)
+        write_json(arguments.output, record(planned, figures))
 
 
 def _placed(backbone: torch.nn.Module, settings: Settings) -> torch.nn.Module:

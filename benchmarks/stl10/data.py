@@ -146,7 +146,7 @@ def load_data(settings: Settings) -> Data:
         if (folder / "unlabeled").is_dir():
             # What its folders are called means nothing.
             unlabeled = ImageFolder(folder / "unlabeled", image_size=settings.image_size)
-            unlabeled.target_transform = lambda _: -1
+            unlabeled.target_transform = _unknown
             pretrain = ConcatDataset([train, unlabeled])
     if settings.data != "stl10" and train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
@@ -155,12 +155,12 @@ def load_data(settings: Settings) -> Data:
         )
     labels = np.asarray(train.targets, dtype=np.int64)
     classes = list(getattr(test, "classes", None) or map(str, range(1, 11)))
-    size = len(train if pretrain is None else pretrain)  # type: ignore[arg-type]
-    if size < settings.batch_size:
-        raise ValueError(
-            f"batch_size must be at most the number of images, {size}, but is {settings.batch_size}."
-        )
     return Data(train if pretrain is None else pretrain, train, test, classes, labels, folds)
+
+
+def _unknown(_: int) -> int:
+    """Returns the label that is none; a function with a name, as worker processes are sent it."""
+    return -1
 
 
 def pretraining_set(data: Data, settings: Settings) -> Any:

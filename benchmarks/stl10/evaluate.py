@@ -7,6 +7,7 @@ torchmetrics'. Nothing is chosen by test accuracy: the last epoch counts.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import statistics
 from collections.abc import Callable
@@ -175,6 +176,22 @@ def finetune(backbone: nn.Module, index: Any, data: Data, settings: Settings) ->
     return accuracies(*features_of(classifier, data.test, settings))
 
 
+def crop_of_ten(i: int, settings: Settings) -> T.Compose:
+    """Returns the transform to one of the ten crops; worker processes are sent it."""
+    larger = round(settings.image_size * settings.ten_crop_resize)
+    crop = T.Lambda(functools.partial(_crop, i=i, size=settings.image_size))
+    return T.Compose(
+        [
+            *(T.Resize(larger), T.CenterCrop(larger), crop),
+            *(T.ToTensor(), T.Normalize(**normalize(settings))),
+        ]
+    )
+
+
+def _crop(image: Any, i: int, size: int) -> Any:
+    return T.functional.ten_crop(image, [size])[i]
+
+
 def label_subsets(part: float | str, data: Data, seed: int) -> list[np.ndarray[Any, Any]]:
     """Returns the indices of the labelled images that may be seen.
 
@@ -213,17 +230,13 @@ def evaluate(
         ``{"linear": ..., "finetune": ...}`` by part; and the features and labels of the test images.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    classes, size = len(data.classes), settings.image_size
+    classes = len(data.classes)
     train = TensorDataset(*features_of(backbone, data.train, settings, "features of train"))
     test, labels = features_of(backbone, data.test, settings, "features of test")
     layer = linear(train, classes, settings)
-    larger = round(size * settings.ten_crop_resize)
-    to_tensor = [T.ToTensor(), T.Normalize(**normalize(settings))]
     logits = []
     for i in range(10):
-        crop = T.Lambda(lambda image, i=i: T.functional.ten_crop(image, [size])[i])
-        transform = T.Compose([T.Resize(larger), T.CenterCrop(larger), crop, *to_tensor])
-        words = f"crop {i + 1} of 10"
+        words, transform = f"crop {i + 1} of 10", crop_of_ten(i, settings)
         logits.append(layer(features_of(backbone, data.test, settings, words, transform)[0]))
     results: dict[str, Any] = {
         "knn": knn(train, TensorDataset(test, labels), classes, settings),

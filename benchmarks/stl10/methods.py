@@ -21,7 +21,6 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.benchmarking import OnlineLinearClassifier
 from lightly.utils.lars import LARS
 from lightly.utils.scheduler import cosine_schedule
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from benchmarks.common.encoder import SmallResNet
@@ -91,7 +90,7 @@ def loading_code(settings: Settings) -> list[str]:
     name = settings.backbone
     if name == "small":
         return [
-            "from benchmarks.common.encoder import SmallResNet",
+            "import torch; from benchmarks.common.encoder import SmallResNet",
             f"model = SmallResNet({SMALL_WIDTHS})",
         ]
     if name in torchvision.models.list_models():
@@ -100,7 +99,7 @@ def loading_code(settings: Settings) -> list[str]:
             lines.append("model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")
         return lines
     size = ", dynamic_img_size=True" if name.startswith("vit_") else ""
-    return [f"import timm; model = timm.create_model({name!r}, num_classes=0{size})"]
+    return [f"import torch, timm; model = timm.create_model({name!r}, num_classes=0{size})"]
 
 
 class _OnlineClassifier(OnlineLinearClassifier):  # type: ignore[misc]  # lightly is not typed
@@ -259,7 +258,8 @@ def build_method(settings: Settings, num_classes: int, knn_k: int | None = None)
     Raises:
         ImportError: If the backbone needs a package that is not installed.
         TypeError: If a representation has an unknown option.
-        ValueError: If a name is unknown, or an option is another method's.
+        ValueError: If a name is unknown, an option is another method's, or one is about
+            representations and there are none.
 
     Examples:
         >>> method = build_method(Settings(method="simclr", backbone="small", image_size=32), 10)
@@ -272,6 +272,16 @@ def build_method(settings: Settings, num_classes: int, knn_k: int | None = None)
             raise ValueError(
                 f"{name} must be left out for {settings.method}, for it is {method}'s, but is {given!r}."
             )
+    if not settings.representation_names:
+        # mvmr's term between the views has the measure, too.
+        measure = () if settings.method == "mvmr" else ("dependence_measure",)
+        for name in ("representation_weight", "view_terms", *measure):
+            given = getattr(settings, name)
+            if given != getattr(Settings, name):
+                raise ValueError(
+                    f"{name} must be left out where there are no representations, but is {given!r}; "
+                    "name them by representations."
+                )
     kind = {"mvmr": Pretraining, "byol": BYOL}.get(settings.method, TwoViews)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -281,8 +291,7 @@ def build_method(settings: Settings, num_classes: int, knn_k: int | None = None)
 def _representations(settings: Settings) -> list[Any]:
     """Returns the representations, of which the augmented one is augmented as the views are."""
     augmented = {
-        # Each process draws for itself.
-        "seed": settings.seed * 1_000_003 + rank_zero_only.rank,
+        "seed": settings.seed,
         "crop_scale": (settings.crop_scale_min, 1.0),
         "color_jitter": tuple(settings.color_jitter),
         "color_jitter_probability": settings.color_jitter_probability,

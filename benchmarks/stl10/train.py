@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import statistics
 import sys
 import time
@@ -19,11 +18,12 @@ import yaml
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.callbacks.throughput_monitor import ThroughputMonitor
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.checkpoints import contents_of
-from benchmarks.harness import Run, atomic_path, record, write_json
+from benchmarks.harness import Run, atomic_path, check_run, record, write_json
 from benchmarks.stl10.data import Data, Transformed, load_data, plain, pretraining_set
 from benchmarks.stl10.evaluate import evaluate, loader
 from benchmarks.stl10.methods import Pretraining, build_method
@@ -99,7 +99,14 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         ValueError: If data are damaged, a setting does not fit, or the loss is not finite.
     """
     check_folder(folder, resume)
+    planned = Run(settings.label, settings.as_dict(), settings.seed)
+    check_run(planned)
     data = load_data(settings)
+    size = len(data.pretrain)  # type: ignore[arg-type]
+    if size < settings.batch_size:
+        raise ValueError(
+            f"batch_size must be at most the number of images, {size}, but is {settings.batch_size}."
+        )
     monitored = _monitor_loaders(data, settings)
     neighbours = min(settings.knn_k, len(monitored[0].dataset)) if monitored else None
     method = build_method(settings, len(data.classes), neighbours)
@@ -109,8 +116,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
     # Read here too, without objects: some versions of Lightning would unpickle them.
     first = 0 if checkpoint is None else _next_epoch(checkpoint, method)
     reproducible = Reproducible(settings.seed, first)
-    steps = len(data.pretrain) // settings.batch_size  # type: ignore[arg-type]
-    every = 10 if steps >= 20 else 1
+    every = 10 if size // settings.batch_size >= 20 else 1
     checkpoints = ModelCheckpoint(
         folder,
         filename=Path(CHECKPOINT).stem,
@@ -182,7 +188,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
         "pretraining": {
             # A run that --max_steps ends may stop within an epoch.
             "epochs": round(trainer.global_step / len(batches), 2),
-            "images": len(data.pretrain),  # type: ignore[arg-type]
+            "images": size,
             "seconds_of_this_process": seconds,
             "images_per_second": statistics.median(rates) * settings.devices if rates else None,
             "peak_memory_mb": memory,
@@ -194,7 +200,7 @@ def run(settings: Settings, folder: Path, resume: bool = False) -> dict[str, Any
             "flops_per_image": int(flops.get_total_flops()),
         },
     }
-    result = record(Run(settings.label, settings.as_dict(), settings.seed), figures)
+    result = record(planned, figures)
     write_json(folder / RESULTS, result)
     write_report(folder, result, features, labels)
     return result
@@ -237,9 +243,9 @@ def check_folder(folder: Path, resume: bool) -> None:
         FileExistsError: If the folder holds a run already and ``resume`` is False.
         FileNotFoundError: If there is nothing to resume.
     """
-    # The further processes of DDP start after the first has written its settings.
-    first = "LOCAL_RANK" not in os.environ
-    if not resume and first and (folder / SETTINGS).exists():
+    # The first process decides: what a further one finds may be what the first has just written. It
+    # ends alone where the run is refused, and who started the others ends them, before they write.
+    if not resume and rank_zero_only.rank == 0 and (folder / SETTINGS).exists():
         raise FileExistsError(
             f"{folder} holds a run already; continue it with --resume {folder}, or choose another "
             "folder with --output."
@@ -275,10 +281,9 @@ def load_run(folder: Path) -> tuple[Settings, Pretraining]:
             f"{path} must be the run's checkpoint but is missing; resume the run."
         )
     # Features need no representations, nor the files of a teacher, nor what distils them.
-    bare = dataclasses.replace(
-        settings, representations=[], cache=None, objective="paper", distillation=None
-    )
-    method = build_method(bare, 2)
+    about = ("representation_weight", "dependence_measure", "view_terms", "cache", "objective")
+    told = {name: getattr(Settings, name) for name in (*about, "distillation")}
+    method = build_method(dataclasses.replace(settings, **told, representations=[]), 2)
     with contents_of(path, WANTED) as content:
         kept = {k: v for k, v in content["state_dict"].items() if k.startswith("backbone.")}
         method.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in kept.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mvmr_loss
-from benchmarks.harness import records
+from benchmarks.harness import Run, record, records
 from benchmarks.harness.records import atomic_path, code, command, environment, portable, write_json
 
 
@@ -43,7 +43,37 @@ def test_command_has_no_absolute_path(monkeypatch, tmp_path):
     assert command() == "python program.py --output runs/one --train=.../images/train"
 
 
-@pytest.mark.parametrize("value", [1, 0.5, None, "hog", ["hog"], {"a": 1}, "runs/one", "-1"])
+@pytest.mark.parametrize(
+    ("given", "shortened"),
+    [
+        ("[{name: teacher, model: 'm:f', weights: /data/nets/w.pt}]", ".../nets/w.pt}]"),
+        ("--representations=[{weights: '/data/my nets/a/w.pt'}]", "a/w.pt'}]"),
+        ('{"weights":"/data/nets/w.pt"}', '":".../nets/w.pt"}'),
+        ("[/data/a/one,/data/a/two]", "[.../a/one,.../a/two]"),
+        ("{weights: ~/nets/a/w.pt}", "{weights: .../a/w.pt}"),
+        ("local-dir:/data/nets/clip", "local-dir:.../nets/clip"),
+        ("file:///data/nets/w.pt", "file://.../nets/w.pt"),
+        ("/data/nets/w.pt:/data/nets/x.pt", ".../nets/x.pt"),
+        ("--config=/data/lr=0.1/a.yaml", "--config=.../lr=0.1/a.yaml"),
+        ("a=/data/nets=/data/w.pt", "a=.../data/nets=.../data/w.pt"),
+        ("/tmp", ".../tmp"),
+        ("one /a/b, /c", "one .../a/b, .../c"),
+    ],
+)
+def test_a_path_is_shortened_wherever_it_stands(given, shortened, monkeypatch):
+    """And what comes of it may stand in a record."""
+    assert portable(given).endswith(shortened)
+    monkeypatch.setattr(records.sys, "argv", ["x", given])
+    record(Run("one", {"given": given}), {"value": given})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(1, 0.5, None, "hog", ["hog"], {"a": 1}, "runs/one", "-1", "~0.5", "images/s", "a / b"),
+        *("https://example.org/a/b", "[{name: t, weights: nets/w.pt, model: m:f}]", "../a/b"),
+    ],
+)
 def test_portable_leaves_the_rest(value):
     assert portable(value) == value
 

@@ -50,6 +50,14 @@ def test_finished_runs_are_skipped_and_a_stop_leaves_no_half_result(tmp_path):
     assert [r["figures"]["loss"] for r in load(tmp_path)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}])
+def test_what_a_record_refuses_is_found_before_the_run(tmp_path, value):
+    seen = []
+    with pytest.raises(ValueError, match=r"part/run-seed0: settings.options.value must be "):
+        run_all(plan(options={"value": value}), tmp_path, seen.append)
+    assert seen == []
+
+
 SHARED = """
 import sys, time
 from benchmarks.harness import Run, run_all, wait_for

@@ -160,7 +160,7 @@ def test_interrupted_evaluation_leaves_the_encoder(folders, tmp_path, monkeypatc
         (["--train", "absent"], "absent must be a folder"),
         (["--representations", "absent"], "representation must be one of .* but is 'absent'"),
         (["--dependence-measure", "absent"], "dependence_measure must be .*'absent'"),
-        (["--representation-weight", "nan"], "representation_weights must be finite but is nan"),
+        (["--representation-weight", "nan"], "representation_weight must be finite but is nan"),
         (["--batch-size", "37"], "--batch-size must be at most .* 36, but is 37"),
     ],
 )

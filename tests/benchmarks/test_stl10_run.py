@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from benchmarks.harness import validate
 from benchmarks.stl10.__main__ import main
@@ -20,7 +21,7 @@ from benchmarks.stl10.evaluate import accuracies, evaluate, features_of, label_s
 from benchmarks.stl10.methods import Pretraining, build_method
 from benchmarks.stl10.report import metrics
 from benchmarks.stl10.settings import Settings
-from benchmarks.stl10.train import load_run, run
+from benchmarks.stl10.train import check_folder, load_run, run
 
 METHODS = {
     "mvmr": {"labels": ["folds", 0.5]},
@@ -213,9 +214,16 @@ def test_a_diverged_run_says_so(stl10_files, tmp_path, monkeypatch):
         main(["run", *command_line(settings), "--output", str(tmp_path / "out")])
 
 
-def test_exception_folders(runs, tmp_path):
+def test_exception_folders(runs, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="holds a run already; continue it with --resume"):
         main(["run", "--output", str(runs["mvmr"])])
+    # Under torchrun the first process decides, and a further one may find what that has written.
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        with pytest.raises(FileExistsError, match="holds a run already"):
+            check_folder(runs["mvmr"], resume=False)
+        patch.setattr(rank_zero_only, "rank", 1)
+        check_folder(runs["mvmr"], resume=False)
     with pytest.raises(SystemExit, match="must be the folder of a run but has no settings.yaml"):
         main(["run", "--resume", str(tmp_path)])
     with pytest.raises(SystemExit, match="own settings, but --epochs was given as well"):
@@ -226,6 +234,46 @@ def test_exception_folders(runs, tmp_path):
     (tmp_path / "checkpoint.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(SystemExit, match="checkpoint.ckpt cannot be read as a file of ten"):
         main(["export", str(tmp_path), str(tmp_path / "backbone.pt")])
+
+
+def few_images(folder, files):
+    """Writes a folder of images that has fewer than a step of pretraining."""
+    for split in ("train", "test"):
+        for i in range(4):
+            path = folder / split / str(i % 2) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.images[split][i].save(path)
+    return folder
+
+
+def test_exception_more_in_a_step_than_there_are_images(stl10_files, tmp_path):
+    folder = few_images(tmp_path / "few", stl10_files)
+    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 4, but"):
+        run(tiny(stl10_files, data=str(folder)), tmp_path / "run")
+
+
+def test_exception_what_a_record_refuses_is_found_before_training(stl10_files, tmp_path):
+    settings = tiny(stl10_files, representations=[{"name": "hog", "orientations": float("inf")}])
+    with pytest.raises(ValueError, match=r"settings.representations\[0\].orientations must be fin"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teachers_file_is_named_in_the_command(stl10_files, tmp_path, monkeypatch):
+    """Wherever its absolute path stands in an option."""
+    teacher = "{name: teacher, source: torchvision, model: resnet18, preprocessing: {resize: 32,"
+    teacher += f" crop: 32}}, weights: {tmp_path / 'nets' / 'teacher.pt'}}}"
+    from torchvision.models import resnet18
+
+    (tmp_path / "nets").mkdir()
+    torch.save(resnet18().state_dict(), tmp_path / "nets" / "teacher.pt")
+    words = ["run", *command_line(tiny(stl10_files, epochs=1, probe_epochs=1, monitor_every=0))]
+    words += [f"--representations=[{teacher}]", "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["stl10", *words])
+    main(words)
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "weights: .../nets/teacher.pt}]" in result["command"]
+    assert result["settings"]["representations"][0]["weights"] == ".../nets/teacher.pt"
 
 
 def test_features(runs, tmp_path, stl10_files):
@@ -239,6 +287,11 @@ def test_features(runs, tmp_path, stl10_files):
     main(["features", str(runs["simclr"]), str(path), "--data", "photographs"])
     with np.load(path) as read:
         assert read["features"].shape == (770, 128)
+    # A few images of one's own: fewer than a step of the pretraining had.
+    folder = few_images(tmp_path / "few", stl10_files)
+    main(["features", str(runs["mvmr"]), str(path), "--data", str(folder)])
+    with np.load(path) as read:
+        assert read["features"].shape == (4, 128)
     with pytest.raises(SystemExit, match=r"output must end in .npz but is .*features.txt"):
         main(["features", str(runs["mvmr"]), str(tmp_path / "features.txt")])
 
@@ -251,7 +304,7 @@ def test_export_loads_by_what_it_prints(stl10_files, tmp_path, capsys, backbone)
     torch.save({"state_dict": method.state_dict()}, tmp_path / "checkpoint.ckpt")
     main(["export", str(tmp_path), str(tmp_path / "backbone.pt")])
     code = [line.strip() for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    names = {"torch": torch}
+    names = {}
     exec("\n".join(code), names)
     model = names["model"].eval()
     rest = model.state_dict().keys() - method.backbone.state_dict().keys()
@@ -273,6 +326,8 @@ def test_export_loads_by_what_it_prints(stl10_files, tmp_path, capsys, backbone)
         {"representations": ["pixels"], "distillation": {"teacher_dims": {"pixels": 3072}}},
         {"representations": ["hog"], "objective": "distillation"},
         {"representations": ["hog"], "objective": "distillation_paper"},
+        {"representations": ["hog"], "representation_weight": 0.5, "view_terms": False},
+        {"representations": ["hog"], "method": "vicreg", "dependence_measure": "debiased_cka"},
     ],
 )
 def test_a_run_that_distils_is_read_without_its_teachers(stl10_files, tmp_path, options):

@@ -166,6 +166,33 @@ def test_an_option_of_another_method_is_refused(method, name, value):
         build_method(settings, 5)
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("vicreg", "representation_weight", 0.5),
+        ("simclr", "dependence_measure", "debiased_cka"),
+        ("mvmr", "representation_weight", 0.5),
+        ("mvmr", "view_terms", False),
+    ],
+)
+def test_an_option_of_representations_is_refused_where_there_are_none(method, name, value):
+    from benchmarks.stl10.methods import build_method
+
+    small = {"backbone": "small", "image_size": 32, "projector_hidden_dim": 8}
+    settings = Settings(method=method, representations=[], **small, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be left out where there are no repr"):
+        build_method(settings, 5)
+    build_method(dataclasses.replace(settings, representations=["pixels"]), 5)
+
+
+def test_the_measure_is_that_of_the_views_too():
+    from benchmarks.stl10.methods import build_method
+
+    options = {"backbone": "small", "image_size": 32, "projector_hidden_dim": 8}
+    settings = Settings(representations=[], dependence_measure="debiased_cka", **options)
+    assert build_method(settings, 5).criterion.measure.name == "debiased_cka"
+
+
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
 def test_commands_of_the_pages_are_understood(page, monkeypatch):
     """From the checkout's folder, where their reader is; what they do is tested elsewhere."""
