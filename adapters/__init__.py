@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvmr_loss import DistillationLoss, LossComponents, MVMRLoss, preset_settings
+from mvmr_loss.cache.metadata import is_store
 
 # Where a host trains in several processes, the loss is that of the whole batch unless told
 # otherwise: with it, a batch means the same on one device and on eight.
@@ -33,7 +34,8 @@ def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_c
         ValueError: If it is missing.
     """
     path = cache.get("path") if isinstance(cache, Mapping) else cache
-    if path is not None and not fill_cache and not os.path.exists(path):
+    # What is no path Representations refuses.
+    if isinstance(path, (str, os.PathLike)) and not fill_cache and not is_store(path):
         raise ValueError(
             "cache must be the folder of a store of representations but there is none at "
             f"{os.fspath(path)!r}; set fill_cache to True to have it made and filled in the first "

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .. import check_cache  # noqa: TID252 - of the same checkout
 from .options import (
+    EXTRACTION_OPTIONS,
     REGULARIZER,
+    REGULARIZER_DEFAULTS,
     SoloConfigError,
     check_method_options,
     check_regularizer_options,
@@ -150,8 +152,8 @@ def check_regularizer_pipelines(augmentations: ListConfig, options: Mapping[str,
             "pipeline with rrc.enabled False, every prob 0, num_crops 1 and a crop_size other than "
             f"{size} (solo-learn allows two crops of one size), or set {REGULARIZER}.cache."
         )
-    for name in ("representations", "fill_cache"):
-        if options[name]:
+    for name in ("representations", *EXTRACTION_OPTIONS, "fill_cache"):
+        if name != "cache" and options[name] != REGULARIZER_DEFAULTS[name]:
             raise SoloConfigError(
                 f"{REGULARIZER}.{name} must be left out without a non-augmented pipeline, where all "
                 f"that is in the cache is read and nothing is computed, but is {options[name]!r}."

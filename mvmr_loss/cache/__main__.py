@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import sys
@@ -38,7 +39,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--data", required=True, help=data)
     add("--root", default="data", help="where torchvision finds the data set named by --data")
-    add("--split", default="train", help="of the data set named by --data")
+    add("--split", default="train", help="of the data set named by --data, as torchvision calls it")
     add(
         "--representations",
         nargs="+",
@@ -50,6 +51,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sketch-seed", type=int, default=0, help="seed of the sketches")
     size = "side of the images: the shorter side is resized to it, and the centre cropped"
     add("--image-size", type=int, required=True, help=size)
+    resized = "what the shorter side is resized to, before the crop; None: --image-size"
+    add("--resize-size", type=int, help=resized)
+    how = "of the resizing, as the training's"
+    add("--interpolation", choices=["bilinear", "bicubic", "nearest"], default="bilinear", help=how)
     add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="of each channel")
     add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="of each channel")
     add("--dtype", choices=list(DTYPES), default="float16", help="type of the stored numbers")
@@ -69,6 +74,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             if getattr(settings, name) < 1:
                 option = "--" + name.replace("_", "-")
                 parser.error(f"{option} must be at least 1 but is {getattr(settings, name)}.")
+        if settings.resize_size is None:
+            settings.resize_size = settings.image_size
+        if settings.resize_size < settings.image_size:
+            parser.error(
+                f"--resize-size must be at least --image-size, {settings.image_size}, but is "
+                f"{settings.resize_size}."
+            )
     return settings
 
 
@@ -83,15 +95,18 @@ def _dataset(settings: argparse.Namespace) -> Any:
         ) from error
     transform = v2.Compose(
         [
-            v2.Resize(settings.image_size),
+            v2.Resize(settings.resize_size, v2.InterpolationMode(settings.interpolation)),
             v2.CenterCrop(settings.image_size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
+            # Which would make three channels of a grey image and three means.
+            functools.partial(_check_channels, settings.mean, settings.std),
             v2.Normalize(settings.mean, settings.std),
         ]
     )
     if Path(settings.data).is_dir():
-        return image_folder(settings.data, transform, settings.image_size)
+        _check_split(settings, settings.split == "train", "left out for a folder")
+        return image_folder(settings.data, transform, settings.resize_size)
     cls: Any = getattr(datasets, settings.data, None)
     if not isinstance(cls, type):
         raise ValueError(
@@ -103,11 +118,34 @@ def _dataset(settings: argparse.Namespace) -> Any:
     if "split" in known:
         options["split"] = settings.split
     elif "train" in known:
+        _check_split(settings, settings.split in ("train", "test"), "train or test")
         options["train"] = settings.split == "train"
+    else:
+        _check_split(settings, settings.split == "train", f"left out for {settings.data}")
     try:
         return cls(settings.root, **options)
     except RuntimeError as error:
         raise ValueError(f"{settings.data} cannot be read in {settings.root}: {error}") from error
+
+
+def _check_split(settings: argparse.Namespace, fits: bool, needed: str) -> None:
+    """Raises where ``--split`` would be taken for another one, or for nothing."""
+    if not fits:
+        raise ValueError(f"--split must be {needed} but is {settings.split!r}.")
+
+
+class _ChannelsError(ValueError):
+    """Images are of other channels than the statistics, as all of them will be."""
+
+
+def _check_channels(mean: Sequence[float], std: Sequence[float], image: Any) -> Any:
+    """Returns an image of as many channels as there are statistics."""
+    if not len(image) == len(mean) == len(std):
+        raise _ChannelsError(
+            f"--mean and --std must have a number for each of {len(image)} channels but have "
+            f"{len(mean)} and {len(std)}."
+        )
+    return image
 
 
 def _representations(settings: argparse.Namespace, dataset: Any) -> Representations:
@@ -168,14 +206,11 @@ def _check_before_it_is_made(settings: argparse.Namespace, dataset: Any) -> None
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device cannot be used, {settings.device!r}: {error}") from error
     try:
-        image = dataset[0][0]
+        dataset[0]
+    except _ChannelsError:
+        raise
     except Exception:  # An image that cannot be read is named, or skipped, when it is filled.
         return
-    if len(image) != len(settings.mean):
-        raise ValueError(
-            f"--mean and --std must have a number for each of {len(image)} channels but have "
-            f"{len(settings.mean)} and {len(settings.std)}."
-        )
 
 
 def _fill_command(settings: argparse.Namespace) -> None:

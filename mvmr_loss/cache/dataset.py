@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,7 @@ def fill(
     Raises:
         TypeError: If samples are neither images nor begin with them.
         ValueError: If there is no cache, it is of another data set, or an image does not fit or
-            cannot be read.
+            cannot be read, or ``share`` is none.
         OSError: If the store is damaged, may not be written, or the disk is full.
 
     Examples:
@@ -174,15 +175,19 @@ def fill(
         raise ValueError(
             "representations must have a cache to fill: Representations(..., cache=...)."
         )
+    k, n = share
+    if not (isinstance(k, Integral) and isinstance(n, Integral) and 0 <= k < n):
+        raise ValueError(
+            f"share must be (k, n), of n processes the k-th, counted from 0, but is {share!r}."
+        )
+    readable = _Readable(_of_images(dataset))
     representations.open_cache(dataset)
-    dataset = indexed_by(dataset)
-    dataset = dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
     # By the index, not by the place among the missing: those are fewer for a process that is late.
-    rows = range(share[0], len(dataset), share[1])
+    rows = range(k, len(readable), n)
     valid = [] if cache.store is None else cache.store.is_valid().tolist()
     missing = [i for i in rows if not (valid and valid[i])]
     loader = DataLoader(
-        _Readable(dataset),
+        readable,
         batch_size,
         sampler=missing,
         num_workers=num_workers,
@@ -202,6 +207,12 @@ def fill(
         if progress is not None:
             progress(done, len(missing))
     return done
+
+
+def _of_images(dataset: Any) -> Any:
+    """Returns the data set behind an index, whose samples the store's rows are."""
+    dataset = indexed_by(dataset)
+    return dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
 
 
 def _batch(samples: list[tuple[int, Any]]) -> torch.Tensor:

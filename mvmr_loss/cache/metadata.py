@@ -18,6 +18,11 @@ from mvmr_loss.cache.files import CorruptCacheError, sync_folder
 FORMAT = 1
 
 
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Tells whether there is a store in a folder, be it whole or not."""
+    return (Path(path).expanduser() / "metadata.json").exists()
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """Reads and checks a store's metadata."""
     file = path / "metadata.json"

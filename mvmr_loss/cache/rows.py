@@ -14,6 +14,7 @@ from torch import Tensor
 from mvmr_loss._checks import check_int
 from mvmr_loss._version import __version__
 from mvmr_loss.cache.dataset import dataset_fingerprint, indexed_by
+from mvmr_loss.cache.metadata import is_store
 from mvmr_loss.cache.store import DTYPES, RepresentationCache
 
 if TYPE_CHECKING:
@@ -99,6 +100,14 @@ class CachedRows:
 
     def open(self, dataset: Any = None, image_shape: Sequence[int] | None = None) -> None:
         """Learns of which data set the rows are, and opens the store if there is one."""
+        before = self.num_samples, self.fingerprint
+        try:
+            self._open(dataset, image_shape)
+        except Exception:  # What was refused is not what the next one is compared with.
+            self.num_samples, self.fingerprint = before
+            raise
+
+    def _open(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
         if dataset is not None:
             dataset = indexed_by(dataset)
             if self.num_samples not in (None, len(dataset)):
@@ -109,7 +118,7 @@ class CachedRows:
             self.num_samples = len(dataset)
             if not self._fingerprint_is_given:
                 self.fingerprint = dataset_fingerprint(dataset)
-        if image_shape is None and (self.path / "metadata.json").exists():
+        if image_shape is None and is_store(self.path):
             image_shape = RepresentationCache(self.path).settings.get("image_shape")
         if self.store is not None:
             self._check_identity(self.store)
@@ -181,7 +190,7 @@ class CachedRows:
             raise ValueError(f"image_shape must be (C, H, W) but is {image_shape}.")
         image_shape = tuple(check_int("image_shape", n, minimum=1) for n in image_shape)
         num_samples, dtype, fingerprint = self.num_samples, self.dtype, self.fingerprint
-        if (self.path / "metadata.json").exists():  # What is not said here is the store's.
+        if is_store(self.path):  # What is not said here is the store's.
             there = RepresentationCache(self.path)
             self._check_identity(there)
             num_samples = there.num_samples
@@ -290,7 +299,7 @@ class CachedRows:
                 raise ValueError(
                     f"row {indices[k]} of the store at {self.path} is not of this image: {name!r} "
                     f"differs by {error:.0%}{of}; the images must be the same in every epoch (not "
-                    "augmented), of the same data set, in the same order and normalised alike."
+                    "augmented), of the same data set, in the same order, resized and normalised alike."
                 )
 
 

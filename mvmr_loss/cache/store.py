@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvmr_loss._checks import check_float_tensor, check_int
 from mvmr_loss.cache.files import FILES, CorruptCacheError, RowFile, locked, reserve
-from mvmr_loss.cache.metadata import difference, read_metadata, write_metadata
+from mvmr_loss.cache.metadata import difference, is_store, read_metadata, write_metadata
 
 _MARK = 0x4D564D52 << 32  # "MVMR", the upper half of the entry of a row that is there
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -119,7 +119,7 @@ class RepresentationCache:
             # As it reads back from the file: tuples as lists, keys as strings.
             "settings": json.loads(json.dumps(dict(settings or {}))),
         }
-        if (path / "metadata.json").exists():
+        if is_store(path):
             return cls._open_same(path, content)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class RepresentationCache:
                     f"{strange[0]!r}."
                 )
             with locked(path):
-                if (path / "metadata.json").exists():  # Another process was faster.
+                if is_store(path):  # Another process was faster.
                     return cls._open_same(path, content)
                 row_bytes = sum(widths.values()) * dtype.itemsize
                 reserve(path, {"rows.bin": row_bytes, "index.bin": 8}, num_samples + 1)

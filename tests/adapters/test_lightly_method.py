@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
 from mvmr_loss.adapters.lightly.transform import CIFAR_NORMALIZE
+from mvmr_loss.cache.__main__ import main
 from mvmr_loss.dependence import dependence_measure
 from mvmr_loss.representations import Pixels
 from mvmr_loss.teachers import Teacher
@@ -346,6 +348,33 @@ def test_kept_representations_of_a_relative_folder(tmp_path, monkeypatch):
     (tmp_path / "images" / "0" / "0.png").rename(tmp_path / "images" / "1" / "0.png")
     with pytest.raises(ValueError, match="fingerprint is .* there but"):
         run("../images", "../store", fill=False)
+
+
+def test_the_guides_store_fits_the_guides_transform(photograph_folder, tmp_path, monkeypatch):
+    """Its command as it stands, but for the teacher, which would be downloaded."""
+    monkeypatch.chdir(tmp_path)
+    (command,) = guides.commands("lightly", "python -m mvmr_loss.cache fill")
+    arguments = shlex.split(command)[3:]
+    arguments[arguments.index("TRAIN")] = str(photograph_folder / "test")
+    assert '"name": "teacher"' in arguments[-1]
+    arguments[-1:] = ["pixels", "hog"]
+    dataset = LightlyDataset(photograph_folder / "test", transform=MVMRTransform.imagenet())
+    images = torch.stack([dataset[i][0][0] for i in range(4)])
+
+    def read(store):
+        cache = {"path": store, "dataset": dataset, "checks_per_epoch": len(dataset)}
+        representations = Representations(["pixels", "hog"], cache=cache)
+        for i, image in enumerate(images):  # compared with a live one in each call
+            representations(image, [i])
+        return representations(images, range(4))["pixels"]
+
+    main(arguments)
+    torch.testing.assert_close(read("runs/teacher"), images.flatten(1), rtol=2e-3, atol=2e-3)
+    i = arguments.index("--resize-size")
+    arguments[i : i + 2] = []
+    main([arguments[0], "resized", *arguments[2:]])
+    with pytest.raises(ValueError, match="resized and normalised alike"):
+        read("resized")
 
 
 def test_exception_kept_representations(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,18 +14,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 
 from benchmarks.common.photographs import Photographs
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations
 from mvmr_loss.adapters.solo import SoloConfigError
-from mvmr_loss.adapters.solo.building import with_host_normalization
+from mvmr_loss.adapters.solo.building import build_representations, with_host_normalization
 from mvmr_loss.adapters.solo.checks import check_pretraining
 from mvmr_loss.adapters.solo.options import (
     METHOD_DEFAULTS,
     REGULARIZER_DEFAULTS,
     check_method_options,
 )
+from mvmr_loss.cache.__main__ import main
 from mvmr_loss.normalization import Normalization
+from tests.adapters import guides
 
 pytestmark = pytest.mark.usefixtures("solo")
 
@@ -33,10 +37,8 @@ CONFIGS = sorted(
     for p in resources.files("mvmr_loss.adapters.solo.configs").iterdir()
     if p.name.endswith(".yaml")
 )
-AUGMENTATIONS = sorted(
-    p.name.removesuffix(".yaml")
-    for p in (resources.files("mvmr_loss.adapters.solo.configs") / "augmentations").iterdir()
-)
+AUGMENTATION_FILES = resources.files("mvmr_loss.adapters.solo.configs") / "augmentations"
+AUGMENTATIONS = sorted(p.name.removesuffix(".yaml") for p in AUGMENTATION_FILES.iterdir())
 
 # What all of solo-learn's methods together ask for, in small.
 METHOD_KWARGS = {
@@ -742,6 +744,39 @@ def test_the_method_fills_and_reads_a_cache(images: Tensor, tmp_path: Path) -> N
     for name in ("pixels", "local_std"):
         term = f"train_{name}_loss"
         assert read[term] == filled[term] == pytest.approx(live[term], rel=1e-2, abs=1e-4)
+
+
+def test_the_guides_store_fits_the_guides_pipelines(
+    photograph_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command as it stands, but for smaller images."""
+    from solo.data.pretrain_dataloader import build_transform_pipeline
+
+    monkeypatch.chdir(tmp_path)
+    (command,) = guides.commands("solo", "python -m mvmr_loss.cache fill")
+    arguments = shlex.split(command.replace("FOLDER", str(photograph_folder / "test")))[3:]
+    size = arguments.index("--image-size") + 1
+    assert arguments[size] == "224"
+    arguments[size] = "48"
+    (pipeline, *_) = OmegaConf.load(str(AUGMENTATION_FILES / "mvmr_224.yaml"))
+    pipeline.crop_size = 48
+    dataset = ImageFolder(photograph_folder / "test", build_transform_pipeline("custom", pipeline))
+    images = torch.stack([dataset[i][0] for i in range(4)])
+
+    def check(store: str) -> None:
+        options = check_method_options({"cache": store, "sketch_dim": 1024}, 48)
+        representations = build_representations(options, dataset)
+        assert representations is not None
+        for i, image in enumerate(images):  # compared with a live one in each call
+            representations(image, [i])
+
+    main(arguments)
+    check("features")
+    i = arguments.index("--interpolation")
+    arguments[i : i + 2] = []
+    main([arguments[0], "bilinear", *arguments[2:]])
+    with pytest.raises(ValueError, match="resized and normalised alike"):
+        check("bilinear")
 
 
 def test_exception_unknown_embeddings(images: Tensor) -> None:

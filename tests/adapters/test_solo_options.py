@@ -19,7 +19,7 @@ from mvmr_loss import (
     Representations,
     preset_settings,
 )
-from mvmr_loss.adapters import GATHER_DISTRIBUTED
+from mvmr_loss.adapters import GATHER_DISTRIBUTED, check_cache
 from mvmr_loss.adapters.solo.building import build_representations, logged_terms
 from mvmr_loss.adapters.solo.checks import check_pipelines, check_pretraining
 from mvmr_loss.adapters.solo.options import (
@@ -29,6 +29,7 @@ from mvmr_loss.adapters.solo.options import (
     check_method_options,
     check_regularizer_options,
 )
+from mvmr_loss.cache import fill
 from tests.adapters import guides
 
 
@@ -292,6 +293,42 @@ def test_exception_missing_cache(tmp_path: Path) -> None:
         check_pretraining(cfg)
     with pytest.raises(SoloConfigError, match=match):
         build_representations(check_method_options({"cache": missing}), range(4))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sketch_dim", 64),
+        ("sketch_seed", 5),
+        ("normalization", "none"),
+        ("slice_size", 8),
+        ("representations", ["hog"]),
+    ],
+)
+def test_exception_options_of_what_is_read(option: str, value: Any, tmp_path: Path) -> None:
+    fill(Representations(["pixels"], cache=tmp_path), torch.rand(4, 3, 8, 8))
+    node = {"cache": str(tmp_path), option: value}
+    match = re.escape(
+        f"mvmr_regularizer.{option} must be left out without a non-augmented pipeline"
+    )
+    with pytest.raises(SoloConfigError, match=match):
+        check_pretraining(pretraining("vicreg", AUGMENTED, mvmr_regularizer=node))
+    node[option] = REGULARIZER_DEFAULTS[option]
+    check_pretraining(pretraining("vicreg", AUGMENTED, mvmr_regularizer=node))
+
+
+def test_a_store_is_what_the_cache_takes_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for cache in ("~/store", {"path": tmp_path / "store"}):
+        with pytest.raises(ValueError, match="there is none at .*store'; set fill_cache to True"):
+            check_cache(cache, False)
+        check_cache(cache, True)
+    fill(Representations(["pixels"], cache="~/store"), torch.rand(4, 3, 8, 8))
+    for cache in ("~/store", {"path": tmp_path / "store"}):
+        check_cache(cache, False)
 
 
 def test_cache_is_filled_and_read_by_index(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from mvmr_loss import Representations
 from mvmr_loss.cache import (
     RepresentationCache,
 )
-from mvmr_loss.cache.__main__ import main
+from mvmr_loss.cache.__main__ import _dataset, _parse, main
 from tests.cache.helpers import (
     ROOT,
 )
@@ -128,6 +129,99 @@ def test_nothing_is_made_where_a_setting_is_wrong(image_folder, tmp_path, more, 
     with pytest.raises(SystemExit, match=f"Error: {match}"):
         main([*arguments, *more])
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_are_resized_as_the_training_does(image_folder, tmp_path, interpolation):
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    main(
+        [
+            *("fill", str(tmp_path / "s"), "--data", str(image_folder), "--image-size", "20"),
+            *("--resize-size", "26", "--interpolation", interpolation, "--sketch-dim", "0"),
+            *("--representations", "pixels", "--dtype", "float32"),
+        ]
+    )
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize(26, transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop(20),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    x = torch.stack([pipeline(image) for image, _ in ImageFolder(image_folder)])
+    read = Representations(None, cache=tmp_path / "s")(None, range(12))["pixels"]
+    torch.testing.assert_close(read, x.flatten(1))
+
+
+@pytest.mark.parametrize("option", [("--resize-size", "31"), ("--interpolation", "lanczos")])
+def test_exception_resizing(image_folder, tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        main(["fill", str(tmp_path), "--data", str(image_folder), "--image-size", "32", *option])
+    assert f"{option[0]}" in capsys.readouterr().err
+
+
+class Split:
+    """A data set of torchvision's form, of 28 x 28 pixels."""
+
+    def __init__(self, mode, transform):
+        self.transform, self.data = transform, torch.arange(3)
+        self.image = Image.new(mode, (28, 28), 100)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.transform(self.image), 0
+
+
+@pytest.fixture
+def mnist(monkeypatch):
+    """Stands for torchvision's, which would be downloaded."""
+    splits = []
+
+    class MNIST(Split):
+        def __init__(self, root, train=True, transform=None):
+            super().__init__("L", transform)
+            splits.append(train)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", MNIST)
+    return splits
+
+
+GREY = ("--mean", "0.5", "--std", "0.25")
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "needed"),
+    [
+        ("MNIST", "validation", "train or test"),
+        ("FakeData", "test", "left out for FakeData"),
+        (None, "test", "left out for a folder"),
+    ],
+)
+def test_exception_split(image_folder, mnist, tmp_path, data, split, needed):
+    data = str(image_folder) if data is None else data
+    arguments = ["fill", str(tmp_path / "s"), "--data", data, "--image-size", "28"]
+    with pytest.raises(SystemExit, match=f"--split must be {needed} but is '{split}'"):
+        main([*arguments, "--split", split])
+    assert not mnist
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_grey_images(mnist, tmp_path, split):
+    arguments = ["fill", str(tmp_path / "s"), "--data", "MNIST", "--image-size", "28"]
+    arguments += ["--representations", "pixels", "--split", split]
+    for statistics, given in (((), "3 and 3"), ((*GREY[:2], "--std", "1", "1"), "1 and 2")):
+        with pytest.raises(SystemExit, match=f"a number for each of 1 channels but have {given}"):
+            main([*arguments, *statistics])
+        assert not (tmp_path / "s").exists()
+    settings = _parse([*arguments, *GREY])
+    assert _dataset(settings)[0][0].shape == (1, 28, 28)
+    assert mnist == [split == "train"] * 3
 
 
 def test_a_store_is_no_class_of_its_images(image_folder):

@@ -169,6 +169,25 @@ def test_fill_needs_a_cache_and_finds_the_images_behind_an_index(tmp_path, image
     assert torch.equal(module(None, range(20))["pixels"], images.flatten(1).half().float())
 
 
+@pytest.mark.parametrize("share", [(1, 1), (2, 2), (-1, 2), (0, 0), (0.0, 1), (0, 2.0)])
+def test_fill_of_a_share_that_is_none(tmp_path, images, share):
+    module = Representations(["pixels"], cache=tmp_path / "s")
+    with pytest.raises(ValueError, match=r"share must be \(k, n\), .* counted from 0, but is"):
+        fill(module, images, share=share)
+    assert fill(module, images, share=(0, 2)) == fill(module, images, share=(1, 2)) == 10
+
+
+def test_fill_goes_on_after_a_data_set_that_is_none(tmp_path, images):
+    module = Representations(["pixels"], cache=tmp_path / "s")
+    with pytest.raises(TypeError, match="length and items by index.* but is a DataLoader"):
+        fill(module, DataLoader(images, 4))
+    assert fill(module, images) == 20
+    again = Representations(["pixels"], cache=tmp_path / "s")
+    with pytest.raises(ValueError, match="num_samples is 20 there but 8 here"):
+        fill(again, images[:8])
+    assert fill(again, images) == 0
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "lightly", "plain"])
 def test_kinds_of_data_sets(kind, image_folder, tmp_path):
     from lightly.data import LightlyDataset
