@@ -36,7 +36,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--logger", nargs="+", default=["csv"], metavar="csv|tensorboard|wandb")
+    choices = ["csv", "tensorboard", "wandb"]
+    parser.add_argument("--logger", nargs="+", default=["csv"], choices=choices)
     parser.add_argument("--folder", default="runs")
     settings = parser.parse_args()
     torch.manual_seed(0)

@@ -50,7 +50,9 @@ def main():
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=20, help="a class and split")
     settings = parser.parse_args()
-    checkout = settings.checkout.resolve()
+    checkout = settings.checkout.expanduser().resolve()
+    if not (checkout / "main_pretrain.py").is_file():
+        parser.error(f"--checkout must be a checkout of solo-learn but {checkout} is none")
     folder = Path(tempfile.mkdtemp())
     save_photographs(folder, settings.images)
     common = [

@@ -165,7 +165,8 @@ def regularized(forward: Forward | str, embeddings: str = "projector") -> Forwar
     Raises:
         TypeError: If ``forward`` is no function; in training, if the loss is missing or another one,
             or the module has a ``distillation``.
-        ValueError: If there is no function of that path; in training, if there are no embeddings.
+        ValueError: If there is no function of that path; in training, if there are no views or no
+            embeddings.
 
     Examples:
         >>> from stable_pretraining.forward import vicreg  # doctest: +SKIP
@@ -189,8 +190,13 @@ def _regularized(
     self: Any, batch: dict[str, Any], stage: str, *, forward: Forward, embeddings: str
 ) -> dict[str, Any]:
     split = split_views(batch)
-    if split is None:
+    if split is None and stage != "fit":
         return forward(self, batch, stage)
+    if split is None:
+        raise ValueError(
+            "batch must have views in training, of which the non-augmented one has the representations, "
+            "but has a single 'image'; use MultiViewTransform([plain, augmented, ...])."
+        )
     if stage == "fit":
         _refuse_distillation(
             self,

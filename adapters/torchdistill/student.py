@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torchdistill.common.main_util import is_main_process
 from torchdistill.common.module_util import check_if_wrapped
 from torchdistill.core.interfaces.pre_epoch_proc import default_pre_epoch_process_with_teacher
 from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 from torchdistill.models.registry import register_auxiliary_model_wrapper
-from torchdistill.models.util import load_module_ckpt, save_module_ckpt, wrap_if_distributed
+from torchdistill.models.util import (
+    load_full_state_dict,
+    save_module_ckpt,
+    wrap_if_distributed,
+)
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from mvmr_loss import DistillationLoss, Representations
+from mvmr_loss.teachers.checkpoints import load_tensors
 
 from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
 from .teacher import FixedRepresentations
@@ -42,7 +49,7 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
         distributed: Likewise.
         find_unused_parameters: Of the student's ``DistributedDataParallel``.
         ckpt: A file for the heads, the teachers' statistics and the anchors: read if it is there,
-            written after each epoch. None: they last as long as the training.
+            replaced after each epoch by a whole one. None: they last as long as the training.
         **options: Other options of :class:`~mvmr_loss.DistillationLoss`; ``gather_distributed`` is True
             unless given.
 
@@ -52,7 +59,7 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
 
     Raises:
         TypeError: If an option is unknown or of a wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range, or ``ckpt`` cannot be read or is of another loss.
 
     Examples:
         >>> import torch
@@ -86,9 +93,10 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
         )
         self.distillation = wrap_if_distributed(distillation, device, device_ids, distributed)
         self.ckpt = ckpt
-        self._begun = ckpt is not None and os.path.isfile(ckpt)
-        if self._begun:
-            load_module_ckpt(self.distillation, device, ckpt)
+        self._begun = False
+        if ckpt is not None and os.path.exists(ckpt):
+            _load(self.distillation, ckpt)
+            self._begun = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the student."""
@@ -125,7 +133,15 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
     def post_epoch_process(self, *_: Any, **__: Any) -> None:
         """Writes what the loss has, if there is a file for it."""
         if self.ckpt is not None:
-            save_module_ckpt(self.distillation, self.ckpt)
+            # Beside it, and then in its place: a training that is stopped meanwhile leaves the old one.
+            path = Path(self.ckpt)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                save_module_ckpt(self.distillation, str(temporary))
+                if is_main_process():
+                    os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the student's."""
@@ -137,6 +153,19 @@ class StudentWithHeads(AuxiliaryModelWrapper):  # type: ignore[misc, unused-igno
 
 
 register_auxiliary_model_wrapper(StudentWithHeads)
+
+
+def _load(distillation: nn.Module, ckpt: str | os.PathLike[str]) -> None:
+    """Loads what the loss has; an error names the file and the option."""
+    try:
+        load_full_state_dict(distillation, load_tensors(Path(ckpt)))
+    except Exception as error:  # Which one depends on what the file holds.
+        said = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ValueError(
+            f"ckpt must be a file that a training with the same embedding_dim, teacher_dims and options "
+            f"has written, but is {str(ckpt)!r} ({type(error).__name__}: {said}); name another, or "
+            "remove it to begin anew."
+        ) from error
 
 
 def _unwrapped(module: Any) -> Any:

@@ -323,6 +323,10 @@ ERRORS = {
         *(mvmr, {"loss": MVMRLoss()}, {"a": view(0)}, ValueError),
         "named 'non_augmented' but has 'a'",
     ),
+    "single image of regularized": (
+        *(regularized(two_views), GOOD, view(0), ValueError),
+        "must have views in training.* but has a single 'image'; use MultiViewTransform",
+    ),
     "no such part": (regularized(two_views, "head"), GOOD, VIEWS, ValueError, "but is 'head'"),
     "not called": (
         *(regularized(lambda self, batch, stage: {"loss": 0.0}), GOOD, VIEWS, ValueError),

@@ -268,6 +268,57 @@ def test_the_heads_are_trained_and_not_exported(tmp_path):
     assert not regression.standardization.fitted
 
 
+def heads(ckpt, width=2):
+    return StudentWithHeads(
+        Student(), 3, {"teacher": width}, device=torch.device("cpu"), ckpt=str(ckpt)
+    )
+
+
+def test_a_training_that_stops_while_it_writes_leaves_the_heads_of_before(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "heads.pt"
+    first = heads(path)
+    first.post_epoch_process()
+    second = heads(path)
+    with torch.no_grad():
+        next(second.distillation.parameters()).fill_(1)
+
+    def stop(state, file):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            second.post_epoch_process()
+    assert [file.name for file in path.parent.iterdir()] == ["heads.pt"]
+    for name, value in heads(path).distillation.state_dict().items():
+        torch.testing.assert_close(value, first.distillation.state_dict()[name])
+    second.post_epoch_process()
+    assert (next(heads(path).distillation.parameters()) == 1).all()
+    assert [file.name for file in path.parent.iterdir()] == ["heads.pt"]
+
+
+def test_error_of_a_file_of_heads(tmp_path):
+    """Damaged, of other teachers, of something else, or no file."""
+    path = tmp_path / "heads.pt"
+    told = r"ckpt must be a file that .* but is '.*heads.pt' \(.*\); name another, or remove it"
+    heads(path).post_epoch_process()
+    with pytest.raises(ValueError, match=told) as error:
+        heads(path, width=4)
+    assert "\n" not in str(error.value)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=told):
+        heads(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=told):
+        heads(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=told):
+        heads(path)
+
+
 def test_anchors_are_added_in_training():
     student = StudentWithHeads(Student(), 3, {"teacher": 2}, device=torch.device("cpu"), anchors=8)
     io_dict = {"student_model": {"output": torch.rand(4, 3)}}

@@ -139,6 +139,22 @@ def test_terms_reach_every_logger(tmp_path):
     assert b"train/representations/hog" in record.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("log_terms", ["--logger", "csv", "wandbb"], "invalid choice: 'wandbb' (choose from"),
+        ("solo_learn", ["--checkout", "absent"], "must be a checkout of solo-learn but"),
+    ],
+)
+def test_a_wrong_option_is_said_at_once(name, options, told, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_several_processes_as_written(tmp_path):
     path = ROOT / "examples/several_processes.py"
     command = path.read_text().split("\n\n")[1].split()
