@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +30,14 @@ class Batch(NamedTuple):
         labels: Name of each representation -> what to call it in errors.
         rows: Which rows of the matrices are computed in this process.
         named: Embeddings as they came and representations, by what to call them in errors.
+        weights: The term of each representation -> its weight.
     """
 
     views: dict[str, Tensor]
     labels: dict[str, str]
     rows: Rows
     named: dict[str, Tensor]
+    weights: dict[str, float]
 
 
 def measure_of_batch(argument: str, measure: Any) -> DependenceMeasure:
@@ -78,6 +81,20 @@ def named_views(name: str, views: Any) -> dict[str, Tensor]:
     return {f"{name}[{i}]": view for i, view in enumerate(views)}
 
 
+def check_views(named: Mapping[str, Tensor], min_samples: int = 1) -> None:
+    """Raises unless all are embeddings of shape (N, D), as large as the first."""
+    z = next(iter(named.values()))
+    for label, view in named.items():
+        check_batch(label, view, min_samples)
+        if view.ndim != 2:
+            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
+        if view.shape != z.shape:
+            raise ValueError(
+                f"{label} must have the same shape as the other embeddings, "
+                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
+            )
+
+
 def checked_batch(
     named: Mapping[str, Tensor],
     representations: Any,
@@ -102,17 +119,9 @@ def checked_batch(
     Returns:
         The batch.
     """
+    check_views(named)
     first = next(iter(named))
     z = named[first]
-    for label, view in named.items():
-        check_batch(label, view)
-        if view.ndim != 2:
-            raise ValueError(f"{label} must have shape (N, D) but has shape {tuple(view.shape)}.")
-        if view.shape != z.shape:
-            raise ValueError(
-                f"{label} must have the same shape as the other embeddings, "
-                f"{tuple(z.shape)}, but has shape {tuple(view.shape)}."
-            )
     for label, view in (second or {}).items():
         check_batch(label, view)
         if view.ndim != 2 or len(view) != len(z):
@@ -120,6 +129,9 @@ def checked_batch(
                 f"{label} must have shape ({len(z)}, E) but has shape {tuple(view.shape)}."
             )
     named = {**named, **(second or {})}
+    if not torch.compiler.is_compiling():
+        # What was made in inference mode cannot be kept for a gradient.
+        named = {label: x.clone() if x.is_inference() else x for label, x in named.items()}
     if not isinstance(representations, Mapping):
         raise TypeError(
             f"{argument} must be a mapping from name to tensor "
@@ -140,17 +152,18 @@ def checked_batch(
                 f"{label} must have shape ({len(z)}, ...), one row for each embedding, "
                 f"but has shape {tuple(y.shape)}."
             )
-        if y.device != z.device:
-            raise ValueError(
-                f"{label} must be on {z.device} like the embeddings but is on {y.device}."
-            )
     # In one order in all processes: sums of all terms are exchanged together.
     names = sorted(representations) if gather_distributed else list(representations)
     labels = {name: f"{argument}[{name!r}]" for name in names}
     tensors, rows = {**named, **{labels[name]: representations[name] for name in names}}, ALL_ROWS
+    for label, x in tensors.items():
+        if x.device != z.device:
+            raise ValueError(
+                f"{label} must be on {z.device} like the embeddings but is on {x.device}."
+            )
     if gather_distributed:
         tensors, rows = gather(tensors)
-    dtype = torch.promote_types(z.dtype, torch.float32)
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in named.values()], torch.float32)
     views = {label: tensors[label].to(dtype) for label in named}
     if len(views[first]) < measure.min_samples:
         called = getattr(measure, "name", type(measure).__name__)
@@ -158,15 +171,20 @@ def checked_batch(
             f"{first} must have at least {measure.min_samples} samples for {called} but has "
             f"{len(views[first])}; use a larger batch."
         )
-    return Batch(views, labels, rows, tensors)
+    by_term = {
+        f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
+        for name in labels
+    }
+    return Batch(views, labels, rows, tensors, by_term)
 
 
 class LossComponents(NamedTuple):
     """The terms of a loss by name, each as it is before its weight, and their weighted sum.
 
-    The names are ``invariance``, ``variance``, ``dependence`` and ``representations/NAME``. The last
-    ones, and ``dependence``, are one minus the dependence, or the dependence itself where the weight
-    is negative; 0 where it is 0.
+    The names are ``invariance``, ``variance``, ``dependence`` and ``representations/NAME``, where they
+    have a weight ``identity`` and ``covariance``, and ``regression/NAME`` and ``dependence/NAME`` of a
+    distillation. Those of dependence are one minus the dependence, or the dependence itself where the
+    weight is negative; 0 where it is 0.
 
     Attributes:
         total: The loss: the sum of each term times its weight.
@@ -255,11 +273,3 @@ def unit_length(z: Tensor) -> Tensor:
     scaled = z / torch.where(nothing, torch.inf, peak)
     square = scaled.square().sum(dim=-1, keepdim=True)
     return scaled * torch.where(nothing, 1.0, square).rsqrt()
-
-
-def weights_by_term(weights: float | dict[str, float], names: Iterable[str]) -> dict[str, float]:
-    """Returns the weight of each representation's term."""
-    return {
-        f"representations/{name}": weights[name] if isinstance(weights, dict) else weights
-        for name in names
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from mvmr_loss._objective import (
     Measure,
     Meetings,
     Weights,
+    check_views,
     check_weights,
     checked_batch,
     components,
@@ -29,9 +31,9 @@ from mvmr_loss._objective import (
     measure_of_batch,
     named_views,
     unit_length,
-    weights_by_term,
 )
 from mvmr_loss.dependence import dependence_measure as resolve_measure
+from mvmr_loss.dependence.matrices import WIDE
 from mvmr_loss.dependence.measures import in_range
 from mvmr_loss.distributed import ALL_ROWS, Rows
 from mvmr_loss.presets import IDENTITY_MEASURE, preset_settings
@@ -56,11 +58,16 @@ def invariance_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
     Returns:
         Scalar tensor, at least 0.
 
+    Raises:
+        TypeError: If an input is not a floating-point tensor.
+        ValueError: If the shapes do not fit.
+
     Examples:
         >>> invariance_loss(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor(0.5000)
     """
-    dtype = torch.promote_types(z.dtype, torch.float32)
+    check_views({"z": z, "z_augmented": z_augmented})
+    dtype = functools.reduce(torch.promote_types, [z.dtype, z_augmented.dtype], torch.float32)
     return F.mse_loss(z.to(dtype), z_augmented.to(dtype))
 
 
@@ -80,10 +87,15 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
     Returns:
         Scalar tensor in [0, margin].
 
+    Raises:
+        TypeError: If ``z`` is not a floating-point tensor.
+        ValueError: If it is not of shape (N, D) with N >= 2.
+
     Examples:
         >>> variance_loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))  # std 0.01 (collapsed) and 1.41
         tensor(0.4950)
     """
+    check_views({"z": z}, 2)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     # Wide batches on a CPU: torch strides through memory, in up to four times the time.
     sliced = z.is_cpu and z.numel() >= _SLICED_FROM and can_be_seen(z)
@@ -123,7 +135,8 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Computes the covariance term: the squared covariances between coordinates, over the width.
 
     With K the Gram matrix about the mean, their sum is ``|K|^2 / (N - 1)^2`` less the squared variances,
-    so that the cost grows with N^2 D, not with N D^2, for embeddings wider than the batch.
+    so that the cost grows with N^2 D, not with N D^2, for embeddings at least as wide as the batch; in
+    float64.
 
     Source: VICReg (arXiv 2105.04906), eq. 4; by the Gram matrix as in Garrido et al., ICLR 2023
     (arXiv 2206.02574), lemma 3.1.
@@ -136,10 +149,15 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         Scalar tensor, at least 0; held within the dtype's range. It has no gradient
         where the fourth power of the largest deviation nears the end of that range (1e9 in float32).
 
+    Raises:
+        TypeError: If ``z`` is not a floating-point tensor.
+        ValueError: If it is not of shape (N, D) with N >= 2.
+
     Examples:
         >>> covariance_loss(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
         tensor(4.)
     """
+    check_views({"z": z}, 2)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     n, width = z.shape
     # In units of the largest number: its fourth power, and even a sum, may leave the range of the type.
@@ -148,17 +166,18 @@ def covariance_loss(z: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     centered = centered - centered.mean(dim=0)
     deviation = _peak(centered)
     centered, unit = centered / deviation, peak * deviation
+    wide = WIDE.get(z.device.type, torch.float64)
     with without_autocast(z):
         if width < n and rows.stop is None:
-            gram = centered.T @ centered
-        else:
-            gram = centered[rows.start : rows.stop] @ centered.T
-    squares = rows.sum(gram.square().sum()) / (n - 1) ** 2
-    variances = centered.square().sum(dim=0) / (n - 1)
-    value = (squares - variances.square().sum()) / width
+            covariances = centered.T @ centered
+            squares = (covariances - covariances.diagonal().diag()).square().sum()
+        else:  # of one large coordinate the difference has none of float32's digits
+            whole = centered.to(wide)
+            gram = whole[rows.start : rows.stop] @ whole.T
+            squares = rows.sum(gram.square().sum()) - whole.square().sum(dim=0).square().sum()
+    value = squares / ((n - 1) ** 2 * width)
     # In these units a negative rounding is small, in the caller's it may be the largest number.
     value = value - value.detach().clamp(max=0)
-    wide = torch.float32 if z.device.type == "mps" else torch.float64
     # On its way back the gradient is divided by the deviation; the margin is for its terms.
     beyond = unit.to(wide).pow(4) > deviation.to(wide) * (torch.finfo(z.dtype).max / 64)
     value = torch.where(beyond, value.detach(), value)
@@ -186,12 +205,19 @@ def identity_loss(
     Returns:
         Scalar tensor, in [0, 2] for the default measure.
 
+    Raises:
+        TypeError: If a view is not a floating-point tensor.
+        ValueError: If there are fewer than two views or than 2 images, or the shapes do not fit.
+
     Examples:
         >>> z = torch.eye(4)
         >>> same, shifted = identity_loss([z, z]), identity_loss([z, z.roll(1, 0)])
         >>> torch.round(same, decimals=3), torch.round(shifted, decimals=3)
         (tensor(0.), tensor(1.1670))
     """
+    if len(views) < 2:
+        raise ValueError(f"views must be two or more but are {len(views)}.")
+    check_views({f"views[{i}]": view for i, view in enumerate(views)}, 2)
     unit = unit_length(torch.stack(list(views), dim=1))
     n, count = unit.shape[:2]
     label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
@@ -220,14 +246,15 @@ class MVMRLoss(nn.Module):
 
     The last two are not the paper's, and their weights are 0 but for presets, see :meth:`from_preset`.
     The loss knows nothing of images: live features, precomputed ones and a teacher's embeddings all
-    go in as tensors, of any width. With several augmented views, every term that has z~ in it is the
-    mean over the views. ``dependence_weight`` and the representations' weights are signed: a negative
+    go in as tensors, of any width; a gradient flows to those that require one. With several augmented
+    views, every term that has z~ in it is the mean over the views, but for the identity term, which is
+    one of all views. ``dependence_weight`` and the representations' weights are signed: a negative
     weight rewards independence by adding ``|w| dCor``.
 
     Everything is computed in float32 or better (float64 for float64 input), also under autocast. In
-    float32 the loss is infinite for embeddings from about 1e18 on, whose squares leave the range, with
-    the covariance term from 1e9 on. A gradient of float16 embeddings is infinite where it is beyond
-    65504, as for embeddings of 1e-7: that is what a GradScaler looks for.
+    float32 the loss is infinite where the sum of all squares leaves the range, as for 256 embeddings of
+    width 8192 from 1e16 on, with the covariance term from 1e9 on. A gradient of float16 embeddings is
+    infinite where it is beyond 65504, as for embeddings of 1e-7: that is what a GradScaler looks for.
 
     Source: MV-MR, Entropy 26(6):466, 2024 (arXiv 2303.12130).
 
@@ -308,6 +335,9 @@ class MVMRLoss(nn.Module):
     def from_preset(cls, preset: str, **options: Any) -> MVMRLoss:
         """Returns the loss of a preset, see :func:`mvmr_loss.preset_settings`.
 
+        Of ``features`` and ``distillation`` it is the part on the embeddings, which looks at no
+        representations: those are for the preset's :class:`~mvmr_loss.DistillationLoss`, to be added.
+
         Args:
             preset: Its name, one of :func:`mvmr_loss.list_presets`.
             **options: Options of the loss that take the place of the preset's.
@@ -380,19 +410,18 @@ class MVMRLoss(nn.Module):
             gather_distributed=self.gather_distributed,
         )
         views = [batch.views[label] for label in named]
-        by_representation = weights_by_term(self.representation_weights, batch.labels)
         weights = {
             "invariance": self.invariance_weight,
             "variance": self.variance_weight,
             "dependence": self.dependence_weight,
-            **by_representation,
+            **batch.weights,
         }
         augmented = list(named)[1:]
         meeting = list(second) or (
             list(named) if self.representation_views == "both" else augmented
         )
         met: Meetings = {"dependence": [("z", view) for view in augmented]}
-        for term, label in zip(by_representation, batch.labels.values(), strict=True):
+        for term, label in zip(batch.weights, batch.labels.values(), strict=True):
             met[term] = [(view, label) for view in meeting]
         terms: dict[str, Tensor] = {}
         for name in ("invariance", "variance"):

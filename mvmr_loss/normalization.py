@@ -178,7 +178,9 @@ def _warn_not_normalized(normalization: Normalization) -> None:
 
 
 def check_numbers(name: str, values: object, length: int | None = None) -> tuple[float, ...]:
-    """Returns finite numbers, numpy's included, as floats: at least one, or ``length`` of them."""
+    """Returns finite numbers, of an array or tensor too, as floats: at least one, or ``length``."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
     try:
         numbers = tuple(check_number(name, value) for value in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

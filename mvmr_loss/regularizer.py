@@ -18,7 +18,6 @@ from mvmr_loss._objective import (
     dependence_terms,
     measure_of_batch,
     named_views,
-    weights_by_term,
 )
 
 
@@ -103,8 +102,8 @@ class MultiRepresentationRegularizer(nn.Module):
             self.measure,
             gather_distributed=self.gather_distributed,
         )
-        weights = weights_by_term(self.weights, batch.labels)
         met: Meetings = {}
-        for term, label in zip(weights, batch.labels.values(), strict=True):
+        for term, label in zip(batch.weights, batch.labels.values(), strict=True):
             met[term] = [(view, label) for view in batch.views]
-        return components(dependence_terms(self.measure, batch, met, weights), weights, batch)
+        terms = dependence_terms(self.measure, batch, met, batch.weights)
+        return components(terms, batch.weights, batch)

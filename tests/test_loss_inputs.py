@@ -84,6 +84,20 @@ def test_every_term_has_the_type_of_the_embeddings(own, other):
         assert grad.dtype == tensor.dtype
 
 
+def test_the_widest_type_of_the_views_is_that_of_all():
+    z, v, w, y = inputs()
+    expected = MVMRLoss()(z.float().double(), [v, w], {"y": y})
+    for views in (
+        (z.float(), [v, w], {"y": y}),
+        (z.float(), [v, w], {"y": y}, [v.float(), w.float()]),
+        (z.float(), [v.float(), w.float()], {"y": y}, [v, w]),
+    ):
+        assert MVMRLoss()(*views).dtype == torch.float64
+    assert torch.equal(MVMRLoss()(z.float(), [v, w], {"y": y}), expected)
+    regularizer = MultiRepresentationRegularizer()
+    assert regularizer([z.float(), v], {"y": y}).dtype == torch.float64
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_view_counts_alike(count):
     """In any order and each as much as the others, in every term: none is left out or counted twice."""
@@ -324,6 +338,27 @@ def test_features_of_inference_mode(block_size):
     found = MVMRLoss(dependence_measure=measure)(z.requires_grad_(), v, {"y": made})
     torch.testing.assert_close(found, MVMRLoss(dependence_measure=measure)(z, v, {"y": y}))
     assert torch.autograd.grad(found, z)[0].isfinite().all()
+
+
+def test_views_of_inference_mode():
+    criterion = MVMRLoss(identity_weight=1.0, covariance_weight=1.0)
+    z, v, _, y = inputs()
+    with torch.inference_mode():
+        made = v * 1
+    found = criterion(z.requires_grad_(), made, {"y": y}, [made, z])
+    expected = criterion(z, v, {"y": y}, [v, z])
+    assert torch.equal(found, expected)
+    slopes = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_views_are_on_one_device(second):
+    z, v, _, y = inputs()
+    views = (z, v, {"y": y}, v.to("meta")) if second else (z, v.to("meta"), {"y": y})
+    name = "representation_embeddings" if second else "z_augmented"
+    with pytest.raises(ValueError, match=f"{name} must be on cpu like .* but is on meta"):
+        MVMRLoss()(*views)
 
 
 def test_a_representation_of_one_number():

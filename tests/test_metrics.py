@@ -146,6 +146,17 @@ def test_constant_is_zero():
     assert metric.compute() == 0
 
 
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.3])
+@pytest.mark.parametrize("n", [5, 7, 8])
+def test_points_all_equally_far_are_constant(name, scale, n):
+    metric, _, function = METRICS[name]
+    metric, x = metric(), scale * torch.eye(n)
+    for _ in range(2):
+        metric.update(x, 1.7 * x)
+    assert metric.compute() == function(x, 1.7 * x) == 0
+
+
 def test_images_are_flattened_and_a_collection_takes_them():
     x, y = torch.rand(2, 6, 3, 4, 4)
     metrics = torchmetrics.MetricCollection([DebiasedCKA(), UDistanceCorrelationSqr()])

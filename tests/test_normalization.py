@@ -64,6 +64,8 @@ def test_imagenet_is_torchvisions():
         ((0.5,) * 3, (0.5,) * 3),
         (np.full(3, 0.5, np.float32), np.full(3, 0.5)),
         np.full((2, 3), 0.5),
+        (torch.full((3,), 0.5), torch.full((3,), 0.5, dtype=torch.float16)),
+        torch.full((2, 3), 0.5),
     ],
     ids=str,
 )

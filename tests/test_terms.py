@@ -10,7 +10,7 @@ from mvmr_loss.dependence.definitions import (
     u_distance_correlation_sqr,
     u_product,
 )
-from mvmr_loss.loss import covariance_loss, identity_loss
+from mvmr_loss.loss import covariance_loss, identity_loss, invariance_loss, variance_loss
 
 
 def drawn(*shape, seed=0):
@@ -111,6 +111,57 @@ def test_covariance_has_a_gradient_as_far_as_it_says():
         x = (scale * z).requires_grad_()
         (gradient,) = torch.autograd.grad(covariance_loss(x), x)
         assert (gradient.abs().max() > 0) == there
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64)])
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e5])
+def test_covariance_beside_one_large_coordinate(shape, scale):
+    z = drawn(*shape).float()
+    z[:, 0] *= scale
+    values, gradients = [], []
+    for x in (z.requires_grad_(), z.detach().double().requires_grad_()):
+        values.append(covariance_loss(x))
+        gradients.append(torch.autograd.grad(values[-1], x)[0])
+    torch.testing.assert_close(values[0].double(), values[1], rtol=1e-5, atol=0)
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+
+
+TERMS = {
+    "invariance": lambda *views: invariance_loss(*views),
+    "variance": lambda *views: variance_loss(views[-1]),
+    "covariance": lambda *views: covariance_loss(views[-1]),
+    "identity": lambda *views: identity_loss(views),
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(
+    ("view", "error", "match"),
+    [
+        (torch.zeros(4, 3, 2), ValueError, r"must have shape \(N, D\) but has shape \(4, 3, 2\)"),
+        (torch.zeros(0, 3), ValueError, "none of them 0"),
+        (torch.zeros(4, 3, dtype=torch.int64), TypeError, "must have a floating-point dtype"),
+        ([[1.0]], TypeError, "must be a torch.Tensor but is a list"),
+    ],
+    ids=str,
+)
+def test_terms_look_at_their_input(term, view, error, match):
+    with pytest.raises(error, match=match):
+        TERMS[term](torch.zeros(4, 3), view)
+
+
+@pytest.mark.parametrize("term", ["variance", "covariance", "identity"])
+def test_terms_of_a_batch_need_two_images(term):
+    with pytest.raises(ValueError, match="must have at least 2 samples.*but has 1"):
+        TERMS[term](torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("term", ["invariance", "identity"])
+def test_terms_of_views_need_the_same_shape(term):
+    with pytest.raises(ValueError, match=r"same shape as the other.*\(4, 3\), but has.*\(4, 1\)"):
+        TERMS[term](torch.zeros(4, 3), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="views must be two or more but are 1"):
+        identity_loss([torch.zeros(4, 3)])
 
 
 def test_covariance_in_the_unit_of_the_largest_magnitude():

@@ -60,5 +60,5 @@ for name in names:
 
 from mvmr_loss import MVMRLoss  # noqa: E402
 
-criterion = MVMRLoss(dependence_measure={"name": "hsic", "bandwidth": 0.25})
+criterion = MVMRLoss(dependence_measure={"name": "cka", "kernel": "gaussian"})
 criterion

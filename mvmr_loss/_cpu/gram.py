@@ -12,6 +12,8 @@ from mvmr_loss._cpu.build import load_library
 
 # Every thread has sums of its own: so many numbers in all, 128 MiB.
 _MAX_SUMS = 2**25
+# So many times faster than torch's own product, in float64, at the least, thread for thread.
+_FASTER = 2
 # A product of fewer multiplications is not worth a thread.
 _WORK_OF_A_THREAD = 2**24
 
@@ -27,11 +29,12 @@ def centered_gram(x: Tensor) -> Tensor | None:
         ``x`` is not finite or of a size whose square is near the limits of the dtype.
     """
     library = _library_for(x)
-    if library is None:
+    threads = min(_threads(x), _MAX_SUMS // len(x) ** 2)
+    if library is None or threads * _FASTER < _threads(x):
         return None
     gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.centered_gram(
-        x.data_ptr(), *x.shape, x.stride(0), gram.data_ptr(), peak.data_ptr(), _threads(x)
+        x.data_ptr(), *x.shape, x.stride(0), gram.data_ptr(), peak.data_ptr(), threads
     )
     return None if failed or not _is_sane(peak) else gram
 
@@ -57,9 +60,7 @@ def product_about_mean(weight: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _library_for(x: Tensor) -> Any:
-    if not has_plain_rows(x) or len(x) ** 2 * _threads(x) > _MAX_SUMS:
-        return None
-    return load_library("gram")
+    return load_library("gram") if has_plain_rows(x) else None
 
 
 def _is_sane(peak: Tensor) -> bool:

@@ -121,10 +121,13 @@ def products_in_blocks(
         differentiable any number of times, but a gradient that can be differentiated keeps all blocks.
     """
     raised = [x.float() if x.element_size() < 4 else x for x in batches]
-    if not torch.compiler.is_compiling():
-        # What was made in inference mode cannot be kept for a gradient.
+    function: Any = _ProductsInBlocks.apply
+    if torch.compiler.is_compiling():  # which stops at it where no gradient is asked for
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in raised):
+            function = _ProductsInBlocks.forward
+    else:  # what was made in inference mode cannot be kept for a gradient
         raised = [x.clone() if x.is_inference() else x for x in raised]
-    own, rounding, units, _ = _ProductsInBlocks.apply(blocks, *raised)
+    own, rounding, units, _ = function(blocks, *raised)
     everything = blocks.rows.sum(torch.cat([own, rounding]))
     products, squares, rounding = everything.split([len(blocks.pairs), *[len(batches)] * 2])
     return products, squares, rounding, units

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_batch, check_finite, check_number
-from mvmr_loss.dependence.matrices import squared_distances
+from mvmr_loss.dependence.matrices import WIDE, squared_distances
 from mvmr_loss.dependence.measures import Distance, Estimator, compare_two, dependence
 from mvmr_loss.distributed import ALL_ROWS
 
@@ -276,12 +276,17 @@ def partial_distance_correlation(
                 f"x and {name} must have the same number of samples "
                 f"but have {len(x)} and {len(batch)}."
             )
-    batches = [batch.reshape(len(x), -1) for batch in (x, y, z)]
+    dtype = functools.reduce(torch.promote_types, [b.dtype for b in (x, y, z)], torch.float32)
+    # What is left is a difference of correlations near 1: float32's digits do not tell it.
+    wide = WIDE.get(x.device.type, torch.float64)
+    batches = [batch.reshape(len(x), -1).to(wide) for batch in (x, y, z)]
     xy, xz, yz = dependence(estimator, batches, [(0, 1), (0, 2), (1, 2)])
-    left = (1 - xz.square()) * (1 - yz.square())
-    vanishes = left <= 16 * torch.finfo(left.dtype).eps
-    partial = (xy - xz * yz) / torch.where(vanishes, 1.0, left).sqrt()
-    return torch.where(vanishes, 0.0, partial)
+    left = 1 - torch.stack([xz, yz]).square()
+    # Below this it is the rounding of the inputs, whose square it has, or of the correlations.
+    floor = max((16 * torch.finfo(dtype).eps) ** 2, 16 * torch.finfo(wide).eps)
+    vanishes = (left <= floor).any()
+    partial = (xy - xz * yz) / torch.where(vanishes, 1.0, left).prod().sqrt()
+    return torch.where(vanishes, 0.0, partial).to(dtype)
 
 
 def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) -> Tensor:

@@ -181,6 +181,10 @@ def dependence(
         inverse = torch.where(squares <= rounding, torch.inf, squares).rsqrt()
     else:
         count = n * (n - 3) if estimator.corrected else (n - int(estimator.pairs_less_one)) ** 2
+        # What a norm of rounding is multiplied with is rounding, too; its gradient is none.
+        nothing = squares <= rounding
+        nothing = torch.stack([nothing[i] | nothing[j] for i, j in pairs])
+        products = torch.where(nothing, products - products.detach(), products)
         products, inverse = products / count, units
     first, second = (torch.stack([inverse[pair[side]] for pair in pairs]) for side in (0, 1))
     values = products * (first * second) if estimator.normalized else products

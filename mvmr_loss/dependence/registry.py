@@ -92,8 +92,8 @@ def dependence_measure(
     Examples:
         >>> dependence_measure("distance_correlation", exponent=0.5)
         MatrixMeasure(distance_correlation, exponent=0.5, eps=0.0)
-        >>> dependence_measure({"name": "hsic", "kernel": "gaussian", "bandwidth": 0.25})
-        MatrixMeasure(hsic, bandwidth=0.25)
+        >>> dependence_measure({"name": "hsic", "kernel": "gaussian", "bandwidth": 8})
+        MatrixMeasure(hsic, bandwidth=8.0)
     """
     if isinstance(measure, DependenceMeasure):
         if options:

@@ -188,7 +188,10 @@ class TeacherRegression(nn.Module):
                 f"features must have shape (N, {width}) where they are standardized but have "
                 f"shape {tuple(features.shape)}."
             )
-        target = (features if standardized else self.standardization(features)).detach()
+        target = features if standardized else self.standardization(features)
+        if not torch.compiler.is_compiling() and target.is_inference():
+            target = target.clone()  # which a gradient can keep
+        target = target.detach()
         # Whatever the embeddings' precision, that of the head. All views at once: as many launches
         # as for one.
         dtype = next(self.head.parameters()).dtype

@@ -67,7 +67,8 @@ class Representations(nn.Module):
             CPU; on an accelerator, where each slice costs as many launches as all images, as many as
             have 2**25 values.
         differentiable: If True, the gradient flows through to the images; an option of the same
-            name in the specification takes precedence. Not with a ``cache``.
+            name in the specification takes precedence, and objects must be so themselves. Not with a
+            ``cache``.
         sketch_dim: If given, every representation wider than this is replaced by its folded sign
             sketch of this width (:func:`~mvmr_loss.representations.folded_sign_sketch`), which nearly
             keeps the distances, all that the loss reads. None: exact.
@@ -120,12 +121,18 @@ class Representations(nn.Module):
         self._normalization_is_checked = False
         check_bool("differentiable", differentiable)
         nothing = specification is None and cache is not None
-        built = {
-            label: self._told(label, value, normalization is not None)
-            if isinstance(value, Representation)
-            else build(label, {"differentiable": differentiable, **value}, self.normalization)
-            for label, value in ({} if nothing else labelled(specification)).items()
-        }
+        built: dict[str, Representation] = {}
+        for label, value in ({} if nothing else labelled(specification)).items():
+            if not isinstance(value, Representation):
+                options = {"differentiable": differentiable, **value}
+                built[label] = build(label, options, self.normalization)
+                continue
+            built[label] = self._told(label, value, normalization is not None)
+            if differentiable and not value.differentiable:
+                raise ValueError(
+                    f"differentiable must be False, as it is for the object {label}, but is True; build "
+                    "the object with differentiable=True."
+                )
         sketch_seed = check_seed(sketch_seed, "sketch_seed")
         if sketch_dim is not None:
             sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mvmr_loss._checks import check_module_name
+from mvmr_loss._checks import check_bool, check_module_name
 from mvmr_loss.normalization import Normalization
 from mvmr_loss.representations.base import Representation
 
@@ -143,14 +143,19 @@ def build(label: str, options: Options, normalization: Normalization) -> Represe
     cls = representation_class(options["name"])
     known = inspect.signature(cls).parameters
     arguments = _with_normalization(label, arguments, known, normalization)
+    differentiable = False
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        if "differentiable" not in known:  # The base class knows it.
+            differentiable = check_bool("differentiable", arguments.pop("differentiable", False))
         for key in arguments:
-            if key not in known and key != "differentiable":
+            if key not in known:
                 raise TypeError(
                     f"{label} has no option {key!r}; its options are {', '.join(known) or 'none'}."
                 )
-        arguments = {key: value for key, value in arguments.items() if key in known}
-    return cls(**arguments)
+    representation = cls(**arguments)
+    if differentiable:
+        representation.differentiable = True
+    return representation
 
 
 def _with_normalization(

@@ -116,7 +116,9 @@ class Scattering2D(nn.Module):
                 f"x must have shape (..., {expected[0]}, {expected[1]}){padded} but has "
                 f"{tuple(x.shape)}."
             )
-        flat = x.reshape(-1, 1, *expected)
+        if 0 in x.shape:
+            raise ValueError(f"x must not be empty but has shape {tuple(x.shape)}.")
+        flat = check_images(x.reshape(-1, 1, *expected), name="x")
         function = self._scatter_padded if self.pre_pad else scattering
         coefficients: Tensor = function(flat, self.J, self.L, self.max_order)
         coefficients = coefficients.reshape(*x.shape[:-2], *coefficients.shape[-3:])
@@ -125,7 +127,6 @@ class Scattering2D(nn.Module):
     scattering = forward
 
     def _scatter_padded(self, x: Tensor, J: int, L: int, max_order: int) -> Tensor:
-        x = check_images(x, name="x")
         bank = filter_bank(x.device, *self.shape, J, L, x.dtype)
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
         bank = bank._replace(rows=rows, columns=columns)

@@ -87,6 +87,26 @@ def test_leaves_what_needs_care_to_the_definition(value, d):
     assert kernel_module.centered_gram(x) is None
 
 
+@pytest.mark.parametrize(
+    ("threads", "sums", "used"), [(4, 4 * 64, 4), (4, 3 * 64, 3), (5, 3 * 64, 3), (7, 3 * 64, None)]
+)
+def test_large_batches_have_as_many_threads_as_there_is_room_for(threads, sums, used, monkeypatch):
+    """And none where torch's product is faster by more threads."""
+    x, given = make_batch(8, 16), []
+    library = kernel_module.load_library("gram")
+
+    class Library:
+        def centered_gram(self, *arguments):
+            given.append(arguments[-1])
+            return library.centered_gram(*arguments)
+
+    monkeypatch.setattr(kernel_module, "load_library", lambda name: Library())
+    monkeypatch.setattr(kernel_module, "_threads", lambda x: threads)
+    monkeypatch.setattr(kernel_module, "_MAX_SUMS", sums)
+    assert (kernel_module.centered_gram(x) is None) == (used is None)
+    assert given == [] if used is None else [used]
+
+
 def test_is_used_where_it_can_be(monkeypatch):
     x = make_batch(8, 16)
     assert kernel_module.centered_gram(x) is not None

@@ -179,6 +179,10 @@ def test_compiles_as_one_graph():
     x, y = batches(20)
     measure = dependence_measure("distance_correlation", block_size=7)
     compiled = torch.compile(measure, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():  # as in validation
+        torch.testing.assert_close(compiled(x, y), measure(x, y))
+    without = x.detach(), y.detach()
+    torch.testing.assert_close(compiled(*without), measure(*without))
     value, expected = compiled(x, y), measure(x, y)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(

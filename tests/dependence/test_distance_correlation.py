@@ -14,6 +14,7 @@ from mvmr_loss.dependence import (
     distance_covariance,
     pairwise_distances,
     partial_distance_correlation,
+    u_distance_covariance_sqr,
 )
 from mvmr_loss.dependence.definitions import double_centered, u_centered
 from mvmr_loss.dependence.distance_correlation import distance_estimator
@@ -80,6 +81,37 @@ def test_partial_exponent_by_its_definition():
     expected = (expected_a * expected_b).sum() / (expected_a.norm() * expected_b.norm())
     value = partial_distance_correlation(x, y, z, exponent=0.7)
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-2, 0.1])
+def test_partial_of_little_that_is_left(noise):
+    draw = torch.Generator().manual_seed(286)
+    x, e, f = (torch.randn(6, 2, generator=draw) for _ in range(3))
+    z = x + noise * e
+    y = z + noise * f
+    value = partial_distance_correlation(x, y, z)
+    exact = partial_distance_correlation(x.double(), y.double(), z.double())
+    assert exact.abs() > 0.1
+    torch.testing.assert_close(value, exact.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_partial_of_nothing_but_rounding(dtype):
+    x, y = (torch.randn(12, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    x, y = x.to(dtype), y.to(dtype)
+    for z in (3 * x, x / 7 + 1, x @ torch.linalg.qr(y[:3])[0]):
+        assert partial_distance_correlation(x, y, z) == 0
+        assert partial_distance_correlation(y, x, z) == 0
+
+
+def test_covariance_of_points_all_equally_far_has_a_gradient():
+    x, y = torch.eye(8, requires_grad=True), torch.randn(8, 3, generator=torch.Generator())
+    value = u_distance_covariance_sqr(x, y)
+    assert value == 0
+    (gradient,) = torch.autograd.grad(value, x)
+    shifted = x.detach().double() + 1e-6 * gradient.double()
+    expected = u_distance_covariance_sqr(shifted, y.double()) / 1e-6
+    assert gradient.square().sum().item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_partial_degenerate():

@@ -65,6 +65,10 @@ def test_module_is_the_function_of_head_and_standardised_features_as_a_mean_over
     ).mean()
     torch.testing.assert_close(module([z, v], features[:8].view(8, 2, 3)), expected)
     torch.testing.assert_close(module([z, v], target[:8], standardized=True), expected)
+    with torch.inference_mode():  # of which no gradient can keep anything
+        made = 1 * target[:8]
+    found = module([z.requires_grad_(), v], made, standardized=True)
+    assert torch.autograd.grad(found, z)[0].isfinite().all()
 
 
 def test_the_head_learns_what_is_linear_and_two_layers_more():

@@ -187,6 +187,39 @@ def test_gradient_flows_only_on_request(images):
         assert gradient.abs().sum() > 0, name
 
 
+def test_a_class_without_the_option_is_differentiable_as_well(images, own_registry):
+    @register_representation("mean_color")
+    class MeanColor(Representation):
+        def __init__(self, power=1):
+            super().__init__()
+            self.power = power
+
+        def extract(self, images):
+            return images.mean(dim=(-2, -1)) ** self.power
+
+        def output_shape(self, channels, height, width):
+            return (channels,)
+
+    images.requires_grad_()
+    for options in ({"differentiable": True}, {}):
+        found = Representations([{"name": "mean_color", "power": 2, **options}])(images)
+        assert found["mean_color"].requires_grad == bool(options)
+    assert Representations(["mean_color"], differentiable=True)(images)["mean_color"].requires_grad
+    with pytest.raises(TypeError, match="differentiable must be True or False but is 1"):
+        Representations([{"name": "mean_color", "differentiable": 1}])
+    with pytest.raises(TypeError, match="mean_color has no option 'size'; its options are power"):
+        Representations([{"name": "mean_color", "size": 1}])
+
+
+def test_an_object_states_itself_whether_it_is_differentiable(images):
+    with pytest.raises(
+        ValueError, match="differentiable must be False, as it is for the object p, but"
+    ):
+        Representations({"p": Pixels()}, differentiable=True)
+    own = Representations({"p": Pixels(differentiable=True)}, differentiable=True)
+    assert own(images.requires_grad_())["p"].requires_grad
+
+
 def test_half_precision_and_autocast(images):
     representations = Representations(["scattering", "patch_scattering", "hog", "local_std", "dct"])
     expected = representations(images.half().float())

@@ -107,6 +107,13 @@ def test_errors_of_input():
         ValueError, match=r"x must have shape \(..., 32, 28\) but has \(2, 28, 32\)"
     ):
         module(torch.rand(2, 28, 32))
+    for options in ({}, {"pre_pad": True}):
+        named = Scattering2D(2, (32, 28), **options)
+        size = image(1, options={"J": 2, "shape": (32, 28), **options}).shape[-2:]
+        with pytest.raises(ValueError, match="x must be finite"):
+            named(torch.full((2, *size), float("nan")))
+        with pytest.raises(ValueError, match=r"x must not be empty but has shape \(0, "):
+            named(torch.rand(0, *size))
     with pytest.raises(TypeError, match="x must be a torch.Tensor but is a list"):
         module([1.0])
     with pytest.raises(ValueError, match=r"\(..., 40, 36\), padded already, but has \(32, 28\)"):
