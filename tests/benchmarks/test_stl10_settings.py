@@ -185,6 +185,16 @@ def test_an_option_of_representations_is_refused_where_there_are_none(method, na
     build_method(dataclasses.replace(settings, representations=["pixels"]), 5)
 
 
+def test_the_augmented_representation_has_the_seed_and_the_augmentation_of_the_views():
+    from benchmarks.stl10.methods import build_method
+
+    options = {"backbone": "small", "image_size": 32, "projector_hidden_dim": 8, "seed": 3}
+    settings = Settings(representations=["augmented_pixels"], crop_scale_min=0.3, **options)
+    drawn = build_method(settings, 5).representations.by_name["augmented_pixels"].options
+    # Not the process's number besides: the representation itself sees to it.
+    assert (drawn.seed, drawn.crop_scale) == (3, (0.3, 1.0))
+
+
 def test_the_measure_is_that_of_the_views_too():
     from benchmarks.stl10.methods import build_method
 
