@@ -16,7 +16,7 @@ from kornia.geometry.transform import remap
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from mvmr_loss._checks import check_bool, check_number
+from mvmr_loss._checks import check_bool, check_int, check_number
 from mvmr_loss._random import check_seed, uniform
 from mvmr_loss.distributed import rank
 from mvmr_loss.normalization import Normalization, NormalizationLike, check_numbers
@@ -78,7 +78,7 @@ def augmented_pixels(
         images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, normalised as
             ``normalization`` says.
         seed: An integer in [0, 2^64).
-        start: The place of the first image, at least 0; an int or a 0-dimensional int64 tensor.
+        start: The place of the first image, from 0 to 2^56; an int or a 0-dimensional int64 tensor.
         normalization: How images of three channels were normalised, in any form that
             :meth:`Normalization.of() <mvmr_loss.normalization.Normalization.of>` takes; ``"none"`` for
             images in [0, 1]. None: ImageNet's.
@@ -96,7 +96,8 @@ def augmented_pixels(
         images), differentiable with respect to ``images``.
 
     Raises:
-        ValueError: Where images on a CPU cannot have been normalised so.
+        TypeError: If an argument is of a wrong type.
+        ValueError: If one is out of range, or images on a CPU cannot have been normalised so.
 
     Examples:
         >>> images = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
@@ -118,6 +119,8 @@ def augmented_pixels(
         grayscale_probability,
         blur,
     )
+    if not isinstance(start, Tensor):
+        start = check_int("start", start, minimum=0, maximum=2**56)
     return _augment(check_images(images), start, options)
 
 

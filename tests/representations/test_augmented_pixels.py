@@ -303,6 +303,15 @@ def test_constant_images_stay_constant(value):
     assert features.max() <= 1 + 1e-6
 
 
-def test_negative_start():
-    with pytest.raises(ValueError, match="start must be at least 0"):
-        augmented_pixels(make_images(1, 3, 8, 8), start=-1)
+@pytest.mark.parametrize(
+    ("start", "error", "match"),
+    [
+        (-1, ValueError, "start must be at least 0 but is -1"),
+        (2**56 + 1, ValueError, "start must be at most 72057594037927936"),
+        (True, TypeError, "start must be an int but is a bool"),
+    ],
+)
+def test_wrong_start(start, error, match):
+    with pytest.raises(error, match=match):
+        augmented_pixels(make_images(1, 3, 8, 8), start=start)
+    assert augmented_pixels(make_images(1, 3, 8, 8), start=2**56).isfinite().all()
