@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_int
+from mvmr_loss._random import uniform
 from mvmr_loss._version import __version__
 from mvmr_loss.cache.dataset import dataset_fingerprint, indexed_by
 from mvmr_loss.cache.metadata import is_store
@@ -26,6 +27,8 @@ _TOLERANCE = 0.03
 # What all images have in common hides that: this is of what they differ by, if that is more than the
 # noise of float32.
 _TOLERANCE_OF_DEVIATION, _LEAST_DEVIATION = 0.1, 1e-4
+# What rounding an image changes is measured by noise of its size, which halves it at most by chance.
+_TIMES_ROUNDING = 2.0
 # Of fewer images one cannot tell how much they differ.
 _SOME = 8
 
@@ -282,24 +285,31 @@ class CachedRows:
             return
         self._checks_due = min(due - 1, 1.0)
         k = self._draw.choice(read)
+        image = images[k : k + 1]
         with torch.no_grad():
-            live = self._computed._compute(images[k : k + 1])
+            live = self._computed._compute(image)
+            before = _before_rounding(image)
+            # In half precision neighbours become equal, and what compares them is another: it is
+            # told from another image by how much it changes.
+            changed = live if before is None else self._computed._compute(before)
         others = list({i: j for j, i in enumerate(indices)}.values())
         for name, values in live.items():
             # Tiny values may be lost in the store's type: rounded alike, they are equal.
             rounded = values.to(self.store.dtype).to(values)
             row, rows = features[name][k : k + 1], features[name][others]
-            error, most, of = _relative_error(row, rounded), _TOLERANCE, ""
+            free = _TIMES_ROUNDING * (changed[name] - values).norm().item()
+            error, most, of = _relative_error(row, rounded, free), _TOLERANCE, ""
             if error <= most and len(rows) >= _SOME:
                 deviation = (rows - rows.mean(dim=0)).norm().item() / len(rows) ** 0.5
                 if deviation > _LEAST_DEVIATION * rounded.norm().item():
-                    error = (row - rounded).norm().item() / deviation
+                    error = _difference(row, rounded, free) / deviation
                     most, of = _TOLERANCE_OF_DEVIATION, " of what images differ by"
             if not error <= most:
                 raise ValueError(
                     f"row {indices[k]} of the store at {self.path} is not of this image: {name!r} "
                     f"differs by {error:.0%}{of}; the images must be the same in every epoch (not "
-                    "augmented), of the same data set, in the same order, resized and normalised alike."
+                    "augmented), of the same data set, in the same order, resized, normalised "
+                    "and rounded alike."
                 )
 
 
@@ -319,7 +329,27 @@ def _test_image(channels: int, height: int, width: int) -> Tensor:
     return (0.5 + waves / 4.4)[None]
 
 
-def _relative_error(a: Tensor, b: Tensor) -> float:
-    """Returns the norm of the difference over the norm of ``b``."""
-    difference, norm = (a - b).norm().item(), b.norm().item()
+def _before_rounding(image: Tensor) -> Tensor | None:
+    """Returns an image that may have been rounded to this one; None if it is not of half precision.
+
+    By its values: hosts give images of half precision as float32, too.
+    """
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(image, image.to(dtype).to(image)):
+            exponent = torch.frexp(image).exponent
+            step = torch.ldexp(torch.full_like(image, torch.finfo(dtype).eps / 2), exponent)
+            noise = uniform(0, 0, image.numel(), image.device).to(image).view_as(image) - 0.5
+            return image + noise * step * (image != 0)  # frexp tells no size of 0
+    return None
+
+
+def _difference(a: Tensor, b: Tensor, free: float) -> float:
+    """Returns the norm of the difference beyond what is free; NaN stays."""
+    difference: float = (a - b).norm().item()
+    return max(difference - free, 0.0)
+
+
+def _relative_error(a: Tensor, b: Tensor, free: float = 0.0) -> float:
+    """Returns the norm of the difference, beyond what is free, over the norm of ``b``."""
+    difference, norm = _difference(a, b, free), b.norm().item()
     return difference / norm if norm > 0 else float(difference > 0)

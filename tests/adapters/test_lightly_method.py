@@ -373,7 +373,7 @@ def test_the_guides_store_fits_the_guides_transform(photograph_folder, tmp_path,
     i = arguments.index("--resize-size")
     arguments[i : i + 2] = []
     main([arguments[0], "resized", *arguments[2:]])
-    with pytest.raises(ValueError, match="resized and normalised alike"):
+    with pytest.raises(ValueError, match="resized, normalised and rounded alike"):
         read("resized")
 
 

@@ -775,7 +775,7 @@ def test_the_guides_store_fits_the_guides_pipelines(
     i = arguments.index("--interpolation")
     arguments[i : i + 2] = []
     main([arguments[0], "bilinear", *arguments[2:]])
-    with pytest.raises(ValueError, match="resized and normalised alike"):
+    with pytest.raises(ValueError, match="resized, normalised and rounded alike"):
         check("bilinear")
 
 

@@ -5,8 +5,10 @@ import pickle
 import pytest
 import torch
 from torch.utils.data import Subset
+from torchvision.transforms.functional import to_tensor
 
-from mvmr_loss import Representations
+from benchmarks.common.photographs import Photographs
+from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import IndexedDataset, RepresentationCache, dataset_fingerprint
 from mvmr_loss.cache.rows import _test_image
 from mvmr_loss.representations import Representation
@@ -152,6 +154,43 @@ def test_exception_other_images(tmp_path, images, change):
     cached(tmp_path)(images, range(20))
     with pytest.raises(ValueError, match=r"row \d+ of the store at .* is not of this image"):
         cached(tmp_path)(change(images), range(20))
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    dataset = Photographs("train", crops_per_class=2)
+    images = torch.stack([to_tensor(dataset[i][0]) for i in range(20)])
+    return Normalization.imagenet().apply(images)
+
+
+# Those whose numbers jump where neighbours become equal, and one that is smooth.
+JUMPING = ["hog", "local_std", "local_binary_patterns", "scattering"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "as_float", "size"),
+    [(torch.bfloat16, False, 1), (torch.bfloat16, True, 20), (torch.float16, False, 20)],
+)
+def test_images_of_half_precision(tmp_path, photographs, dtype, as_float, size):
+    cached(tmp_path, JUMPING)(photographs, range(20))
+    rounded = photographs.to(dtype)
+    rounded = rounded.float() if as_float else rounded
+
+    def read(images):
+        module = cached(tmp_path, JUMPING, checks_per_epoch=100)
+        for _ in range(size):
+            for i in range(0, 20, size):
+                module(images[i : i + size], range(i, i + size))
+
+    read(rounded)
+    for other in (
+        rounded.roll(1, 0),
+        rounded.flip(-1),
+        (photographs * 1.2).to(dtype),
+        (photographs + 0.2).to(dtype),
+    ):
+        with pytest.raises(ValueError, match=r"is not of this image: .* and rounded alike"):
+            read(other)
 
 
 def test_exception_calls(tmp_path, images):
