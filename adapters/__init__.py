@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mvmr_loss import DistillationLoss, LossComponents, MVMRLoss, preset_settings
@@ -195,6 +196,25 @@ def check_loss_options(
                 f"{name} must be left out {where}, whose representations all meet the features and not "
                 f"the embeddings, but is {loss[name]!r}; in distillation it is {instead}."
             )
+
+
+def fixed(representations: nn.Module, *arguments: Any) -> dict[str, Tensor]:
+    """Computes representations in eval mode and without a gradient, as a teacher is.
+
+    A host sets all that it holds to training: the statistics of a network of one's own would drift.
+
+    Args:
+        representations: A :class:`~mvmr_loss.Representations`, or a module of one's own like it.
+        *arguments: Of its call.
+
+    Returns:
+        Name -> representation of the images, shape (N, E).
+    """
+    if any(module.training for module in representations.modules()):
+        representations.eval()
+    with torch.no_grad():
+        values: dict[str, Tensor] = representations(*arguments)
+    return values
 
 
 def distil(

@@ -26,6 +26,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     check_loss_options,
     check_teachers,
     distil,
+    fixed,
     freeze_unused,
     preset_distillation,
     with_preset,
@@ -68,7 +69,8 @@ class MVMR(LightningModule):
         hidden_dim: Width of the projection head's hidden layers.
         output_dim: Width of the embeddings.
         representations: What :class:`~mvmr_loss.Representations` is built from, or a module of one's
-            own from images to such a mapping; empty means no representation terms and nothing that is
+            own from images to such a mapping, which is kept in eval mode and set to need no
+            gradient, as a teacher is; empty means no representation terms and nothing that is
             distilled, None the preset's.
         sketch_dim: What :class:`~mvmr_loss.Representations` takes; None: exact, or the preset's.
         normalization: How the images are normalised, told to the representations; what
@@ -163,6 +165,8 @@ class MVMR(LightningModule):
                         f"{name} must be None where representations are a module, which may have one "
                         f"itself, but is {value!r}."
                     )
+            # DistributedDataParallel would wait for a gradient, and there is none.
+            representations.requires_grad_(False)
         representations, sketch_dim = with_preset(preset, representations, sketch_dim, distillation)
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
@@ -259,8 +263,7 @@ class MVMR(LightningModule):
         if self.representations is None:
             return None
         read = () if self._index is None else ([self._index[name] for name in batch[2]],)
-        values: dict[str, Tensor] = self.representations(batch[0][0], *read)
-        return values
+        return fixed(self.representations, batch[0][0], *read)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Computes the loss of MV-MR and that of the online classifier, and logs each term.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from solo.methods.base import BaseMethod
 from mvmr_loss import DistillationLoss, MVMRLoss, MVMRProjectionHead
 from mvmr_loss.representations.registry import labelled
 
-from .. import distil, freeze_unused  # noqa: TID252 - of the same checkout
+from .. import distil, fixed, freeze_unused  # noqa: TID252 - of the same checkout
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_pipelines
 from .options import LOSS_OPTIONS, check_method_options, select
@@ -122,8 +122,8 @@ class MVMR(BaseMethod):  # type: ignore[misc]  # solo-learn has no types
         indices, (images, *_), _ = batch
         out = super().training_step(batch, batch_idx)
         z, *z_augmented = out["z"]
-        representations = (
-            {} if self.representations is None else self.representations(images, indices)
+        representations: Mapping[str, torch.Tensor] = (
+            {} if self.representations is None else fixed(self.representations, images, indices)
         )
         logged, total = {}, out["loss"]
         distilled, representations = distil(self.distillation, out["feats"], representations)

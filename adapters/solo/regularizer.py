@@ -12,6 +12,7 @@ from solo.methods.base import BaseMethod
 
 from mvmr_loss import MultiRepresentationRegularizer
 
+from .. import fixed  # noqa: TID252 - of the same checkout
 from .building import build_representations, logged_terms, take_out, with_host_normalization
 from .checks import check_regularizer_pipelines, has_non_augmented_view
 from .options import (
@@ -134,7 +135,7 @@ class RepresentationRegularized(BaseMethod):  # type: ignore[misc]  # solo-learn
             self._mvmr_embeddings = None
         assert self.mvmr_representations is not None
         terms = self.mvmr_regularizer.forward_components(
-            embeddings, self.mvmr_representations(images, indices)
+            embeddings, fixed(self.mvmr_representations, images, indices)
         )
         self.log_dict(logged_terms(terms), on_epoch=True, sync_dist=True)
         total = terms.total

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from mvmr_loss import (
     DistillationLoss,
     MultiRepresentationRegularizer,
+    Normalization,
     Representations,
     preset_settings,
 )
 
-from .. import GATHER_DISTRIBUTED  # noqa: TID252 - of the same checkout
+from .. import GATHER_DISTRIBUTED, fixed  # noqa: TID252 - of the same checkout
 
 # The name of the teacher among the representations.
 TEACHER = "teacher"
@@ -79,7 +80,7 @@ class DependenceDistillationTask(FeatureDistillationTask):
             unless given. None: its defaults, where there is no ``loss``.
         representations: Further fixed features of the same augmented images, treated as the teacher's
             are: what :class:`~mvmr_loss.Representations` takes, sketched to 1024 numbers unless there
-            is a ``loss``; or one. None: the teacher alone.
+            is a ``loss``; or one, of the student's normalisation. None: the teacher alone.
         distill_loss_weight: As in timm: both weights are 1 unless given; of ``task_loss_weight`` alone
             it is the complement to 1.
         task_loss_weight: Of the criterion.
@@ -96,8 +97,8 @@ class DependenceDistillationTask(FeatureDistillationTask):
 
     Raises:
         TypeError: If ``loss`` or ``distillation`` is of another form or one of its options unknown.
-        ValueError: If both are given, an option is out of range, or a representation is called
-            "teacher".
+        ValueError: If both are given, an option is out of range, a representation is called
+            "teacher", or representations are of another normalisation than the student's.
 
     Examples:
         >>> import timm
@@ -153,8 +154,10 @@ class DependenceDistillationTask(FeatureDistillationTask):
             verbose=False,  # it would tell of these widths
         )
         self.verbose = verbose
-        if representations is not None and not isinstance(representations, Representations):
-            unwrapped: Any = unwrap_model(student_model)  # type: ignore[no-untyped-call]
+        unwrapped: Any = unwrap_model(student_model)  # type: ignore[no-untyped-call]
+        if isinstance(representations, Representations):
+            _check_normalization(representations, getattr(unwrapped, "pretrained_cfg", {}))
+        elif representations is not None:
             statistics = unwrapped.pretrained_cfg["mean"], unwrapped.pretrained_cfg["std"]
             # Of all their numbers a head would be gigabytes; dependence alone needs none.
             sketch_dim = None if loss is not None else preset_settings("features").sketch_dim
@@ -220,7 +223,7 @@ class DependenceDistillationTask(FeatureDistillationTask):
             teacher_features = self.teacher(images, return_features=True)
         teachers = {TEACHER: teacher_features}
         if self.representations is not None:
-            teachers.update(self.representations(input))
+            teachers.update(fixed(self.representations, input))
         if self.dependence is None:
             logits, named = self.trainable_module(input, teachers)
         else:
@@ -229,6 +232,20 @@ class DependenceDistillationTask(FeatureDistillationTask):
         task_loss = self.criterion(logits, target)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * named["kd_loss"]
         return {"loss": loss, "output": logits, "task_loss": task_loss, **named}
+
+
+def _check_normalization(representations: Representations, config: Mapping[str, Any]) -> None:
+    """Raises if representations undo another normalisation than that of the student's images."""
+    told = representations.normalization
+    if "mean" not in config or "std" not in config:
+        return
+    done = Normalization(tuple(config["mean"]), tuple(config["std"]))
+    if told != done:
+        raise ValueError(
+            f"representations must be of the student's normalization, mean {done.mean} and std "
+            f"{done.std}, but are of mean {told.mean} and std {told.std}; give "
+            f"Representations(..., normalization={[list(done.mean), list(done.std)]})."
+        )
 
 
 def _regularizer(loss: object) -> MultiRepresentationRegularizer:

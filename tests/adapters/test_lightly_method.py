@@ -1,5 +1,6 @@
 """The LightningModule: its loss, its groups and schedule, its online evaluation, its errors."""
 
+import copy
 import functools
 import importlib.metadata
 import json
@@ -389,6 +390,35 @@ def test_exception_kept_representations(tmp_path):
     dataset = DataLoader(LightlyDataset.from_torch_dataset(Photos()), 4)
     with pytest.raises(ValueError, match="there is none at 'nowhere'; set fill_cache to True"):
         trainer().fit(method(cache="nowhere"), dataset)
+
+
+class OwnFeatures(nn.Module):
+    """A module of one's own in the place of representations, which training would change."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+    def forward(self, images):
+        return {"own": self.net(images).flatten(1)}
+
+
+def test_a_module_of_ones_own_stays_fixed():
+    own = OwnFeatures()
+    before = copy.deepcopy(own.state_dict())
+    model = method(representations=own)
+    trainer(max_epochs=1).fit(model, loader())
+    assert model.representations is own
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for parameter in own.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+    image = torch.rand(2, 3, SIZE, SIZE)
+    model.train()
+    first, second = (model._represent([[image]])["own"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not any(module.training for module in own.modules())
 
 
 def test_a_preset_of_the_loss():

@@ -18,6 +18,7 @@ from torch import nn
 from mvmr_loss import DistillationLoss, MultiRepresentationRegularizer, Representations
 from mvmr_loss.adapters.timm import DependenceDistillationTask
 from mvmr_loss.dependence import cka, distance_correlation
+from mvmr_loss.representations import Representation
 from tests import processes
 from tests.adapters import guides
 
@@ -38,6 +39,20 @@ def student():
 
 def teacher():
     return model("test_byobnet", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class Drifting(Representation):
+    """Would change by being computed in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def extract(self, images):
+        return self.norm(images)
+
+    def output_shape(self, channels, height, width):
+        return (channels, height, width)
 
 
 def task(**options):
@@ -160,6 +175,25 @@ def test_another_measure_and_further_representations():
         torch.testing.assert_close(result["kd_loss"], sum(terms), rtol=1e-3, atol=1e-4)
     representations = task(representations=["hog"]).representations
     assert representations.normalization.mean == MEAN
+
+
+def test_representations_are_of_the_students_normalisation():
+    given = Representations(["hog"], normalization=(MEAN, STD))
+    assert task(representations=given).representations is given
+    for other in (Representations(["hog"]), Representations(["hog"], normalization="none")):
+        with pytest.raises(
+            ValueError, match=r"student's normalization, mean \(0\.4, .* but are of"
+        ):
+            task(representations=other)
+
+
+def test_representations_stay_fixed():
+    own, (images, labels) = Drifting(), batch()
+    built = task(representations={"own": own}).train()
+    built(images, labels)["loss"].backward()
+    assert not own.norm.training
+    assert own.norm.num_batches_tracked == 0
+    assert own.norm.weight.grad is None
 
 
 def test_weights_are_timms():
