@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mvmr_loss import DistillationLoss
 
+from .. import fixed  # noqa: TID252 - of the same checkout
+
 # Of a mapping of views, the one that is not augmented.
 NON_AUGMENTED = "non_augmented"
 
@@ -87,8 +89,7 @@ def representations_of(
         )
     cache = getattr(representations, "cache", None)
     if cache is None:
-        values: dict[str, Tensor] = representations(view["image"])
-        return values
+        return fixed(representations, view["image"])
     if "sample_idx" not in view:
         raise ValueError(
             "batch must have 'sample_idx', each sample's index in the data set, where representations "
@@ -101,8 +102,7 @@ def representations_of(
     # statistics, though the store has become full meanwhile.
     if fitted is not None and module.trainer.fit_loop.total_batch_idx == 0:
         fitted.fit_if_full(representations)  # type: ignore[arg-type]
-    read: dict[str, Tensor] = representations(view["image"], view["sample_idx"])
-    return read
+    return fixed(representations, view["image"], view["sample_idx"])
 
 
 def _indexed(dataset: Any) -> Any:

@@ -62,6 +62,24 @@ def plain_representations():
     return Representations(["pixels", "local_std"])
 
 
+class Drifting(nn.Module):
+    """Would change by being computed in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return {"own": self.norm(images).flatten(1)}
+
+
+def test_representations_stay_fixed():
+    self = module(loss=MVMRLoss(), representations=Drifting()).train()
+    mvmr(self, {**VIEWS, "batch_idx": 0}, "fit")["loss"].backward()
+    assert self.representations.norm.num_batches_tracked == 0
+    assert self.representations.norm.weight.grad is None
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_mvmr_is_the_loss_of_the_views(named):
     views = [view(0), view(1), view(2)]
