@@ -120,6 +120,12 @@ OF_GUIDES = {
         "stable_pretraining_host.py::test_the_configuration_runs"
     ),
     "python -m mvmr_loss.adapters.timm": "timm_task.py::test_the_guide_runs",
+    "python -m mvmr_loss.cache fill features": (
+        "solo_methods.py::test_the_guides_store_fits_the_guides_pipelines"
+    ),
+    "python -m mvmr_loss.cache fill runs/teacher": (
+        "lightly_method.py::test_the_guides_store_fits_the_guides_transform"
+    ),
     "python examples/stable_pretraining_mvmr.py": (
         "stable_pretraining_host.py::test_the_example_runs_from_anywhere"
     ),

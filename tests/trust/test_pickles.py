@@ -130,7 +130,7 @@ def read_exported(path):
     from benchmarks.stl10.settings import Settings
 
     settings = Settings(backbone="small", image_size=32).as_dict()
-    transfer(Namespace(**settings, weights=path, to="data", output=None))
+    transfer(Namespace(**settings, weights=path, to="data", output=None, classifier="svm"))
 
 
 READERS = [
