@@ -79,6 +79,11 @@ def test_strides():
     )
 
 
+def test_of_no_rows_there_is_no_matrix():
+    found = kernel_module.centered_gram(torch.ones(0, 5))
+    assert found is None or found.shape == (0, 0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-30, 1e30, 0.0])
 @pytest.mark.parametrize("d", [3, 16])
 def test_leaves_what_needs_care_to_the_definition(value, d):
