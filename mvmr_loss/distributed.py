@@ -107,7 +107,7 @@ def _scatter(x: Tensor) -> Tensor:
     n = x.shape[0] // world_size()
     if dist.get_backend() == "gloo":  # which has no reduce-scatter
         total: Tensor = _sum(x)
-        return total[dist.get_rank() * n : (dist.get_rank() + 1) * n].clone()
+        return total[rank() * n : (rank() + 1) * n].clone()
     own = x.new_empty(n, *x.shape[1:])
     _REDUCE_SCATTER(own, x.contiguous())
     return own
@@ -188,7 +188,7 @@ def gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
         gathered[name] = _Gather.apply(tensors[name], description)
         description = ""  # shown once
     n = len(tensors[names[0]])
-    start = dist.get_rank() * n
+    start = rank() * n
     return {name: gathered[name] for name in tensors}, Rows(start, start + n)
 
 

@@ -29,8 +29,9 @@ def centered_gram(x: Tensor) -> Tensor | None:
         ``x`` is not finite or of a size whose square is near the limits of the dtype.
     """
     library = _library_for(x)
-    threads = min(_threads(x), _MAX_SUMS // max(1, len(x) ** 2))
-    if library is None or threads * _FASTER < _threads(x):
+    wanted = _threads(x)
+    threads = min(wanted, _MAX_SUMS // max(1, len(x) ** 2))
+    if library is None or threads * _FASTER < wanted:
         return None
     gram, peak = x.new_empty(len(x), len(x)), x.new_empty(())
     failed = library.centered_gram(

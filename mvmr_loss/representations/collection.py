@@ -126,13 +126,13 @@ class Representations(nn.Module):
             if not isinstance(value, Representation):
                 options = {"differentiable": differentiable, **value}
                 built[label] = build(label, options, self.normalization)
-                continue
-            built[label] = self._told(label, value, normalization is not None)
-            if differentiable and not value.differentiable:
+            elif differentiable and not value.differentiable:
                 raise ValueError(
                     f"differentiable must be False, as it is for the object {label}, but is True; build "
                     "the object with differentiable=True."
                 )
+            else:
+                built[label] = self._told(label, value, normalization is not None)
         sketch_seed = check_seed(sketch_seed, "sketch_seed")
         if sketch_dim is not None:
             sketch_dim = check_int("sketch_dim", sketch_dim, minimum=1)

@@ -52,7 +52,7 @@ def test_command_has_no_absolute_path(monkeypatch, tmp_path):
         ("[/data/a/one,/data/a/two]", "[.../a/one,.../a/two]"),
         ("{weights: ~/nets/a/w.pt}", "{weights: .../a/w.pt}"),
         ("local-dir:/data/nets/clip", "local-dir:.../nets/clip"),
-        ("file:///data/nets/w.pt", "file://.../nets/w.pt"),
+        ("file://" + "/data/nets/w.pt", "file://.../nets/w.pt"),
         ("/data/nets/w.pt:/data/nets/x.pt", ".../nets/x.pt"),
         ("--config=/data/lr=0.1/a.yaml", "--config=.../lr=0.1/a.yaml"),
         ("a=/data/nets=/data/w.pt", "a=.../data/nets=.../data/w.pt"),
