@@ -287,7 +287,7 @@ def rows(name: str, results: Path) -> Iterator[tuple[str, Settings]]:
             own = {**chosen(method, results), "views": views, **settings}
             own |= {"looks": 5 if name in ("main", "long") else 1}
             own |= {"encoder": name if name in ("resnet18", "vit") else "small"}
-            if name == "vit":  # Not chosen for it, and the same for all.
+            if name in ("resnet18", "vit"):  # Not chosen for them, and the same for all.
                 own |= {"learning_rate": 2e-3}
             yield row, {**own, "split": "test"}
 
