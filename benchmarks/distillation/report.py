@@ -43,8 +43,11 @@ def write_report(folder: Path) -> None:
         told = record["settings"]
         if "student" not in told:
             accuracy = record["figures"]["accuracy"]
+            # One that was trained twice has a record of each training.
+            which = record["name"].rpartition("/teacher")[2].replace("-", " of ")
             teachers.append(
-                f"{told['teacher']}: linear {accuracy['linear']:.1f}, kNN {accuracy['knn']:.1f}"
+                f"{told['teacher']}{which}: linear {accuracy['linear']:.1f}, "
+                f"kNN {accuracy['knn']:.1f}"
             )
             continue
         place = told["teacher"], told["student"], told["epochs"]
