@@ -27,6 +27,23 @@ MEASURED = {
     "contrast": "contrast",
     "photographs": "photographs",
 }
+# In the overview: what is compared with what, and in which measures.
+COMPARED = (
+    ("regression_dependence", "regression"),
+    ("regression_dependence", "regression_rotated"),
+    ("regression_dependence", "mimicry"),
+    ("mimicry_dependence", "mimicry"),
+    ("dependence_corrected", "regression"),
+    *(("dependence_corrected", other) for other in ("cka", "similarity", "rkd", "published")),
+    ("dependence_corrected", "dependence"),
+    *((f"{other}_dependence", other) for other in ("cka", "similarity", "rkd")),
+    *(
+        (f"regression_dependence_{how}", "regression_dependence")
+        for how in ("each_view", "anchors", "views")
+    ),
+    ("dependence_anchors", "dependence"),
+)
+OVERVIEW = ("linear", "knn", "few_labels")
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -57,9 +74,52 @@ def write_report(folder: Path) -> None:
     if teachers:
         parts.append(f"Top-1 accuracy of the teachers' own features, in %: {'; '.join(teachers)}.")
     for mark, own in groups.items():
+        overview = "\n\n".join(_overview(own)) or "Not run yet."
+        write_between(folder / "RESULTS.md", f"{mark}, overview", overview)
         texts = [text for place in sorted(own) for text in _tables(place, own[place])]
         texts = parts + texts if mark == "table" else texts or ["Not run yet."]
         write_between(folder / "RESULTS.md", mark, "\n\n".join(texts))
+
+
+def _overview(groups: Mapping[tuple[str, str, int], Records]) -> Iterator[str]:
+    """Yields, for each teacher and student, what methods differ by: a row two methods.
+
+    Differences are paired by seed, and bold where they are larger than they spread.
+    """
+    for teacher, student in sorted({place[:2] for place in groups}):
+        found: dict[tuple[str, int], dict[int, Any]] = {}
+        for place, records in groups.items():
+            for record in records if place[:2] == (teacher, student) else ():
+                if "held_out" not in record["settings"]:
+                    own = found.setdefault((record["settings"]["method"], place[2]), {})
+                    own[record["seed"]] = record["figures"]["accuracy"]
+        lengths = sorted({epochs for _, epochs in found})
+        rows = []
+        for more, less in COMPARED:
+            pairs = [(found.get((more, e), {}), found.get((less, e), {})) for e in lengths]
+            if any(set(ours) & set(theirs) for ours, theirs in pairs):
+                label = f"{METHODS[more].label}, less {METHODS[less].label}"
+                cells = (_difference(*pair, name) for name in OVERVIEW for pair in pairs)
+                rows.append([label, *cells])
+        if rows:
+            yield f"### Differences: {teacher}, {student}"
+            heads = (f"{MEASURED[name]}, {epochs}" for name in OVERVIEW for epochs in lengths)
+            yield table(["methods; epochs", *heads], rows)
+
+
+def _difference(ours: Mapping[int, Any], theirs: Mapping[int, Any], name: str) -> str:
+    """Returns the difference of an accuracy over the seeds that both have; bold beyond its spread.
+
+    Examples:
+        >>> ours, theirs = ({0: {"knn": x}, 1: {"knn": x + 0.5}} for x in (52.0, 50.5))
+        >>> _difference(ours, theirs, "knn"), _difference(ours, {1: {"knn": 53.0}}, "knn")
+        ('**+1.5 ± 0.0**', '-0.5')
+    """
+    differences = [ours[seed][name] - theirs[seed][name] for seed in sorted(set(ours) & set(theirs))]
+    text = spread(differences, sign="+")
+    if len(differences) > 1 and abs(statistics.mean(differences)) > statistics.stdev(differences):
+        return f"**{text}**"
+    return text
 
 
 def _tables(place: tuple[str, str, int], records: Records) -> Iterator[str]:

@@ -40,10 +40,16 @@ def write_report(folder: Path) -> None:
         elif told["part"] == "launches":
             counts += [[n, c["eager"], c.get("compiled")] for n, c in figures.items()]
         else:
+            count, measured = figures["steps_of_the_pretraining"], figures["seconds"]
+            # By the mean: some steps wait for images, and all of them do so again and again.
+            hours, computing = (
+                count * statistics.mean(seconds) / 3600
+                for seconds in (measured, figures["seconds_computing"])
+            )
             parts.append(
-                f"The pretraining of the {told['preset']} preset on STL10: "
-                f"{figures['hours']:.1f} hours, {figures['hours_computing']:.1f} without waiting for "
-                f"images ({figures['steps_of_the_pretraining']:,} steps; of {told['steps']} measured)."
+                f"The pretraining of the {told['preset']} preset on STL10: {hours:.1f} hours, "
+                f"{computing:.1f} without waiting for images ({count:,} steps, by the mean of "
+                f"{len(measured)})."
             )
     if steps:
         header = ["step", "with", "median", "of the network alone", "memory"]
