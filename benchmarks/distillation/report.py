@@ -115,7 +115,9 @@ def _difference(ours: Mapping[int, Any], theirs: Mapping[int, Any], name: str) -
         >>> _difference(ours, theirs, "knn"), _difference(ours, {1: {"knn": 53.0}}, "knn")
         ('**+1.5 ± 0.0**', '-0.5')
     """
-    differences = [ours[seed][name] - theirs[seed][name] for seed in sorted(set(ours) & set(theirs))]
+    differences = [
+        ours[seed][name] - theirs[seed][name] for seed in sorted(set(ours) & set(theirs))
+    ]
     text = spread(differences, sign="+")
     if len(differences) > 1 and abs(statistics.mean(differences)) > statistics.stdev(differences):
         return f"**{text}**"
