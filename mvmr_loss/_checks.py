@@ -111,6 +111,8 @@ def check_float_tensor(name: str, x: object) -> Tensor:
             f"{name} must have a floating-point dtype but has {x.dtype}; convert it first: "
             f"{name}.float(), and images in 0..255 must be divided by 255 and normalised, too."
         )
+    if x.element_size() < 2:
+        raise TypeError(f"{name} must have 16 bits or more but has {x.dtype}; convert it first.")
     return x
 
 
@@ -177,7 +179,7 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def check_batch(name: str, x: Any, min_samples: int = 1) -> None:
     """Raises unless ``x`` is a batch of at least so many samples; its values are not looked at."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.element_size() < 2:
         check_float_tensor(name, x)
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(

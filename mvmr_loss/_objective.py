@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mvmr_loss._checks import can_be_seen, check_batch, check_finite, check_number
 from mvmr_loss.dependence import DependenceMeasure, TokenDistanceCorrelation
-from mvmr_loss.dependence import dependence_measure as resolve_measure
+from mvmr_loss.dependence.registry import measure_of
 from mvmr_loss.distributed import ALL_ROWS, Rows, gather
 
 Measure = str | Mapping[str, Any] | DependenceMeasure
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 def measure_of_batch(argument: str, measure: Any) -> DependenceMeasure:
     """Returns the measure of a name, which must compare images of a batch with one another."""
-    resolved = resolve_measure(measure)
+    resolved = measure_of(argument, measure)
     if isinstance(resolved, TokenDistanceCorrelation):
         raise ValueError(
             f"{argument} must compare images, of shape (N, D), but is {resolved!r}, which compares the "
@@ -223,10 +223,15 @@ def dependence_terms(
     terms = {term: z.new_zeros(()) for term in met if term not in wanted}
     if wanted:
         sides = {side for pairs in wanted.values() for pair in pairs for side in pair}
-        order = [label for label in batch.named if label in sides]
-        place = {label: i for i, label in enumerate(order)}
         tensors = {**batch.named, **batch.views}
-        sided = [tensors[label] for label in order]
+        sided: list[Tensor] = []
+        place: dict[str, int] = {}
+        for label in (label for label in batch.named if label in sides):
+            # One that has two names has one matrix, and compilers refuse it twice.
+            same = [i for i, x in enumerate(sided) if x is tensors[label]]
+            place[label] = same[0] if same else len(sided)
+            if not same:
+                sided.append(tensors[label])
         batches = [x if x.ndim == 2 else x.reshape(len(z), -1) for x in sided]
         pairs = [(place[a], place[b]) for pairs in wanted.values() for a, b in pairs]
         values = measure.compare(batches, pairs, batch.rows).to(z.dtype)

@@ -32,9 +32,9 @@ from mvmr_loss._objective import (
     named_views,
     unit_length,
 )
-from mvmr_loss.dependence import dependence_measure as resolve_measure
 from mvmr_loss.dependence.matrices import WIDE
 from mvmr_loss.dependence.measures import in_range
+from mvmr_loss.dependence.registry import measure_of
 from mvmr_loss.distributed import ALL_ROWS, Rows
 from mvmr_loss.presets import IDENTITY_MEASURE, preset_settings
 
@@ -81,21 +81,25 @@ def variance_loss(z: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
 
     Args:
         z: Embeddings of one view, shape (N, D), N >= 2. Half precision is raised to float32.
-        margin: The standard deviation below which a coordinate is penalised.
-        eps: Added to the variance.
+        margin: The standard deviation below which a coordinate is penalised, at least 0.
+        eps: Added to the variance, above 0.
 
     Returns:
         Scalar tensor in [0, margin].
 
     Raises:
         TypeError: If ``z`` is not a floating-point tensor.
-        ValueError: If it is not of shape (N, D) with N >= 2.
+        ValueError: If it is not of shape (N, D) with N >= 2, or an option is out of range.
 
     Examples:
         >>> variance_loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))  # std 0.01 (collapsed) and 1.41
         tensor(0.4950)
     """
     check_views({"z": z}, 2)
+    if not margin >= 0:
+        raise ValueError(f"margin must be at least 0 but is {margin}.")
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0 but is {eps}.")
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     # Wide batches on a CPU: torch strides through memory, in up to four times the time.
     sliced = z.is_cpu and z.numel() >= _SLICED_FROM and can_be_seen(z)
@@ -222,7 +226,7 @@ def identity_loss(
     n, count = unit.shape[:2]
     label = torch.eye(n, dtype=unit.dtype, device=unit.device).repeat_interleave(count, dim=0)
     own = Rows(rows.start * count, None if rows.stop is None else rows.stop * count)
-    return 1 - resolve_measure(measure).compare([unit.flatten(0, 1), label], [(0, 1)], own)[0]
+    return 1 - measure_of("measure", measure).compare([unit.flatten(0, 1), label], [(0, 1)], own)[0]
 
 
 def _peak(z: Tensor) -> Tensor:

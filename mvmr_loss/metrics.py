@@ -89,9 +89,10 @@ class _MinibatchDependence(Metric):  # type: ignore[misc, unused-ignore]
         if not self.samples:
             raise ValueError("update must be called before compute but was not.")
         covariance, variance_x, variance_y = self.moments / self.samples
-        product = variance_x.sqrt() * variance_y.sqrt()
-        constant = product == 0
-        return torch.where(constant, 0.0, covariance / torch.where(constant, 1.0, product))
+        constant = (variance_x == 0) | (variance_y == 0)
+        # 1 in the place of 0, of which a root has no finite gradient.
+        root_x, root_y = (torch.where(v == 0, 1.0, v).sqrt() for v in (variance_x, variance_y))
+        return torch.where(constant, 0.0, covariance / (root_x * root_y))
 
 
 class DebiasedCKA(_MinibatchDependence):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mvmr_loss._checks import can_be_seen, check_number
+from mvmr_loss._checks import can_be_seen, check_float_tensor, check_number
 
 # How far outside of [0, 1] an image may reach, as interpolation and noise make it.
 _OVERSHOOT = 1.0
@@ -103,12 +103,27 @@ class Normalization:
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalises images (N, C, H, W) in [0, 1]."""
+        """Normalises images (N, C, H, W) in [0, 1].
+
+        Raises:
+            TypeError: If the images are no floating-point tensor.
+            ValueError: If they are of another shape, or have not a channel for each mean.
+        """
+        self._check_shape(images)
         return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
 
     def undo(self, images: Tensor) -> Tensor:
-        """Takes normalised images (N, C, H, W) back to [0, 1]."""
+        """Takes normalised images (N, C, H, W) back to [0, 1]; errors as of :meth:`apply`."""
+        self._check_shape(images)
         return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+
+    def _check_shape(self, images: Tensor) -> None:
+        check_float_tensor("images", images)
+        if images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"images must have shape (N, {len(self.mean)}, H, W), a channel for each mean, but has "
+                f"shape {tuple(images.shape)}."
+            )
 
     def check(self, images: Tensor, *, wait: bool = False) -> None:
         """Raises, or warns once, if images (N, C, H, W) cannot have been normalised so.
@@ -123,7 +138,7 @@ class Normalization:
             ValueError: If a value is out of the range that the statistics allow.
         """
         can_be_read = can_be_waited_for if wait else can_be_seen
-        if images.shape[1] != len(self.mean) or not can_be_read(images):
+        if images.shape[1] != len(self.mean) or not images.numel() or not can_be_read(images):
             return
         low, high = (bound.item() for bound in torch.aminmax(images.detach()))
         pairs = list(zip(self.mean, self.std, strict=True))

@@ -492,3 +492,18 @@ class TestTerms:
         loss.backward()
         torch.testing.assert_close(loss.detach(), torch.tensor(0.99))
         assert torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("kind", ["second head", "two names", "one view", "itself"])
+def test_one_tensor_under_two_names_has_one_matrix(kind):
+    z, v = torch.randn(2, 16, 8).unbind()
+    z, v, y = z.requires_grad_(), v.requires_grad_(), torch.randn(16, 5)
+    given = {
+        "second head": (z, v, {"y": y}, v),
+        "two names": (z, v, {"a": y, "b": y}),
+        "one view": (z, z),
+        "itself": (z, v, {"itself": z}),
+    }[kind]
+    torch.compiler.reset()
+    compiled = torch.compile(MVMRLoss(), fullgraph=True)
+    assert compiled(*given).item() == pytest.approx(MVMRLoss()(*given).item(), rel=1e-5)

@@ -227,3 +227,13 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'torchmetrics>=0.11.4'" in done.stdout
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("kind", ["constant", "equally far"])
+def test_the_gradient_of_no_dependence_is_finite(name, kind):
+    x = (torch.ones(6, 6) if kind == "constant" else torch.eye(6)).requires_grad_()
+    metric = METRICS[name][0]()
+    value = metric(x, torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    (grad,) = torch.autograd.grad(value, x)
+    assert grad.isfinite().all()

@@ -431,3 +431,20 @@ class TestCheck:
             return min(times)
 
         assert fastest(normalization.check) < 0.05 * fastest(augmented_pixels)
+
+
+@pytest.mark.parametrize("way", ["apply", "undo"])
+class TestWhatIsNormalised:
+    def test_integers_are_refused(self, way):
+        images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+        with pytest.raises(TypeError, match="images must have a floating-point dtype"):
+            getattr(Normalization.imagenet(), way)(images)
+
+    @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 4, 4)])
+    def test_other_shapes_are_refused(self, way, shape):
+        with pytest.raises(ValueError, match=r"images must have shape \(N, 3, H, W\).*\(.*4, 4\)"):
+            getattr(Normalization.imagenet(), way)(torch.rand(shape))
+
+
+def test_nothing_is_seen_of_no_images():
+    Normalization.imagenet().check(torch.rand(0, 3, 4, 4))

@@ -256,3 +256,20 @@ class TestPresets:
     def test_options_are_a_copy(self):
         preset_settings("identity").loss["identity_weight"] = 7
         assert preset_settings("identity").loss["identity_weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"eps": 0.0}, "eps must be above 0 but is 0.0"),
+        ({"margin": -1}, "margin must be at least 0 but is -1"),
+    ],
+)
+def test_options_of_the_variance_term(option, message):
+    with pytest.raises(ValueError, match=message):
+        variance_loss(torch.randn(4, 3), **option)
+
+
+def test_errors_name_the_measure_they_are_of():
+    with pytest.raises(ValueError, match="identity_measure must be one of .* but is 'foo'"):
+        MVMRLoss(identity_measure="foo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
@@ -14,16 +14,7 @@ from mvmr_loss.dependence.measures import Distance, Estimator, compare_two, depe
 from mvmr_loss.distributed import ALL_ROWS
 
 
-def distance_estimator(**options: Any) -> Estimator:
-    """Returns a distance covariance or correlation after checking its options, once for each set."""
-    try:
-        return _checked_estimator(**options)
-    except TypeError:  # what cannot be hashed, too, is to be named
-        return _checked_estimator.__wrapped__(**options)
-
-
-@functools.lru_cache(maxsize=64, typed=True)
-def _checked_estimator(
+def distance_estimator(
     *,
     exponent: float = 1.0,
     eps: float = 0.0,
@@ -31,8 +22,11 @@ def _checked_estimator(
     normalized: bool = True,
     rooted: bool = False,
 ) -> Estimator:
-    exponent = check_number("exponent", exponent, above=0, below=2)
-    eps = check_number("eps", eps, minimum=0)
+    """Returns a distance covariance or correlation after checking its options."""
+    if not (type(exponent) is float and 0 < exponent < 2):
+        exponent = check_number("exponent", exponent, above=0, below=2)
+    if not (type(eps) is float and 0 <= eps < math.inf):
+        eps = check_number("eps", eps, minimum=0)
     return Estimator(Distance(exponent, eps), corrected, normalized, rooted)
 
 
@@ -315,7 +309,7 @@ def pairwise_distances(x: Tensor, *, exponent: float = 1.0, eps: float = 0.0) ->
             not finite.
 
     Examples:
-        >>> pairwise_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]]))
+        >>> pairwise_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])).round(decimals=4)
         tensor([[0., 5., 3.],
                 [5., 0., 4.],
                 [3., 4., 0.]])

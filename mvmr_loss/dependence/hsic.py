@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mvmr_loss._checks import check_choice, check_number
+from mvmr_loss._checks import check_bool, check_choice, check_number
 from mvmr_loss.dependence.measures import Estimator, Gaussian, Linear, compare_two
 
 Kernel = Literal["linear", "gaussian"]
@@ -75,7 +75,8 @@ def hsic(
         >>> round(hsic(x, y).item(), 4), round(hsic(x, y, unbiased=True).item(), 4)
         (0.0496, -0.0163)
     """
-    estimator = kernel_estimator(kernel, bandwidth, corrected=unbiased, normalized=False)
+    corrected = check_bool("unbiased", unbiased)
+    estimator = kernel_estimator(kernel, bandwidth, corrected=corrected, normalized=False)
     return compare_two(estimator, x, y)
 
 
@@ -122,5 +123,6 @@ def cka(
         >>> round(cka(x, y).item(), 4), round(cka(x, x, debiased=True).item(), 4)
         (0.1636, 1.0)
     """
-    estimator = kernel_estimator(kernel, bandwidth, corrected=debiased, normalized=True)
+    corrected = check_bool("debiased", debiased)
+    estimator = kernel_estimator(kernel, bandwidth, corrected=corrected, normalized=True)
     return compare_two(estimator, x, y)

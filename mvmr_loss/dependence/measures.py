@@ -77,8 +77,15 @@ class Gaussian(NamedTuple):
             return torch.exp(-squared / (2 * spread[:, None, None]))
         ratio = (units / self.bandwidth).square() / 2
         # Held so that it stays finite in the type: the kernel is 0 there anyway.
-        ratio = ratio.clamp(max=torch.finfo(squared.dtype).max ** 0.5).to(squared.dtype)
-        return torch.exp(-squared * ratio[:, None, None])
+        ratio = ratio.clamp(max=torch.finfo(squared.dtype).max ** 0.5).to(squared.dtype)[
+            :, None, None
+        ]
+        power = -squared * ratio
+        # Of several processes' rows the largest is not known here, but is at most 1 in these units.
+        broad = ratio < 1 if rows.stop is not None else power.detach().amin((1, 2), True) > -1
+        # A kernel that is near 1 everywhere keeps its digits in what it lacks, and centring takes
+        # the 1 away; one that is near 0 somewhere keeps them in itself.
+        return torch.where(broad, torch.expm1(power), torch.exp(power))
 
 
 class Linear(NamedTuple):
@@ -274,7 +281,14 @@ class DependenceMeasure(nn.Module):
         Returns:
             Tensor of shape (pairs,).
         """
-        return torch.stack([self(batches[i], batches[j]) for i, j in pairs])
+        values = [self(batches[i], batches[j]) for i, j in pairs]
+        for value in values:
+            if not isinstance(value, Tensor) or value.ndim != 0:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"{type(self).__name__} must return a tensor of shape () but returned {shape}."
+                )
+        return torch.stack(values)
 
 
 class MatrixMeasure(DependenceMeasure):
@@ -326,6 +340,8 @@ def compare_two(
         raise ValueError(
             f"x and y must have the same number of samples but have {len(x)} and {len(y)}."
         )
+    if x.device != y.device:
+        raise ValueError(f"y must be on {x.device} like x but is on {y.device}.")
     batches = [x.reshape(len(x), -1), y.reshape(len(y), -1)]
     value = dependence(estimator, batches, [(0, 1)], block_size=block_size)[0]
     # Any value that is not finite makes it NaN, so that the batches are looked at only then.

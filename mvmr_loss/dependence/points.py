@@ -90,7 +90,7 @@ class Float32Points(Points):
         self.unit = batch.new_ones((), dtype=torch.float64)
         self._close: set[Rows] = set()
         means = []
-        self._norms = torch.zeros(len(batch), dtype=torch.float64)
+        self._norms = batch.new_zeros(len(batch), dtype=torch.float64)
         for columns in _few_columns(batch):
             x = batch[:, columns]
             means.append(x.mean(dim=0))

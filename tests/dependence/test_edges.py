@@ -451,3 +451,11 @@ def test_a_view_of_the_negative_numbers(block_size):
     value, expected = measure(x, y), measure(plain, y)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, plain))
+
+
+def test_blocks_under_another_default_device():
+    x, y = torch.randn(2, 16, 4)
+    measure = dependence_measure("distance_correlation", block_size=4)
+    with torch.device("meta"):
+        found = measure(x, y)
+    assert found == measure(x, y)

@@ -316,7 +316,7 @@ class TestRegistering:
         assert dependence_measure("plain") is measure
         with pytest.raises(TypeError, match="plain has no option 'eps'; its options are none"):
             dependence_measure("plain", eps=1.0)
-        with pytest.raises(TypeError, match="a mapping with a 'name'.* but is None"):
+        with pytest.raises(TypeError, match=r"a mapping with a 'name'.* but is .'exponent': 1.0.\."):
             dependence_measure({"exponent": 1.0})
 
 
@@ -567,3 +567,48 @@ def test_compile_inductor():
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize(("function", "flag"), [(hsic, "unbiased"), (cka, "debiased")])
+def test_flags_are_checked(function, flag):
+    x = torch.randn(8, 3)
+    with pytest.raises(TypeError, match=f"{flag} must be True or False but is 'no'"):
+        function(x, x, **{flag: "no"})
+
+
+def test_both_batches_are_on_one_device():
+    x = torch.randn(8, 3)
+    with pytest.raises(ValueError, match="y must be on cpu like x but is on meta"):
+        distance_correlation(x, x.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("value", "returned"), [(0.5, "float"), (torch.zeros(4), r"\(4,\)")], ids=["float", "vector"]
+)
+def test_what_a_measure_of_ones_own_returns(value, returned):
+    class Constant(DependenceMeasure):
+        def forward(self, x, y):
+            return value
+
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match=rf"Constant must return .* shape \(\) .* {returned}"):
+        Constant().compare([x, x + 1], [(0, 1)])
+
+
+def test_a_partial_can_be_registered_twice(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    build = functools.partial(dependence_measure, "cka")
+    for _ in range(2):  # as in a notebook
+        register_dependence_measure("my_cka")(build)
+    assert "my_cka" in list_dependence_measures()
+
+
+def test_float8_is_to_be_converted():
+    x = torch.randn(8, 3).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match="x must have 16 bits or more but has torch.float8_e4m3fn"):
+        distance_correlation(x, x)
+
+
+def test_a_mapping_without_a_name_is_told_as_it_was_given():
+    with pytest.raises(TypeError, match=r"a 'name', .* but is \{'kernel': 'linear'\}"):
+        dependence_measure({"kernel": "linear"})

@@ -124,3 +124,38 @@ def test_values_beyond_the_range_are_held_within_it():
         value = dependence_measure(name, kernel="linear")(x, x)
         assert value == (torch.finfo(torch.float32).max if name == "hsic" else pytest.approx(1))
     assert torch.isfinite(MVMRLoss()(1e16 * batch("plain"), 1e16 * batch("pairs")))
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("name", ["hsic", "unbiased_hsic", "cka", "debiased_cka"])
+def test_a_kernel_far_broader_than_all_distances_keeps_its_digits(name, spread):
+    # As of embeddings of a deep network before its training: scaled to length 1 they are nearly one.
+    generator = torch.Generator().manual_seed(0)
+    x, y = 1 + spread * torch.randn(2, 64, 32, generator=generator)
+    measure = dependence_measure(name, kernel="gaussian", bandwidth=20.0)
+
+    def value_and_gradient(dtype):
+        leaf = x.to(dtype).requires_grad_()
+        value = measure(leaf, y.to(dtype))
+        (grad,) = torch.autograd.grad(value, leaf)
+        return value.item(), grad.double()
+
+    (value, grad), (exact, exact_grad) = map(value_and_gradient, (torch.float32, torch.float64))
+    assert exact_grad.norm() > 0
+    assert value == pytest.approx(exact, rel=1e-3)
+    assert (grad - exact_grad).norm() < 2e-2 * exact_grad.norm()
+
+
+def test_the_identity_term_of_a_nearly_collapsed_network_has_its_gradient():
+    criterion = MVMRLoss.from_preset("identity")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 32, 16, generator=generator)
+    views = [1 + 1e-4 * (noise[0] + 0.3 * part) for part in (noise[1], -noise[1])]
+
+    def gradient(dtype):
+        z, v = (view.to(dtype).requires_grad_() for view in views)
+        return torch.autograd.grad(criterion(z, v), z)[0].double()
+
+    exact = gradient(torch.float64)
+    assert exact.norm() > 0
+    assert (gradient(torch.float32) - exact).norm() < 2e-2 * exact.norm()
