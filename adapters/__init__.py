@@ -24,6 +24,20 @@ GATHER_DISTRIBUTED = True
 IMAGE_SIZE = 224
 
 
+def check_filled(cache: Any, fill_cache: bool) -> None:
+    """Raises if a store is to be filled and none is named.
+
+    Args:
+        cache: What :class:`~mvmr_loss.Representations` takes.
+        fill_cache: Whether the store is made if there is none, and filled in the first epoch.
+
+    Raises:
+        ValueError: If ``cache`` is missing.
+    """
+    if fill_cache and cache is None:
+        raise ValueError("cache must be a folder where fill_cache is True but is None.")
+
+
 def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_cache: bool) -> None:
     """Raises unless the store of a host's option ``cache`` is there, or there shall be one or none.
 
@@ -34,6 +48,7 @@ def check_cache(cache: str | os.PathLike[str] | Mapping[str, Any] | None, fill_c
     Raises:
         ValueError: If it is missing.
     """
+    check_filled(cache, fill_cache)
     path = cache.get("path") if isinstance(cache, Mapping) else cache
     # What is no path Representations refuses.
     if isinstance(path, (str, os.PathLike)) and not fill_cache and not is_store(path):
@@ -169,7 +184,7 @@ _ABOUT_REPRESENTATIONS = {
 def check_loss_options(
     preset: str, loss: Mapping[str, Any], names: Iterable[str] | None, teachers: Iterable[str]
 ) -> None:
-    """Raises if the loss is told something of representations, and all of them meet the features.
+    """Raises if the loss is told what has no effect on representations, or not told what is needed.
 
     Args:
         preset: The preset's name.
@@ -178,15 +193,22 @@ def check_loss_options(
         teachers: The names of those that are distilled.
 
     Raises:
-        ValueError: If an option other than the preset's would have no effect.
+        ValueError: If all representations meet the features and an option other than the preset's would
+            have no effect; or if one is no teacher, and the preset has no weight for it.
 
     Examples:
         >>> check_loss_options("features", {"representation_weights": 0.5}, ["hog", "dct"], ["hog"])
     """
-    if not names or not set(names) <= set(teachers):
-        return
     settings = preset_settings(preset)
     told = {**(MVMRLoss.__init__.__kwdefaults__ or {}), **settings.loss}
+    others = sorted(set(names or ()) - set(teachers))
+    if others and told["representation_weights"] == 0 and "representation_weights" not in loss:
+        raise ValueError(
+            f"representation_weights must be given with preset {preset!r} for {', '.join(others)}, not "
+            "named by teacher_dims of the distillation: it has no weight for what is no teacher."
+        )
+    if not names or others:
+        return
     for name, instead in _ABOUT_REPRESENTATIONS.items():
         used = name == "dependence_measure" and {**told, **loss}["dependence_weight"] != 0
         # A weight of 0 says what is the case.

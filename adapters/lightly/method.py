@@ -23,6 +23,7 @@ from .. import (  # noqa: TID252 - of the same checkout
     GATHER_DISTRIBUTED,
     IMAGE_SIZE,
     check_cache,
+    check_filled,
     check_loss_options,
     check_teachers,
     distil,
@@ -158,18 +159,24 @@ class MVMR(LightningModule):
                 f"{{'teacher_dims': {{'teacher': 512}}}}, but is a {type(distillation).__name__}."
             )
         if isinstance(representations, nn.Module):
-            given = {"cache": cache, "sketch_dim": sketch_dim}
-            for name, value in given.items():
-                if value is not None:
+            given = {
+                "cache": (cache, None),
+                "sketch_dim": (sketch_dim, None),
+                "fill_cache": (fill_cache, False),
+                "normalization": (normalization, "imagenet"),
+            }
+            for name, (value, usual) in given.items():
+                if value != usual:
                     raise ValueError(
-                        f"{name} must be None where representations are a module, which may have one "
-                        f"itself, but is {value!r}."
+                        f"{name} must be left out where representations are a module, which may have "
+                        f"one itself, but is {value!r}."
                     )
             # DistributedDataParallel would wait for a gradient, and there is none.
             representations.requires_grad_(False)
         representations, sketch_dim = with_preset(preset, representations, sketch_dim, distillation)
 
         self.backbone, feature_dim = build_backbone(backbone, feature_dim)
+        self.feature_dim = feature_dim
         self.projection_head = MVMRProjectionHead(feature_dim, hidden_dim, output_dim)
         if cache is not None and not representations:
             raise ValueError(f"cache must be None without representations but is {cache!r}.")
@@ -183,6 +190,7 @@ class MVMR(LightningModule):
             else None
         )
         self.cache, self.fill_cache = cache, check_bool("fill_cache", fill_cache)
+        check_filled(cache, fill_cache)
         self._index: dict[str, int] | None = None
         gathered = {"gather_distributed": GATHER_DISTRIBUTED}
         self.criterion = MVMRLoss.from_preset(preset, **{**gathered, **(loss or {})})
@@ -278,6 +286,11 @@ class MVMR(LightningModule):
         """
         views, targets = check_views(batch[0]), batch[1]
         features = self.forward(torch.cat(views)).flatten(start_dim=1)
+        if features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"feature_dim must be {features.shape[1]}, the width of the backbone's features, but is "
+                f"{self.feature_dim}."
+            )
         z, *z_augmented = self.projection_head(features).chunk(len(views))
         distilled, represented = distil(
             self.distillation, features.chunk(len(views)), self._represent(batch) or {}

@@ -15,6 +15,10 @@ NOTHING_TRAINED = (
     "mvmr-loss: results: none, no epoch was left to train; a run that auto_resume has found is begun "
     "anew by auto_resume.enabled=False"
 )
+NO_BATCH = (
+    "mvmr-loss: results: none, for the data set has no full batch of optimizer.batch_size images for "
+    "each process"
+)
 
 
 class ResultPrinter(Callback):
@@ -28,7 +32,8 @@ class ResultPrinter(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            lines = result_lines(trainer.callback_metrics) or [NOTHING_TRAINED]
+            nothing = NO_BATCH if trainer.num_training_batches == 0 else NOTHING_TRAINED
+            lines = result_lines(trainer.callback_metrics) or [nothing]
             print(*lines, sep="\n", flush=True)
 
 

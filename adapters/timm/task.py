@@ -164,6 +164,11 @@ class DependenceDistillationTask(FeatureDistillationTask):
             representations = Representations(
                 representations, normalization=statistics, sketch_dim=sketch_dim
             )
+        if representations is not None and representations.cache is not None:
+            raise ValueError(
+                "representations must have no cache, as timm augments each image anew and tells no "
+                f"index of it, but have {representations.cache!r}."
+            )
         self.representations = representations
         if representations is not None and TEACHER in representations.by_name:
             raise ValueError(

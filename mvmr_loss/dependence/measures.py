@@ -81,10 +81,11 @@ class Gaussian(NamedTuple):
             :, None, None
         ]
         power = -squared * ratio
-        # Of several processes' rows the largest is not known here, but is at most 1 in these units.
-        broad = ratio < 1 if rows.stop is not None else power.detach().amin((1, 2), True) > -1
-        # A kernel that is near 1 everywhere keeps its digits in what it lacks, and centring takes
-        # the 1 away; one that is near 0 somewhere keeps them in itself.
+        if power.dtype == torch.float64:
+            return torch.exp(power)
+        # A kernel that is near 1 everywhere has float32's digits in what it lacks alone, and centring
+        # takes the 1 away; one that is near 0 somewhere has them in itself.
+        broad = power.detach().amin((1, 2), keepdim=True) > -1
         return torch.where(broad, torch.expm1(power), torch.exp(power))
 
 

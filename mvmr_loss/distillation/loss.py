@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -138,26 +140,29 @@ class DistillationLoss(nn.Module):
             raise ValueError("teacher_dims must name at least one teacher but is {}.")
         self._regression_weight = self._by_name("regression_weight", regression_weight, minimum=0)
         self._dependence_weight = self._by_name("dependence_weight", dependence_weight)
-        if not any({*self.regression_weight.values(), *self.dependence_weight.values()}):
+        if not any({*self._regression_weight.values(), *self._dependence_weight.values()}):
             raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self.scale = check_choice("scale", scale, ("isotropic", "coordinate"))
+        head = functools.partial(
+            TeacherRegression,
+            hidden_dim=hidden_dim,
+            cosine_weight=cosine_weight,
+            smooth_l1_weight=smooth_l1_weight,
+            scale=scale,
+            rotation=rotation,
+            gather_distributed=gather_distributed,
+        )
         self.regressions = nn.ModuleDict(
             {
-                name: TeacherRegression(
-                    embedding_dim,
-                    self.teacher_dims[name],
-                    hidden_dim=hidden_dim,
-                    cosine_weight=cosine_weight,
-                    smooth_l1_weight=smooth_l1_weight,
-                    scale=scale,
-                    rotation=rotation,
-                    gather_distributed=gather_distributed,
-                )
-                for name, weight in self.regression_weight.items()
+                name: head(embedding_dim, self.teacher_dims[name])
+                for name, weight in self._regression_weight.items()
                 if weight > 0
             }
         )
+        if not self.regressions:  # What is said of heads is looked at all the same.
+            with torch.device("meta"):
+                head(1, 1)
         # Of who has no regression.
         self.standardizations = nn.ModuleDict(
             {
@@ -183,9 +188,9 @@ class DistillationLoss(nn.Module):
             )
 
     @property
-    def regression_weight(self) -> dict[str, float]:
-        """Name of each teacher -> weight of its regression."""
-        return self._regression_weight
+    def regression_weight(self) -> Mapping[str, float]:
+        """Name of each teacher -> weight of its regression; set it as a whole."""
+        return MappingProxyType(self._regression_weight)
 
     @regression_weight.setter
     def regression_weight(self, weights: Weights) -> None:
@@ -196,18 +201,22 @@ class DistillationLoss(nn.Module):
                     f"regression_weight must be 0 for {name!r}, which has no head as its weight was 0 "
                     f"at first, but is {weight}."
                 )
+        if not any({*new.values(), *self._dependence_weight.values()}):
+            raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self._regression_weight = new
 
     @property
-    def dependence_weight(self) -> dict[str, float]:
-        """Name of each teacher -> weight of its dependence."""
-        return self._dependence_weight
+    def dependence_weight(self) -> Mapping[str, float]:
+        """Name of each teacher -> weight of its dependence; set it as a whole."""
+        return MappingProxyType(self._dependence_weight)
 
     @dependence_weight.setter
     def dependence_weight(self, weights: Weights) -> None:
         new = self._by_name("dependence_weight", weights)
         if not self.regressions and not any(new.values()):
             raise ValueError("dependence_weight must not be 0 where no teacher has a head.")
+        if not any({*new.values(), *self._regression_weight.values()}):
+            raise ValueError("regression_weight and dependence_weight must not all be 0.")
         self._dependence_weight = new
 
     @classmethod
@@ -273,7 +282,10 @@ class DistillationLoss(nn.Module):
         for name, standardization in own.items():
             if name not in source:
                 raise ValueError(f"source must have {', '.join(own)} but has {', '.join(source)}.")
-            standardization.fit(source[name])
+            try:
+                standardization.fit(source[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"source[{name!r}]: {error}") from error
         return self
 
     def _standardizations(self) -> dict[str, Standardization]:
@@ -295,14 +307,17 @@ class DistillationLoss(nn.Module):
         Returns:
             Whether it was fitted. If not, features are standardised by those seen so far.
         """
-        own = self._standardizations()
-        store = None if representations.cache is None else representations.cache.store
-        if store is None or not own:
+        own, cache = self._standardizations(), representations.cache
+        if cache is None or not own:
             return False
-        missing = int((~store.is_valid()).sum())
-        if missing:
+        store = cache.store
+        missing = None if store is None else int((~store.is_valid()).sum())
+        if store is None or missing:
+            lack = "is not there yet"
+            if store is not None:
+                lack = f"lacks {missing} of {store.num_samples} samples"
             warnings.warn(
-                f"the store at {store.path} lacks {missing} of {store.num_samples} samples: this "
+                f"the store at {cache.path} {lack}: this "
                 "training standardises the teachers' features by the batches seen so far, without a "
                 "rotation, and not by those of all images; fill it first: python -m mvmr_loss.cache "
                 "fill, or mvmr_loss.cache.fill.",
@@ -380,13 +395,13 @@ class DistillationLoss(nn.Module):
         standardized = {name: standardize(teachers[name]) for name, standardize in own}
         for name, regression in self.regressions.items():
             terms[f"regression/{name}"] = regression(views, standardized[name], standardized=True)
-            weights[f"regression/{name}"] = self.regression_weight[name]
-        if any(self.dependence_weight.values()):
+            weights[f"regression/{name}"] = self._regression_weight[name]
+        if any(self._dependence_weight.values()):
             # One scale for all coordinates changes no distance correlation.
             features = standardized if self.scale == "coordinate" else teachers
             for name, term in self._dependence_terms(views, features).items():
                 terms[f"dependence/{name}"] = term
-                weights[f"dependence/{name}"] = abs(self.dependence_weight[name])
+                weights[f"dependence/{name}"] = abs(self._dependence_weight[name])
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         called = {f"teachers[{name!r}]": y for name, y in teachers.items()}
         check_finite_by(total, {**named, **called})
@@ -430,7 +445,7 @@ class DistillationLoss(nn.Module):
     def extra_repr(self) -> str:
         """Returns the weights, for printing."""
         return (
-            f"regression_weight={self.regression_weight}, dependence_weight={self.dependence_weight}, "
+            f"regression_weight={self._regression_weight}, dependence_weight={self._dependence_weight}, "
             f"gather_distributed={self.gather_distributed}"
         )
 
@@ -442,7 +457,7 @@ class DistillationLoss(nn.Module):
         batch = checked_batch(
             named_views("embeddings", embeddings),
             teachers,
-            self.dependence_weight,
+            self._dependence_weight,
             self.measure,
             argument="teachers",
             gather_distributed=self.gather_distributed,
@@ -456,7 +471,7 @@ class DistillationLoss(nn.Module):
             )
         if self.bank is None:
             met = {name: [(v, batch.labels[name]) for v in batch.views] for name in teachers}
-            return dependence_terms(self.measure, batch, met, self.dependence_weight)
+            return dependence_terms(self.measure, batch, met, self._dependence_weight)
         kept, kept_teachers = self.bank.samples()
         if self.scale == "coordinate":
             for name, standardization in self._standardizations().items():  # counted when they came
@@ -465,12 +480,12 @@ class DistillationLoss(nn.Module):
         views = list(batch.views.values())
         distances = [CenteredDistances.of(z, torch.cat([z, kept.to(z)])) for z in views]
         terms = {name: views[0].new_zeros(()) for name in teachers}
-        for name in (name for name, weight in self.dependence_weight.items() if weight != 0):
+        for name in (name for name, weight in self._dependence_weight.items() if weight != 0):
             y = as_rows(batch.named[batch.labels[name]])
             features = CenteredDistances.of(y, torch.cat([y, kept_teachers[name].to(y)]))
             value = torch.stack([z.correlation(features, rooted=True) for z in distances]).mean()
             value = value.to(views[0].dtype)
-            terms[name] = 1 - value if self.dependence_weight[name] > 0 else value
+            terms[name] = 1 - value if self._dependence_weight[name] > 0 else value
         return terms
 
     def _by_name(

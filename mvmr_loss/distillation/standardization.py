@@ -103,7 +103,8 @@ class Standardization(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(() if isotropic else width))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        # A number, as count is: averages of weights are taken of buffers, too, and not of truths.
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rotation_matrix", torch.eye(width) if rotated else None)
         self._warned = rotation != "hadamard"
 
@@ -174,7 +175,7 @@ class Standardization(nn.Module):
         self.mean.copy_(origin + shift)
         self.variance.copy_(self._over_coordinates(each))
         self.count.fill_(count)
-        self.fitted.fill_(True)
+        self.fitted.fill_(1)
         if self.rotation_matrix is not None:
             components = torch.linalg.eigh(covariance).eigenvectors
             even = hadamard(self.width).double() / self.width**0.5
@@ -256,7 +257,7 @@ class Standardization(nn.Module):
         # A batch that is not finite, whose squares are not either, would spoil them for good.
         usable = square.amax() < torch.inf
         square = torch.where(usable, square, 0.0)
-        added = torch.where(usable > self.fitted, number, 0)
+        added = torch.where(usable & (self.fitted == 0), number, 0)
         self.count.add_(added)
         share = added / self.count.clamp(min=1)
         rest = 1 - share

@@ -24,6 +24,7 @@ from mvmr_loss.adapters import lightly as adapter
 from mvmr_loss.adapters import with_preset
 from mvmr_loss.adapters.lightly import MVMR, MVMRTransform, MVMRViT
 from mvmr_loss.adapters.lightly.__main__ import method_entry, option
+from mvmr_loss.adapters.lightly.backbone import build_backbone
 from mvmr_loss.adapters.lightly.hyperparameters import NOT_SAVED
 from mvmr_loss.adapters.lightly.transform import CIFAR_NORMALIZE
 from mvmr_loss.cache.__main__ import main
@@ -380,10 +381,10 @@ def test_the_guides_store_fits_the_guides_transform(photograph_folder, tmp_path,
 
 def test_exception_kept_representations(tmp_path):
     for representations, words in (
-        ([], "without representations"),
-        (Representations(["hog"]), "where representations are a module"),
+        ([], "None without representations"),
+        (Representations(["hog"]), "left out where representations are a module"),
     ):
-        with pytest.raises(ValueError, match=f"cache must be None {words}"):
+        with pytest.raises(ValueError, match=f"cache must be {words}"):
             method(representations=representations, cache=str(tmp_path))
     with pytest.raises(TypeError, match="needs a LightlyDataset.*but the data set is a list"):
         trainer().fit(method(cache=str(tmp_path)), loader())
@@ -449,7 +450,7 @@ def test_the_preset_with_terms_on_the_features():
     assert (model.representations, model.distillation) == (None, None)
     with pytest.raises(ValueError, match="distillation must be left out without representations"):
         method(preset="features", representations=[], distillation={"dependence_weight": 0.1})
-    with pytest.raises(ValueError, match="sketch_dim must be None where representations are"):
+    with pytest.raises(ValueError, match="sketch_dim must be left out where representations are"):
         method(preset="features", representations=torch.nn.Identity(), sketch_dim=16)
     own = Representations(["hog"])
     with pytest.raises(ValueError, match="distillation must say its teacher_dims where"):
@@ -887,3 +888,37 @@ def test_the_guides_program_trains(tmp_path, monkeypatch):
     logged = namespace["model"].trainer.callback_metrics
     assert torch.isfinite(logged["train_loss"])
     assert "train_regression/scattering" in logged
+
+
+def test_the_width_is_that_of_the_features():
+    model = method(feature_dim=7)
+    with pytest.raises(ValueError, match="feature_dim must be 8, .* but is 7"):
+        model.training_step(next(iter(loader())), 0)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t"])
+def test_the_width_of_timms_networks_is_what_they_put_out(name):
+    backbone, width = build_backbone(name, None)
+    assert backbone.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, width)
+    assert build_backbone(backbone, None)[1] == width
+
+
+def test_exception_a_store_to_fill_and_none_is_named():
+    with pytest.raises(
+        ValueError, match="cache must be a folder where fill_cache is True but is None"
+    ):
+        method(fill_cache=True)
+
+
+def test_exception_a_representation_without_a_weight():
+    options = {"preset": "features", "representations": ["hog", "pixels"]}
+    dims = {"teacher_dims": {"hog": 1944}}
+    with pytest.raises(ValueError, match="representation_weights must be given .* for pixels"):
+        method(**options, distillation=dims)
+    method(**options, distillation=dims, loss={"representation_weights": 0.1})
+
+
+@pytest.mark.parametrize("option", [{"normalization": "none"}, {"fill_cache": True}])
+def test_exception_what_a_module_of_ones_own_says_itself(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} must be left out where"):
+        method(representations=Representations(["pixels"]), **option)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -942,6 +943,14 @@ def test_a_training_without_an_epoch_says_so(capsys: pytest.CaptureFixture[str])
 
     ResultPrinter().on_fit_end(Trainer(accelerator="cpu", logger=False), None)
     assert "results: none, no epoch was left to train" in capsys.readouterr().out
+
+
+def test_a_training_without_a_full_batch_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from mvmr_loss.adapters.solo.results import ResultPrinter
+
+    trainer = SimpleNamespace(is_global_zero=True, callback_metrics={}, num_training_batches=0)
+    ResultPrinter().on_fit_end(trainer, None)
+    assert "no full batch of optimizer.batch_size images" in capsys.readouterr().out
 
 
 def test_checkpoints_hold_no_objects(images: Tensor, tmp_path: Path) -> None:

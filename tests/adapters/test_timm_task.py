@@ -459,3 +459,9 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'timm>=1.0.31'" in done.stdout
+
+
+def test_a_cache_would_never_be_read(tmp_path):
+    cache = {"path": tmp_path / "store", "dataset": torch.rand(4, 3, 32, 32)}
+    with pytest.raises(ValueError, match="representations must have no cache"):
+        task(representations=Representations(["hog"], normalization=(MEAN, STD), cache=cache))

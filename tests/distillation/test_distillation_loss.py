@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from mvmr_loss import MultiRepresentationRegularizer, MVMRLoss, Representations
 from mvmr_loss.cache import RepresentationCache
@@ -267,6 +268,10 @@ def test_fits_to_a_full_cache_only(tmp_path):
     assert not criterion.fit_if_full(Representations(["pixels"]))
     cache = {"path": tmp_path / "store", "dataset": images}
     representations = Representations(["pixels"], normalization="none", cache=cache)
+    with pytest.warns(UserWarning, match="store is not there yet: .* fill it first"):
+        assert not criterion.fit_if_full(
+            representations
+        )  # as at the first training with a new folder
     representations(images[:5], torch.arange(5))
     with pytest.warns(UserWarning, match="lacks 1 of 6 samples: .* fill it first"):
         assert not criterion.fit_if_full(representations)
@@ -432,3 +437,56 @@ def test_teachers_of_one_number(anchors):
         criterion.update(z[:3], {"score": features[:3]})
         found.append(criterion(z, {"score": features}))
     assert torch.equal(*found)
+
+
+def test_averages_of_weights_take_its_buffers():
+    criterion = DistillationLoss(4, {"a": 8}).fit({"a": torch.randn(16, 8)})
+    averaged = AveragedModel(criterion, use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(criterion)
+    assert averaged.module.regressions["a"].standardization.fitted == 1
+
+
+def test_a_bool_of_older_checkpoints_is_taken():
+    criterion = DistillationLoss(4, {"a": 8}).fit({"a": torch.randn(16, 8)})
+    state = criterion.state_dict()
+    state = {k: v.bool() if k.endswith("fitted") else v for k, v in state.items()}
+    other = DistillationLoss(4, {"a": 8})
+    other.load_state_dict(state)
+    assert other.regressions["a"].standardization.fitted == 1
+
+
+def test_not_all_weights_are_set_to_0():
+    criterion = DistillationLoss(4, {"a": 8})
+    criterion.dependence_weight = 0
+    with pytest.raises(ValueError, match="must not all be 0"):
+        criterion.regression_weight = 0
+    assert criterion.regression_weight == {"a": 1.0}
+
+
+@pytest.mark.parametrize("name", ["regression_weight", "dependence_weight"])
+def test_weights_are_set_as_a_whole(name):
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        getattr(DistillationLoss(4, {"a": 8}), name)["a"] = 5.0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"rotation": "bogus"}, "rotation must be one of"),
+        ({"hidden_dim": -3}, "hidden_dim must be at least 0"),
+        ({"cosine_weight": "x"}, "cosine_weight must be a number"),
+    ],
+)
+def test_options_of_heads_are_looked_at_without_a_head(option, message):
+    before = torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match=message):
+        DistillationLoss(8, {"a": 32}, regression_weight=0, **option)
+    DistillationLoss(8, {"a": 32}, regression_weight=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fit_names_the_teacher_that_is_wrong():
+    criterion = DistillationLoss(4, {"a": 8, "b": 6})
+    with pytest.raises(ValueError, match=r"source\['b'\]: features must have shape \(N, 6\)"):
+        criterion.fit({"a": torch.randn(16, 8), "b": torch.randn(16, 5)})
