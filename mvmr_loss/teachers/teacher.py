@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from mvmr_loss._checks import as_rows, can_be_seen, check_bool, check_int
 from mvmr_loss.normalization import Normalization
@@ -74,7 +75,7 @@ class Teacher(Representation):
         module: A network, its method, or a callable, from images (N, C, H, W) to features; in place
             of ``source``. A network's parameters are set to need no gradient.
         source: Where the network comes from, see above.
-        model: Its name there.
+        model: Its name there. This and the next three go with ``source`` alone.
         weights: Its weights: a file, or what the source calls them.
         model_options: Keyword arguments for building the network.
         prefix: Prefix of the network's weights in the checkpoint file; None finds it.
@@ -136,6 +137,14 @@ class Teacher(Representation):
                 "either module or source must be given, and not both: a network of one's own, or "
                 f"one of {', '.join(SOURCES)}."
             )
+        if module is not None:
+            of_source = {"model": model, "weights": weights, "prefix": prefix}
+            for name, value in {**of_source, "model_options": model_options or None}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} must be None for a module, which is taken as it is, but is {value!r}; "
+                        "weights go into it before: mvmr_loss.teachers.load_checkpoint(network, file)."
+                    )
         self.source, self.model = source, model
         self.weights = None if weights is None else str(weights)
         self.model_options = dict(model_options or {})
@@ -267,8 +276,10 @@ class Teacher(Representation):
             Tensor of shape (N, ...), float32.
         """
         device = images.device if self.device is None else self.device
-        # Prepared where the teacher is: smaller images travel.
-        features = self._features(self.preprocess(images.to(device, torch.float32)))
+        # Prepared where the teacher is: smaller images travel. A copy, where nothing else makes one: a
+        # network may change its input in place, and these are the student's images.
+        copied = self.preprocessing is None
+        features = self._features(self.preprocess(images.to(device, torch.float32, copy=copied)))
         features = features.to(images.device, images.dtype)
         if features.shape[0] != len(images) or features.ndim < 2:
             raise ValueError(
@@ -421,7 +432,8 @@ class _Output:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.wanted:
-            self.kept.append(output)
+            # Copied: the network may change it in place afterwards, as ReLU(inplace=True) does.
+            self.kept.append(tree_map_only(Tensor, Tensor.clone, output))
 
     def begin(self) -> None:
         """Begins to keep outputs."""

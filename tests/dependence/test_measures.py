@@ -316,7 +316,9 @@ class TestRegistering:
         assert dependence_measure("plain") is measure
         with pytest.raises(TypeError, match="plain has no option 'eps'; its options are none"):
             dependence_measure("plain", eps=1.0)
-        with pytest.raises(TypeError, match=r"a mapping with a 'name'.* but is .'exponent': 1.0.\."):
+        with pytest.raises(
+            TypeError, match=r"a mapping with a 'name'.* but is .'exponent': 1.0.\."
+        ):
             dependence_measure({"exponent": 1.0})
 
 
