@@ -197,7 +197,7 @@ def fill(
     for samples in loader:
         whole = [(i, image) for i, image in samples if not isinstance(image, _Unreadable)]
         if whole:
-            representations(_batch(whole).to(device), [i for i, _ in whole])
+            representations._store(_batch(whole).to(device), [i for i, _ in whole])
         done += len(whole)
         for _, image in samples:
             if isinstance(image, _Unreadable):

@@ -53,8 +53,9 @@ def hog(
       gradients for human detection" (CVPR 2005) but for their interpolation.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
-            H and W at least ``cells_per_block * pixels_per_cell``.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image; H and W at least
+            ``cells_per_block * pixels_per_cell``. Values may be of any size whose sum over a cell is in
+            the type's range: up to some 1e35 in float32.
         orientations: Number of bins over [0, pi), at least 1.
         pixels_per_cell: Side of a cell in pixels, at least 1.
         cells_per_block: Side of a block in cells, at least 1. Blocks overlap: one starts at every
@@ -170,7 +171,9 @@ def _histogram(
     cell_row = torch.arange(height, device=device, dtype=torch.int32) // pixels_per_cell
     cell_column = torch.arange(width, device=device, dtype=torch.int32) // pixels_per_cell
     cell = cell_row[:, None] * columns + cell_column
-    index = (lower.remainder(orientations).int() + cell * orientations).long()
+    # Where values are not looked at, NaN has no bin: it goes to one, whose sum the magnitude makes NaN.
+    bin_ = lower.remainder(orientations).int().clamp(0, orientations - 1)
+    index = (bin_ + cell * orientations).long()
 
     def add_up(amount: Tensor) -> Tensor:
         sums = amount.new_zeros(n * channels, rows * columns * orientations)

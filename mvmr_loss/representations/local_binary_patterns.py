@@ -32,8 +32,8 @@ def local_binary_patterns(images: Tensor, cells: int = 2) -> Tensor:
     HOG in ``benchmarks/quality`` the one that helped. The module is :class:`LocalBinaryPatterns`.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
-            height and width at least ``cells + 2``.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any values whose sum
+            over the channels is finite; height and width at least ``cells + 2``.
         cells: Cells along each side, at least 1.
 
     Returns:
@@ -67,6 +67,8 @@ def _histograms(images: Tensor, cells: int) -> Tensor:
     counts = grey.new_zeros(n, cells * cells * _PATTERNS)
     place = (pattern + cell * _PATTERNS).flatten(1)
     counts.scatter_add_(1, place, grey.new_ones(()).expand_as(place))
+    # A comparison hides NaN, which is to make the result NaN where values are not looked at.
+    counts = counts + (grey - grey).sum(dim=(1, 2))[:, None]
     counts = counts.view(n, cells, cells, _PATTERNS)
     return counts / counts.sum(dim=3, keepdim=True)
 

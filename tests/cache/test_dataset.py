@@ -75,6 +75,21 @@ def test_fill(tmp_path, images):
         fill(module, images[:19])
 
 
+def test_fill_computes_what_is_kept_alone(tmp_path, images):
+    """The augmentations of a training do not depend on who filled the store."""
+
+    def first(folder, filled):
+        module = cached(tmp_path / folder, ["pixels", "augmented_pixels"], dataset=images)
+        if filled:
+            assert fill(module, images) == 20
+        return module(images, range(20))["augmented_pixels"]
+
+    assert torch.equal(first("a", True), first("b", False))
+    module = cached(tmp_path / "c", ["pixels", "augmented_pixels"])
+    with pytest.raises(ValueError, match="images must be normalised with mean"):
+        fill(module, images * 255)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
 @pytest.mark.parametrize("which", [0, 3])
 def test_fill_with_a_broken_image(image_folder, tmp_path, which, content):

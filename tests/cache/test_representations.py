@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset
@@ -191,6 +192,21 @@ def test_images_of_half_precision(tmp_path, photographs, dtype, as_float, size):
     ):
         with pytest.raises(ValueError, match=r"is not of this image: .* and rounded alike"):
             read(other)
+
+
+@pytest.mark.parametrize("kind", [int, torch.tensor, np.int64, lambda i: np.array([i])])
+def test_one_index_of_a_single_image(tmp_path, images, kind):
+    """As an IndexedDataset gives it."""
+    module = cached(tmp_path)
+    index, image = IndexedDataset(images)[3]
+    for given in (image, image[None], None):
+        rows = module(given, kind(index))["pixels"]
+        assert torch.equal(rows, image.flatten()[None].half().float())
+    assert module.cache.store.is_valid().nonzero().flatten().tolist() == [3]
+    with pytest.raises(ValueError, match="same number but are 20 and 1"):
+        module(images, kind(3))
+    with pytest.raises(TypeError, match="indices must be integers of shape .* but are a generator"):
+        module(images, (i for i in range(20)))
 
 
 def test_exception_calls(tmp_path, images):
