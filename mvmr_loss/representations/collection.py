@@ -185,7 +185,8 @@ class Representations(nn.Module):
             images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image. None is enough
                 where all rows are in the cache and all representations are cacheable.
             indices: Each image's index in the data set, shape (N,), for the cache, or one of a single
-                image; without a cache they are not needed. Best on the CPU: on an accelerator, reading them makes the host wait.
+                image; without a cache they are not needed. Best on the CPU: on an accelerator, reading
+                them makes the host wait.
 
         Returns:
             Name -> tensor of shape (N, D_k), float32 (float64 for float64 images, where computed), on

@@ -166,14 +166,13 @@ def _histogram(
     lower = position.detach().floor()
 
     # Each pixel adds to the number of its bin in its cell. Adding by index visits a pixel once,
-    # where pooling a one-hot image visits it once a bin. The remainder makes the angle unsigned.
+    # where pooling a one-hot image visits it once a bin. The remainder makes the angle unsigned, and
+    # gives a bin to NaN as well, which stays where values are not looked at: its sum is NaN then.
     device = dx.device
     cell_row = torch.arange(height, device=device, dtype=torch.int32) // pixels_per_cell
     cell_column = torch.arange(width, device=device, dtype=torch.int32) // pixels_per_cell
     cell = cell_row[:, None] * columns + cell_column
-    # Where values are not looked at, NaN has no bin: it goes to one, whose sum the magnitude makes NaN.
-    bin_ = lower.remainder(orientations).int().clamp(0, orientations - 1)
-    index = (bin_ + cell * orientations).long()
+    index = (lower.int().remainder(orientations) + cell * orientations).long()
 
     def add_up(amount: Tensor) -> Tensor:
         sums = amount.new_zeros(n * channels, rows * columns * orientations)

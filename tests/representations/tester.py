@@ -135,7 +135,7 @@ class RepresentationTester:
 
     @SKETCHED
     def test_nan_where_values_are_not_looked_at(self, sketched):
-        """As compiled and on an accelerator: an image that holds NaN or infinities spoils its own row."""
+        """As compiled and on an accelerator: an image with NaN or infinities spoils its own row."""
         images, expected = self.images(), self.make(sketched)(self.images())
         for spoilt in (torch.nan, torch.inf):
             images[1, :, ::2] = spoilt
