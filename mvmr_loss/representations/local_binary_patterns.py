@@ -65,7 +65,7 @@ def _histograms(images: Tensor, cells: int) -> Tensor:
     for bit, (i, j) in enumerate(_AROUND):
         place = place + ((grey[:, i : i + height, j : j + width] >= middle).long() << bit)
     place = place.flatten(1)
-    # From 0; from NaN for an image that holds one, which comparisons hide, where values are not looked at.
+    # From 0, or from NaN for an image that holds it where values are not looked at: comparisons hide it.
     counts = (grey - grey).sum(dim=(1, 2))[:, None].repeat(1, cells * cells * _PATTERNS)
     counts.scatter_add_(1, place, grey.new_ones(()).expand_as(place))
     counts = counts.view(n, cells, cells, _PATTERNS)

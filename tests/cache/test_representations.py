@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Subset
 from torchvision.transforms.functional import to_tensor
 
@@ -12,7 +13,7 @@ from benchmarks.common.photographs import Photographs
 from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import IndexedDataset, RepresentationCache, dataset_fingerprint
 from mvmr_loss.cache.rows import _test_image
-from mvmr_loss.representations import Representation
+from mvmr_loss.representations import Pixels, Representation
 from tests.cache.helpers import (
     NAMES,
     Counting,
@@ -458,6 +459,31 @@ def test_differences_that_would_be_rounded_off_are_refused(tmp_path, images):
     assert same["offset"].shape == (2, 192)
 
 
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_differences_are_looked_at_in_small_batches(tmp_path, images, size):
+    def read(name, representation):
+        module = cached(tmp_path / name, {name: representation})
+        for i in range(0, 20, size):
+            module(images[i : i + size], range(20)[i : i + size])
+        return module.cache.store
+
+    with pytest.raises(ValueError, match="rounds them off for 'offset'"):
+        read("offset", Offset())
+    assert read("pixels", Pixels()).is_valid().all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_blank_images_do_not_tell_the_differences(tmp_path, images, level):
+    images[:10] = (level - 0.456) / 0.224  # As empty tiles of a satellite, in one folder.
+    names = ["pixels", "scattering", "hog"]
+    rows = cached(tmp_path / "a", names)(images[:10], range(10))
+    assert rows["pixels"].std(dim=0).max() == 0
+    module = cached(tmp_path / "b", {**dict.fromkeys(names), "offset": Offset()})
+    module(images[:10], range(10))
+    with pytest.raises(ValueError, match="rounds them off for 'offset'"):
+        module(images[10:12], [10, 11])
+
+
 class Common(Representation):
     """Features with much in common beside what images differ by."""
 
@@ -515,6 +541,36 @@ def test_a_store_of_features_that_are_there_already(tmp_path, images):
         Representations(None, cache={"path": tmp_path / "b", "dataset": images})
     with pytest.raises(ValueError, match="fingerprint is"):
         Representations(None, cache={**cache, "dataset": images.flip(0)})
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1))
+
+
+@pytest.mark.parametrize("sketch_dim", [None, 3])
+def test_device_and_folder_of_a_teacher_make_no_other_store(
+    tmp_path, images, monkeypatch, sketch_dim
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pt", "b.pt"):
+        torch.save(build().state_dict(), tmp_path / name)
+
+    def read(weights, label="device", **options):
+        options |= {"name": "teacher", "source": "checkpoint", "model": f"{__name__}:build"}
+        teacher = {label: {**options, "weights": weights}}
+        return cached(tmp_path / "s", teacher, sketch_dim=sketch_dim)(images, range(20))[label]
+
+    rows = read(tmp_path / "a.pt", device="cpu")
+    for weights in ("a.pt", "~/a.pt", "../" + tmp_path.name + "/a.pt"):
+        assert torch.equal(read(weights), rows)
+    with pytest.raises(ValueError, match=r"weights is .*/a.pt there but b.pt here"):
+        read("b.pt")
+    with pytest.raises(ValueError, match=r"l2_normalize is False there but True here"):
+        read("a.pt", l2_normalize=True)
+    torch.save(build().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"was computed by something else"):
+        read("a.pt")
 
 
 def test_a_folder_at_home(tmp_path, images, monkeypatch):
