@@ -197,20 +197,19 @@ class Representations(nn.Module):
                 not belong to these images or representations.
             OSError: If the store is damaged, may not be written, or the disk is full.
         """
-        if indices is not None:
-            indices = _several(indices)
+        rows = None if indices is None else _several(indices)
         if images is not None:
             images = self._checked(images)
-            if indices is not None and len(images) != len(indices):
+            if rows is not None and len(images) != len(rows):
                 raise ValueError(
                     f"images and indices must be of the same number but are {len(images)} and "
-                    f"{len(indices)}."
+                    f"{len(rows)}."
                 )
-        if self.cache is not None and indices is not None:
+        if self.cache is not None and rows is not None:
             # What forbids compiling brings torch's compiler in, which takes as long as torch itself.
             from mvmr_loss.representations._cached import cached_features
 
-            features: dict[str, Tensor] = cached_features(self, self.cache, images, indices)
+            features: dict[str, Tensor] = cached_features(self, self.cache, images, rows)
             return features
         if images is None:
             raise ValueError("images must be given but are None: nothing is read without a cache.")
@@ -296,17 +295,17 @@ class Representations(nn.Module):
         return "" if self.cache is None else repr(self.cache)
 
 
-def _several(indices: Any) -> Any:
+def _several(indices: Tensor | Sequence[int] | int) -> Tensor | Sequence[int]:
     """Returns indices, of which there may be one, as several; raises if there is no number of them."""
     if isinstance(indices, Integral):
-        return [indices]
+        return [int(indices)]
     if isinstance(indices, Tensor) and indices.ndim == 0:
         return indices[None]
     if not hasattr(indices, "__len__"):
         raise TypeError(
             f"indices must be integers of shape (N,), or one, but are a {type(indices).__name__}."
         )
-    return indices
+    return cast("Tensor | Sequence[int]", indices)
 
 
 def _cache_options(cache: object) -> dict[str, Any]:

@@ -453,6 +453,19 @@ def test_the_layout_in_memory_plays_no_part():
         assert dataset_fingerprint(PlainDataset(same)) == expected
 
 
+@pytest.mark.parametrize("name", ["b/./c.png", "b//c.png", "x/../b/c.png", "./b/c.png"])
+@pytest.mark.parametrize("root", ["/data", "/data/", "data", None])
+def test_names_are_those_of_the_same_files(name, root):
+    def of(name):
+        dataset = PlainDataset([0, 0])
+        dataset.samples = [os.path.join(root or "/data", each) for each in (name, "a/d.png")]
+        dataset.root = root
+        return dataset_fingerprint(dataset)
+
+    assert of(name) == of("b/c.png")
+    assert of(name) != of("b/e.png")
+
+
 def test_absolute_and_relative_names_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mixed = dataset_fingerprint(PlainDataset([str(tmp_path / "a.png"), "b.png"]))
