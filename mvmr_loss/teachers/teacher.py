@@ -155,9 +155,11 @@ class Teacher(Representation):
                 f"mean and std must be given both or not at all, but are {mean} and {std}."
             )
         self._normalization_is_stated = mean is not None
-        self.mean, self.std = check_statistics(
-            *("mean", IMAGENET_MEAN if mean is None else mean),
-            *("std", IMAGENET_STD if std is None else std),
+        self._normalization = Normalization(
+            *check_statistics(
+                *("mean", IMAGENET_MEAN if mean is None else mean),
+                *("std", IMAGENET_STD if std is None else std),
+            )
         )
         self.token = _check_token(token)
         self.dtype = _check_dtype(dtype)
@@ -198,20 +200,30 @@ class Teacher(Representation):
             network.get_submodule(layer).register_forward_hook(self._output)
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean per channel that the images are normalised with."""
+        return self._normalization.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation per channel that the images are normalised with."""
+        return self._normalization.std
+
+    @property
     def module(self) -> Callable[..., Any]:
         """The network, or what is called in its place."""
         return self._held[0]
 
     def undone(self) -> Normalization | None:
         """Returns the images' normalisation, which is undone for a preprocessing; None without one."""
-        return None if self.preprocessing is None else Normalization(self.mean, self.std)
+        return None if self.preprocessing is None else self._normalization
 
     def undoing(self, normalization: Normalization) -> Teacher:
         """Returns the teacher for images so normalised: itself, if it was told ``mean`` and ``std``."""
         if self._normalization_is_stated or self.undone() in (None, normalization):
             return self
         told = copy.copy(self)  # Of the same network.
-        told.mean, told.std = normalization.mean, normalization.std
+        told._normalization = normalization
         told._normalization_is_stated = True
         told._check_channels()
         return told
@@ -247,11 +259,7 @@ class Teacher(Representation):
                 f"images must have {len(self.mean)} channels, as mean and std, but have shape "
                 f"{tuple(images.shape)}."
             )
-        mean, std = (
-            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
-            for v in (self.mean, self.std)
-        )
-        pixels = images * std + mean
+        pixels = self._normalization.undo(images)
         if can_be_seen(pixels):
             low, high = pixels.detach().aminmax()
             # Room for what resizing with bicubic interpolation overshoots.
