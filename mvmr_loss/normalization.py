@@ -110,12 +110,12 @@ class Normalization:
             ValueError: If they are of another shape, or have not a channel for each mean.
         """
         self._check_shape(images)
-        return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+        return (images - per_channel(self.mean, images)) / per_channel(self.std, images)
 
     def undo(self, images: Tensor) -> Tensor:
         """Takes normalised images (N, C, H, W) back to [0, 1]; errors as of :meth:`apply`."""
         self._check_shape(images)
-        return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+        return images * per_channel(self.std, images) + per_channel(self.mean, images)
 
     def _check_shape(self, images: Tensor) -> None:
         check_float_tensor("images", images)
@@ -206,6 +206,7 @@ def check_numbers(name: str, values: object, length: int | None = None) -> tuple
     return numbers
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Returns a number a channel as a tensor (1, C, 1, 1), of another's type and device."""
     # Filled in, not copied from the host: a copy would make an accelerator wait.
     return torch.cat([like.new_full((1, 1, 1, 1), value) for value in values], dim=1)

@@ -6,6 +6,7 @@ import argparse
 import functools
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             if getattr(settings, name) < 1:
                 option = "--" + name.replace("_", "-")
                 parser.error(f"{option} must be at least 1 but is {getattr(settings, name)}.")
+        settings.data = os.path.expanduser(settings.data)
         if settings.resize_size is None:
             settings.resize_size = settings.image_size
         if settings.resize_size < settings.image_size:
@@ -196,7 +198,7 @@ def _tell(sentence: str) -> None:
 
 def _check_before_it_is_made(settings: argparse.Namespace, dataset: Any) -> None:
     """Raises where the store would be left behind, of no use or in the way."""
-    data = Path(settings.data).expanduser().resolve()
+    data = Path(settings.data).resolve()
     if settings.store.expanduser().resolve().is_relative_to(data) and data.is_dir():
         raise ValueError(
             f"the store must lie outside of --data, whose folders are classes, but is {settings.store}."
@@ -229,8 +231,8 @@ def _fill_command(settings: argparse.Namespace) -> None:
     try:
         for process in processes:
             process.start()
-        while any(process.is_alive() for process in processes):
-            processes[0].join(0.5)
+        while alive := [process for process in processes if process.is_alive()]:
+            alive[0].join(0.5)
             done = int(store.is_valid().sum())
             rate = (done - before) / (time.monotonic() - start)
             _show(done, total, f"{rate:.0f} images/s" if done > before else "starting")

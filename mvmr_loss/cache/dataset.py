@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 if TYPE_CHECKING:
     from mvmr_loss.representations.collection import Representations
+
+# A path with a part that is nothing, "." or "..".
+_NOT_PLAIN = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
 
 
 class IndexedDataset(Dataset[tuple[Any, ...]]):
@@ -62,8 +66,10 @@ def dataset_fingerprint(dataset: Any) -> str:
     of 64 of them, and 64 evenly spaced items of arrays, tensors and lists (torchvision's CIFAR, STL10,
     MNIST, ``TensorDataset``, a class of one's own) and of Hugging Face's data sets. Wrappers, with the
     order they keep, concatenations and subsets are looked into. The working directory plays no part.
-    What a data set computes in its methods, such as an order, is not seen: what is read in training is
-    compared with live features now and then, which sees that.
+    Not seen are what a data set computes in its methods, such as an order, Pillow's images, and what a
+    class of one's own holds in a mapping or in ``__slots__``: of these, give a text of your own as the
+    cache's ``fingerprint``. What is read in training is compared with live features now and then, which
+    sees that, too.
 
     Args:
         dataset: A data set with a length.
@@ -197,7 +203,7 @@ def fill(
     for samples in loader:
         whole = [(i, image) for i, image in samples if not isinstance(image, _Unreadable)]
         if whole:
-            representations(_batch(whole).to(device), [i for i, _ in whole])
+            representations._store(_batch(whole).to(device), [i for i, _ in whole])
         done += len(whole)
         for _, image in samples:
             if isinstance(image, _Unreadable):
@@ -391,10 +397,14 @@ def _add_names(digest: Any, names: list[str], root: Any) -> None:
             root = os.path.commonpath([os.path.dirname(name) for name in names])
         except ValueError:  # Of several drives, or there are none.
             root = ""
+    within = os.path.join(root, "")
     for name in names:
-        # torchvision's names begin with the root, solo-learn's are below it.
-        inside = Path(name).is_relative_to(root) or os.path.isabs(name)
-        relative = os.path.relpath(name, root or ".") if inside and name else name
+        relative = name.removeprefix(within)
+        # Most names begin with the root and are plain: of those the rest is what is asked for below.
+        if not root or relative is name or _NOT_PLAIN.search(relative):
+            # torchvision's names begin with the root, solo-learn's are below it.
+            inside = Path(name).is_relative_to(root) or os.path.isabs(name)
+            relative = os.path.relpath(name, root or ".") if inside and name else name
         digest.update(relative.encode() + b"\n")
     for name in _spread(names):
         for file in (Path(name), Path(root) / name):

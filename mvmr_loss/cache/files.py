@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 FILES = ("metadata.json", "metadata.json.new", "rows.bin", "index.bin", "lock")
@@ -89,14 +89,18 @@ class RowFile:
 
 def reserve(path: Path, row_bytes: Mapping[str, int], rows: int) -> None:
     """Creates the files of a store with all their space on the disk, filled with zeros."""
+    remove(path, row_bytes)  # What a process left that was killed here takes space.
     needed = rows * sum(row_bytes.values())
-    full = (
-        f"the store at {path} needs {needed / 1e9:.2f} GB but the disk has only "
-        f"{{free:.2f}} GB free; free some, use another disk, or a smaller sketch_dim"
-    )
-    free = shutil.disk_usage(path).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, full.format(free=free / 1e9))
+
+    def full() -> str:
+        return (
+            f"the store at {path} needs {_size(needed)} but the disk has only "
+            f"{_size(shutil.disk_usage(path).free)} free; free some, use another disk, or a smaller "
+            "sketch_dim"
+        )
+
+    if shutil.disk_usage(path).free < needed:
+        raise OSError(errno.ENOSPC, full())
     try:
         for name, size in row_bytes.items():
             with open(path / name, "wb") as file:
@@ -108,12 +112,21 @@ def reserve(path: Path, row_bytes: Mapping[str, int], rows: int) -> None:
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
-        for name in row_bytes:
-            (path / name).unlink(missing_ok=True)
+        remove(path, row_bytes)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(path).free
-            raise OSError(error.errno, full.format(free=free / 1e9)) from error
+            raise OSError(error.errno, full()) from error
         raise
+
+
+def remove(path: Path, names: Iterable[str]) -> None:
+    """Removes files of a store, so that their space is free again."""
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+
+
+def _size(number: int) -> str:
+    """Returns a number of bytes, for reading."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
 def sync_folder(path: Path) -> None:

@@ -44,6 +44,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
             "another version of mvmr_loss; fill a new one."
         )
     if content is None or checksum != computed or not _is_metadata(content):
+        if not any((path / name).exists() for name in ("rows.bin", "index.bin")):
+            raise ValueError(
+                f"path must be of a store, or of a new or empty folder, but the metadata.json in {path} "
+                "is not a store's; choose another folder."
+            )
         raise CorruptCacheError(f"{file} is damaged; delete the folder {path} and fill it again.")
     if content["byteorder"] != sys.byteorder:
         raise ValueError(
@@ -119,4 +124,5 @@ def difference(a: Any, b: Any, where: str = "") -> tuple[str, Any, Any] | None:
                 return found
         # The order of columns is the order of bytes.
         return None if list(a) == list(b) or where != "widths" else (where, list(a), list(b))
-    return None if a == b else (where, a, b)
+    # NaN, which an option may be, is not equal to itself.
+    return None if a == b or (a != a and b != b) else (where, a, b)

@@ -27,6 +27,8 @@ _TOLERANCE = 0.03
 # What all images have in common hides that: this is of what they differ by, if that is more than the
 # noise of float32.
 _TOLERANCE_OF_DEVIATION, _LEAST_DEVIATION = 0.1, 1e-4
+# Rows that differ by less than this of their size are of the same image, computed twice.
+_NO_DEVIATION = 1e-5
 # What rounding an image changes is measured by noise of its size, which halves it at most by chance.
 _TIMES_ROUNDING = 2.0
 # Of fewer images one cannot tell how much they differ.
@@ -93,7 +95,8 @@ class CachedRows:
         self._computed = computed
         # A generator of its own: the training's random numbers stay what they are.
         self._draw, self._checks_due = random.Random(), 1.0
-        self._rounding_is_checked = False
+        # The last rows of each representation whose rounding is not judged yet.
+        self._unjudged = {} if computed is None else dict.fromkeys(computed.by_name)
         if computed is None:
             self.store = RepresentationCache(self.path)
         self.open(dataset, image_shape)
@@ -193,10 +196,12 @@ class CachedRows:
             raise ValueError(f"image_shape must be (C, H, W) but is {image_shape}.")
         image_shape = tuple(check_int("image_shape", n, minimum=1) for n in image_shape)
         num_samples, dtype, fingerprint = self.num_samples, self.dtype, self.fingerprint
+        described = self._computed.describe()
         if is_store(self.path):  # What is not said here is the store's.
             there = RepresentationCache(self.path)
             self._check_identity(there)
             num_samples = there.num_samples
+            described = _as_there(described, there.settings.get("representations"))
             fingerprint = there.settings.get("fingerprint")
             dtype = there.dtype if dtype is None else dtype
         if num_samples is None:
@@ -211,7 +216,7 @@ class CachedRows:
             num_samples,
             dtype=torch.float16 if dtype is None else dtype,
             settings={
-                "representations": self._computed.describe(),
+                "representations": described,
                 "image_shape": image_shape,
                 "normalization": (normalization.mean, normalization.std),
                 "fingerprint": fingerprint,
@@ -255,18 +260,26 @@ class CachedRows:
                 )
 
     def _check_rounding(self, store: RepresentationCache, computed: Mapping[str, Tensor]) -> None:
-        """Refuses to store features whose differences the store's type rounds away, once."""
-        if self._rounding_is_checked or len(next(iter(computed.values()))) < _SOME:
-            return
-        for name, values in computed.items():
+        """Refuses to store features whose differences the store's type rounds away.
+
+        Once for each representation, as soon as there are some rows that differ: those of small
+        batches are gathered, and blank images do not tell.
+        """
+        for name, before in list(self._unjudged.items()):
+            values = computed[name].cpu()
+            values = values if before is None else torch.cat([before.to(values), values])
+            deviation = (values - values.mean(dim=0)).norm()
+            if len(values) < _SOME or not deviation > _NO_DEVIATION * values.norm():
+                self._unjudged[name] = values[1 - _SOME :].clone()
+                continue
             lost = (values - values.to(store.dtype).to(values)).norm()
             # What is beyond the type's range is refused where it is written.
-            if _TOLERANCE * (values - values.mean(dim=0)).norm() < lost < torch.inf:
+            if _TOLERANCE * deviation < lost < torch.inf:
                 raise ValueError(
                     f"the cache's dtype must keep the differences between samples but {store.dtype} "
                     f"rounds them off for {name!r}; use another folder with dtype='float32'."
                 )
-        self._rounding_is_checked = True
+            del self._unjudged[name]
 
     def _spot_check(
         self,
@@ -311,6 +324,27 @@ class CachedRows:
                     "augmented), of the same data set, in the same order, resized, normalised "
                     "and rounded alike."
                 )
+
+
+def _as_there(here: Any, there: Any) -> Any:
+    """Returns a description with what a store's says of the device, and of the folder of weights.
+
+    They change no feature, and that the weights are the same the test image tells.
+    """
+    if not (isinstance(here, Mapping) and isinstance(there, Mapping)):
+        return here
+    told = {key: _as_there(value, there.get(key)) for key, value in here.items()}
+    for key in ("model", "weights"):  # Either may be of a path: "local-dir:FOLDER", "FOLDER/a.pt".
+        a, b = told.get(key), there.get(key)
+        if isinstance(a, str) and isinstance(b, str) and _last_part(a) == _last_part(b):
+            told[key] = b
+    if isinstance(told.get("class"), str) and "device" in there:
+        told["device"] = there["device"]
+    return told
+
+
+def _last_part(path: str) -> str:
+    return os.path.basename(path.removeprefix("local-dir:").rstrip("/"))
 
 
 def _test_image(channels: int, height: int, width: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mvmr_loss._checks import check_float_tensor, check_int
-from mvmr_loss.cache.files import FILES, CorruptCacheError, RowFile, locked, reserve
+from mvmr_loss.cache.files import FILES, CorruptCacheError, RowFile, locked, remove, reserve
 from mvmr_loss.cache.metadata import difference, is_store, read_metadata, write_metadata
 
 _MARK = 0x4D564D52 << 32  # "MVMR", the upper half of the entry of a row that is there
@@ -83,7 +84,7 @@ class RepresentationCache:
         widths: Mapping[str, int],
         num_samples: int,
         *,
-        dtype: torch.dtype = torch.float16,
+        dtype: torch.dtype | str = torch.float16,
         settings: Mapping[str, Any] | None = None,
     ) -> RepresentationCache:
         """Creates a store, or opens the one there if it was created with the same arguments.
@@ -94,30 +95,28 @@ class RepresentationCache:
             path: Folder of the store: new, empty, or a store already.
             widths: Name of each representation -> how many numbers it has.
             num_samples: Number of samples of the data set.
-            dtype: torch.float16 (the default), torch.bfloat16 or torch.float32.
+            dtype: torch.float16 (the default), torch.bfloat16 or torch.float32, or its name.
             settings: What the contents depend on, as JSON can write it.
 
         Returns:
             The open store.
 
         Raises:
+            TypeError: If an argument is of a wrong type.
             ValueError: If an argument is out of range, the folder holds something else, or the
                 store there was created with other arguments.
             OSError: If the disk is too full or the folder may not be written.
         """
         path = Path(path).expanduser().absolute()
-        if dtype not in DTYPES.values():
+        dtype_name = str(dtype).removeprefix("torch.")
+        if dtype_name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)} but is {dtype}.")
         num_samples = check_int("num_samples", num_samples, minimum=1)
-        if not widths:
-            raise ValueError("widths must name at least one representation but is empty.")
-        widths = {name: check_int(f"widths[{name!r}]", w, minimum=1) for name, w in widths.items()}
-        content = {
+        content: dict[str, Any] = {
             "num_samples": num_samples,
-            "widths": widths,
-            "dtype": str(dtype).removeprefix("torch."),
-            # As it reads back from the file: tuples as lists, keys as strings.
-            "settings": json.loads(json.dumps(dict(settings or {}))),
+            "widths": _check_widths(widths),
+            "dtype": dtype_name,
+            "settings": _check_settings(settings),
         }
         if is_store(path):
             return cls._open_same(path, content)
@@ -132,9 +131,13 @@ class RepresentationCache:
             with locked(path):
                 if is_store(path):  # Another process was faster.
                     return cls._open_same(path, content)
-                row_bytes = sum(widths.values()) * dtype.itemsize
+                row_bytes = sum(content["widths"].values()) * DTYPES[dtype_name].itemsize
                 reserve(path, {"rows.bin": row_bytes, "index.bin": 8}, num_samples + 1)
-                write_metadata(path, content)
+                try:
+                    write_metadata(path, content)
+                except OSError:
+                    remove(path, ("metadata.json", "rows.bin", "index.bin"))
+                    raise
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise PermissionError(
@@ -334,7 +337,8 @@ class RepresentationCache:
                 raise CorruptCacheError(
                     f"row {i} of the store at {self.path} does not match its checksum: the file is "
                     "damaged; `python -m mvmr_loss.cache verify --repair "
-                    f"{self.path}` marks such rows as missing, so that they are computed again."
+                    f"{shlex.quote(str(self.path))}` marks such rows as missing, so that they are "
+                    "computed again."
                 )
         return torch.frombuffer(data, dtype=self.dtype).view(len(indices), -1)
 
@@ -400,3 +404,33 @@ class RepresentationCache:
                 f"the store at {self.path} may not be written; change its permissions, "
                 "or fill a copy in another folder",
             )
+
+
+def _check_widths(widths: Any) -> dict[str, int]:
+    """Returns how many numbers each representation has, by its name."""
+    if not isinstance(widths, Mapping):
+        raise TypeError(
+            "widths must be a mapping from names of representations to numbers but is a "
+            f"{type(widths).__name__}."
+        )
+    if not widths:
+        raise ValueError("widths must name at least one representation but is empty.")
+    for name in widths:
+        if not isinstance(name, str):
+            raise TypeError(f"widths must have names that are strings but has {name!r}.")
+    return {name: check_int(f"widths[{name!r}]", w, minimum=1) for name, w in widths.items()}
+
+
+def _check_settings(settings: Any) -> dict[str, Any]:
+    """Returns settings as they read back from the file: tuples as lists, keys as strings."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping but is a {type(settings).__name__}.")
+    try:
+        read: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"settings must be what JSON can write, such as numbers and strings, but: {error}."
+        ) from None
+    return read

@@ -16,7 +16,7 @@ from kornia.geometry.transform import remap
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from mvmr_loss._checks import check_bool, check_int, check_number
+from mvmr_loss._checks import can_be_seen, check_bool, check_int, check_number
 from mvmr_loss._random import check_seed, uniform
 from mvmr_loss.distributed import rank
 from mvmr_loss.normalization import Normalization, NormalizationLike, check_numbers
@@ -121,6 +121,13 @@ def augmented_pixels(
     )
     if not isinstance(start, Tensor):
         start = check_int("start", start, minimum=0, maximum=2**56)
+    elif start.ndim or start.dtype != torch.int64:
+        raise ValueError(
+            "start must be an int or a 0-dimensional int64 tensor but is of shape "
+            f"{tuple(start.shape)} and dtype {start.dtype}."
+        )
+    elif can_be_seen(start):
+        check_int("start", start.item(), minimum=0, maximum=2**56)
     return _augment(check_images(images), start, options)
 
 

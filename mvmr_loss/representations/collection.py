@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -176,15 +177,16 @@ class Representations(nn.Module):
         return cacheable
 
     def forward(
-        self, images: Tensor | None, indices: Tensor | Sequence[int] | None = None
+        self, images: Tensor | None, indices: Tensor | Sequence[int] | int | None = None
     ) -> dict[str, Tensor]:
         """Computes every representation of a batch of images, or reads it from the cache.
 
         Args:
             images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image. None is enough
                 where all rows are in the cache and all representations are cacheable.
-            indices: Each image's index in the data set, shape (N,), for the cache; without one they
-                are not needed. Best on the CPU: on an accelerator, reading them makes the host wait.
+            indices: Each image's index in the data set, shape (N,), for the cache, or one of a single
+                image; without a cache they are not needed. Best on the CPU: on an accelerator, reading
+                them makes the host wait.
 
         Returns:
             Name -> tensor of shape (N, D_k), float32 (float64 for float64 images, where computed), on
@@ -195,19 +197,19 @@ class Representations(nn.Module):
                 not belong to these images or representations.
             OSError: If the store is damaged, may not be written, or the disk is full.
         """
+        rows = None if indices is None else _several(indices)
         if images is not None:
-            images = check_images(images, finite=False)  # each representation looks at the values
-            if indices is not None and len(images) != len(indices):
+            images = self._checked(images)
+            if rows is not None and len(images) != len(rows):
                 raise ValueError(
                     f"images and indices must be of the same number but are {len(images)} and "
-                    f"{len(indices)}."
+                    f"{len(rows)}."
                 )
-            self._check_normalization(images)
-        if self.cache is not None and indices is not None:
+        if self.cache is not None and rows is not None:
             # What forbids compiling brings torch's compiler in, which takes as long as torch itself.
             from mvmr_loss.representations._cached import cached_features
 
-            features: dict[str, Tensor] = cached_features(self, self.cache, images, indices)
+            features: dict[str, Tensor] = cached_features(self, self.cache, images, rows)
             return features
         if images is None:
             raise ValueError("images must be given but are None: nothing is read without a cache.")
@@ -215,15 +217,29 @@ class Representations(nn.Module):
             raise ValueError("indices must be given: without a specification everything is read.")
         return self._compute(images)
 
-    def _check_normalization(self, images: Tensor) -> None:
-        """Looks once whether the images can have been normalised as they are said to be."""
+    def _store(self, images: Tensor, indices: Sequence[int]) -> None:
+        """Computes and stores the rows that are missing in the cache, and nothing else.
+
+        What is not cacheable is not computed: an augmentation would be drawn for nothing.
+
+        Args:
+            images: Tensor of shape (N, C, H, W).
+            indices: Each image's index in the data set.
+        """
+        assert self.cache is not None
+        self.cache(self._checked(images), indices)
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """Returns images as a batch, and looks once whether they can have been normalised as said."""
+        images = check_images(images, finite=False)  # each representation looks at the values
         if not can_be_waited_for(images) or self._normalization_is_checked:
-            return
+            return images
         for module in cast("dict[str, Representation]", self.by_name).values():
             undone = module.undone()
             if undone is not None:
                 undone.check(images, wait=True)
         self._normalization_is_checked = True
+        return images
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the features of checked images, computed."""
@@ -261,6 +277,10 @@ class Representations(nn.Module):
 
     def sizes(self, channels: int, height: int, width: int) -> dict[str, int]:
         """Returns how many numbers D_k each representation has for one image, without running it."""
+        channels, height, width = (
+            check_int(name, value, minimum=1)
+            for name, value in (("channels", channels), ("height", height), ("width", width))
+        )
         sizes = {}
         for name, representation in cast("dict[str, Representation]", self.by_name).items():
             check_size(height, width, representation.minimum_size, f"images for {name}")
@@ -273,6 +293,19 @@ class Representations(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self.cache is None else repr(self.cache)
+
+
+def _several(indices: Tensor | Sequence[int] | int) -> Tensor | Sequence[int]:
+    """Returns indices, of which there may be one, as several; raises if there is no number of them."""
+    if isinstance(indices, Integral):
+        return [int(indices)]
+    if isinstance(indices, Tensor) and indices.ndim == 0:
+        return indices[None]
+    if not hasattr(indices, "__len__"):
+        raise TypeError(
+            f"indices must be integers of shape (N,), or one, but are a {type(indices).__name__}."
+        )
+    return cast("Tensor | Sequence[int]", indices)
 
 
 def _cache_options(cache: object) -> dict[str, Any]:

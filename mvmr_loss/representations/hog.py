@@ -53,8 +53,9 @@ def hog(
       gradients for human detection" (CVPR 2005) but for their interpolation.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
-            H and W at least ``cells_per_block * pixels_per_cell``.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image; H and W at least
+            ``cells_per_block * pixels_per_cell``. Values may be of any size whose sum over a cell is in
+            the type's range: up to some 1e35 in float32.
         orientations: Number of bins over [0, pi), at least 1.
         pixels_per_cell: Side of a cell in pixels, at least 1.
         cells_per_block: Side of a block in cells, at least 1. Blocks overlap: one starts at every
@@ -165,12 +166,13 @@ def _histogram(
     lower = position.detach().floor()
 
     # Each pixel adds to the number of its bin in its cell. Adding by index visits a pixel once,
-    # where pooling a one-hot image visits it once a bin. The remainder makes the angle unsigned.
+    # where pooling a one-hot image visits it once a bin. The remainder makes the angle unsigned, and
+    # gives a bin to NaN as well, which stays where values are not looked at: its sum is NaN then.
     device = dx.device
     cell_row = torch.arange(height, device=device, dtype=torch.int32) // pixels_per_cell
     cell_column = torch.arange(width, device=device, dtype=torch.int32) // pixels_per_cell
     cell = cell_row[:, None] * columns + cell_column
-    index = (lower.remainder(orientations).int() + cell * orientations).long()
+    index = (lower.int().remainder(orientations) + cell * orientations).long()
 
     def add_up(amount: Tensor) -> Tensor:
         sums = amount.new_zeros(n * channels, rows * columns * orientations)

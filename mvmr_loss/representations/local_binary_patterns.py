@@ -32,8 +32,8 @@ def local_binary_patterns(images: Tensor, cells: int = 2) -> Tensor:
     HOG in ``benchmarks/quality`` the one that helped. The module is :class:`LocalBinaryPatterns`.
 
     Args:
-        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any finite values;
-            height and width at least ``cells + 2``.
+        images: Tensor of shape (N, C, H, W), or (C, H, W) for a single image, of any values whose sum
+            over the channels is finite; height and width at least ``cells + 2``.
         cells: Cells along each side, at least 1.
 
     Returns:
@@ -57,15 +57,16 @@ def _histograms(images: Tensor, cells: int) -> Tensor:
         grey = functools.reduce(operator.add, images.unbind(1)) / images.shape[1]
     n, height, width = len(grey), grey.shape[1] - 2, grey.shape[2] - 2
     middle = grey[:, 1:-1, 1:-1]
-    pattern = torch.zeros(middle.shape, dtype=torch.long, device=grey.device)
-    for bit, (i, j) in enumerate(_AROUND):
-        pattern += (grey[:, i : i + height, j : j + width] >= middle).long() << bit
     row, column = (
         torch.arange(size, device=grey.device) * cells // size for size in (height, width)
     )
-    cell = row[:, None] * cells + column
-    counts = grey.new_zeros(n, cells * cells * _PATTERNS)
-    place = (pattern + cell * _PATTERNS).flatten(1)
+    # The place of a pixel's count: its cell's first one, and its pattern's after that.
+    place = (row[:, None] * cells + column) * _PATTERNS
+    for bit, (i, j) in enumerate(_AROUND):
+        place = place + ((grey[:, i : i + height, j : j + width] >= middle).long() << bit)
+    place = place.flatten(1)
+    # From 0, or from NaN for an image that holds it where values are not looked at: comparisons hide it.
+    counts = (grey - grey).sum(dim=(1, 2))[:, None].repeat(1, cells * cells * _PATTERNS)
     counts.scatter_add_(1, place, grey.new_ones(()).expand_as(place))
     counts = counts.view(n, cells, cells, _PATTERNS)
     return counts / counts.sum(dim=3, keepdim=True)

@@ -127,7 +127,14 @@ def labelled(specification: object) -> dict[str, Options | Representation]:
 
 
 def _shown(value: object) -> str:
-    """Returns what was given, and how to give it where it is a network."""
+    """Returns what was given, and how to give it where it is a representation or a network."""
+    cls = value if isinstance(value, type) else type(value)
+    if issubclass(cls, Representation):
+        name = next((n for n, known in _REGISTRY.items() if known is cls), "name")
+        what = "the class" if cls is value else "a"
+        return (
+            f"{what} {cls.__name__}; give an object under a name: {{{name!r}: {cls.__name__}(...)}}"
+        )
     if callable(value):
         return f"a {type(value).__name__}; give a network as {{'teacher': Teacher(network)}}"
     if hasattr(value, "shape"):

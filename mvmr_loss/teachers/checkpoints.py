@@ -53,7 +53,7 @@ def load_checkpoint(
         >>> torch.equal(loaded.weight, network.weight)
         True
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     state = _read_state(path)
     wanted = module.state_dict()
     needed = without_counts(wanted)

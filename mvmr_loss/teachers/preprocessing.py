@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvmr_loss._checks import check_bool, check_choice, check_int, check_number
+from mvmr_loss.normalization import per_channel
 from mvmr_loss.teachers.checkpoints import import_library
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -83,11 +84,7 @@ class TeacherPreprocessing(NamedTuple):
             pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
         if self.flip_channels:
             pixels = pixels.flip(1)
-        mean, std = (
-            torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None]
-            for v in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
+        return (pixels - per_channel(self.mean, pixels)) / per_channel(self.std, pixels)
 
 
 COMPLETE = ("resize", "crop", "mean", "std", "interpolation")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from mvmr_loss._checks import as_rows, can_be_seen, check_bool, check_int
 from mvmr_loss.normalization import Normalization
@@ -74,7 +75,7 @@ class Teacher(Representation):
         module: A network, its method, or a callable, from images (N, C, H, W) to features; in place
             of ``source``. A network's parameters are set to need no gradient.
         source: Where the network comes from, see above.
-        model: Its name there.
+        model: Its name there. This and the next three go with ``source`` alone.
         weights: Its weights: a file, or what the source calls them.
         model_options: Keyword arguments for building the network.
         prefix: Prefix of the network's weights in the checkpoint file; None finds it.
@@ -136,6 +137,14 @@ class Teacher(Representation):
                 "either module or source must be given, and not both: a network of one's own, or "
                 f"one of {', '.join(SOURCES)}."
             )
+        if module is not None:
+            of_source = {"model": model, "weights": weights, "prefix": prefix}
+            for name, value in {**of_source, "model_options": model_options or None}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} must be None for a module, which is taken as it is, but is {value!r}; "
+                        "weights go into it before: mvmr_loss.teachers.load_checkpoint(network, file)."
+                    )
         self.source, self.model = source, model
         self.weights = None if weights is None else str(weights)
         self.model_options = dict(model_options or {})
@@ -146,9 +155,11 @@ class Teacher(Representation):
                 f"mean and std must be given both or not at all, but are {mean} and {std}."
             )
         self._normalization_is_stated = mean is not None
-        self.mean, self.std = check_statistics(
-            *("mean", IMAGENET_MEAN if mean is None else mean),
-            *("std", IMAGENET_STD if std is None else std),
+        self._normalization = Normalization(
+            *check_statistics(
+                *("mean", IMAGENET_MEAN if mean is None else mean),
+                *("std", IMAGENET_STD if std is None else std),
+            )
         )
         self.token = _check_token(token)
         self.dtype = _check_dtype(dtype)
@@ -189,20 +200,30 @@ class Teacher(Representation):
             network.get_submodule(layer).register_forward_hook(self._output)
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean per channel that the images are normalised with."""
+        return self._normalization.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation per channel that the images are normalised with."""
+        return self._normalization.std
+
+    @property
     def module(self) -> Callable[..., Any]:
         """The network, or what is called in its place."""
         return self._held[0]
 
     def undone(self) -> Normalization | None:
         """Returns the images' normalisation, which is undone for a preprocessing; None without one."""
-        return None if self.preprocessing is None else Normalization(self.mean, self.std)
+        return None if self.preprocessing is None else self._normalization
 
     def undoing(self, normalization: Normalization) -> Teacher:
         """Returns the teacher for images so normalised: itself, if it was told ``mean`` and ``std``."""
         if self._normalization_is_stated or self.undone() in (None, normalization):
             return self
         told = copy.copy(self)  # Of the same network.
-        told.mean, told.std = normalization.mean, normalization.std
+        told._normalization = normalization
         told._normalization_is_stated = True
         told._check_channels()
         return told
@@ -238,11 +259,7 @@ class Teacher(Representation):
                 f"images must have {len(self.mean)} channels, as mean and std, but have shape "
                 f"{tuple(images.shape)}."
             )
-        mean, std = (
-            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
-            for v in (self.mean, self.std)
-        )
-        pixels = images * std + mean
+        pixels = self._normalization.undo(images)
         if can_be_seen(pixels):
             low, high = pixels.detach().aminmax()
             # Room for what resizing with bicubic interpolation overshoots.
@@ -267,8 +284,10 @@ class Teacher(Representation):
             Tensor of shape (N, ...), float32.
         """
         device = images.device if self.device is None else self.device
-        # Prepared where the teacher is: smaller images travel.
-        features = self._features(self.preprocess(images.to(device, torch.float32)))
+        # Prepared where the teacher is: smaller images travel. A copy, where nothing else makes one: a
+        # network may change its input in place, and these are the student's images.
+        copied = self.preprocessing is None
+        features = self._features(self.preprocess(images.to(device, torch.float32, copy=copied)))
         features = features.to(images.device, images.dtype)
         if features.shape[0] != len(images) or features.ndim < 2:
             raise ValueError(
@@ -421,7 +440,8 @@ class _Output:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.wanted:
-            self.kept.append(output)
+            # Copied: the network may change it in place afterwards, as ReLU(inplace=True) does.
+            self.kept.append(tree_map_only(Tensor, Tensor.clone, output))
 
     def begin(self) -> None:
         """Begins to keep outputs."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,59 @@ def test_broken_image_is_named_and_skipped(image_folder, tmp_path, capfd):
     main([*arguments, "--skip-broken"])
     assert f"{broken.name}) cannot be read" in capfd.readouterr().err
     assert int(RepresentationCache(tmp_path / "s").is_valid().sum()) == 11
+
+
+def test_data_at_home(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = [
+        "fill",
+        "~/s",
+        "--data=~/images",
+        "--image-size",
+        "8",
+        "--representations",
+        "pixels",
+    ]
+    assert len(_dataset(_parse(arguments))) == 12
+    with pytest.raises(SystemExit, match="must lie outside of --data"):
+        main(["fill", "~/images/s", *arguments[2:]])
+
+
+def test_waiting_for_the_last_process_is_waiting(tmp_path, monkeypatch):
+    """Whichever ends first, the index is looked at twice a second."""
+    looks = []
+
+    class Process:
+        pid, exitcode = 1, 0
+
+        def __init__(self, target, args):
+            self.left = 0 if args[1] == 0 else 5
+
+        def start(self):
+            pass
+
+        def is_alive(self):
+            return self.left > 0
+
+        def join(self, seconds=None):
+            self.left -= seconds is not None
+
+    class Store:
+        num_samples = 3
+
+        def is_valid(self):
+            looks.append(0)
+            assert len(looks) < 100
+            return torch.ones(3)
+
+    monkeypatch.setattr(
+        torch.multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Process)
+    )
+    monkeypatch.setattr("mvmr_loss.cache.__main__.RepresentationCache", lambda _: Store())
+    for name in ("_dataset", "_check_before_it_is_made", "_representations"):
+        monkeypatch.setattr(f"mvmr_loss.cache.__main__.{name}", lambda *_: None)
+    main(["fill", str(tmp_path), "--data", "x", "--image-size", "8", "--processes", "2"])
+    assert len(looks) == 5 + 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -87,6 +88,16 @@ def test_swapped_and_zeroed_rows_are_found(tmp_path):
     assert RepresentationCache(folder).verify() == list(range(6))
 
 
+def test_the_command_in_the_error_runs(tmp_path):
+    folder = damaged_store(tmp_path / "my store's")
+    with open(folder / "rows.bin", "r+b") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptCacheError) as error:
+        RepresentationCache(folder).read([0])
+    command = shlex.split(str(error.value).split("`")[1])
+    assert command == ["python", "-m", "mvmr_loss.cache", "verify", "--repair", str(folder)]
+
+
 def test_repair(tmp_path):
     folder = damaged_store(tmp_path)
     with open(folder / "rows.bin", "r+b") as file:
@@ -97,6 +108,24 @@ def test_repair(tmp_path):
     assert store.is_valid().tolist() == [True, True, False, True, True, True]
     store.write([2], features([2]))
     assert torch.equal(store.read(range(6))["a"], features(range(6))["a"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"classes": ["cat"]}', '{"format": 1}'])
+@pytest.mark.parametrize("use", ["open", "create", "module"])
+def test_exception_metadata_of_something_else(tmp_path, content, use):
+    """Nobody is told to delete a folder of one's own."""
+    (tmp_path / "metadata.json").write_text(content)
+    (tmp_path / "cat.png").write_bytes(b"x")
+    before = snapshot(tmp_path)
+    uses = {
+        "open": lambda: RepresentationCache(tmp_path),
+        "create": lambda: RepresentationCache.create(tmp_path, {"a": 5}, 6),
+        "module": lambda: Representations(["pixels"], cache={"path": tmp_path, "num_samples": 6}),
+    }
+    with pytest.raises(ValueError, match=r"is not a store's; choose another folder") as error:
+        uses[use]()
+    assert "delete" not in str(error.value)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', "\x00" * 100])

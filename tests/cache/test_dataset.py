@@ -75,6 +75,21 @@ def test_fill(tmp_path, images):
         fill(module, images[:19])
 
 
+def test_fill_computes_what_is_kept_alone(tmp_path, images):
+    """The augmentations of a training do not depend on who filled the store."""
+
+    def first(folder, filled):
+        module = cached(tmp_path / folder, ["pixels", "augmented_pixels"], dataset=images)
+        if filled:
+            assert fill(module, images) == 20
+        return module(images, range(20))["augmented_pixels"]
+
+    assert torch.equal(first("a", True), first("b", False))
+    module = cached(tmp_path / "c", ["pixels", "augmented_pixels"])
+    with pytest.raises(ValueError, match="images must be normalised with mean"):
+        fill(module, images * 255)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
 @pytest.mark.parametrize("which", [0, 3])
 def test_fill_with_a_broken_image(image_folder, tmp_path, which, content):
@@ -436,6 +451,19 @@ def test_the_layout_in_memory_plays_no_part():
     expected = dataset_fingerprint(PlainDataset(X))
     for same in (wide[:, ::2], X.T.contiguous().T, X.clone().requires_grad_(), X.numpy()):
         assert dataset_fingerprint(PlainDataset(same)) == expected
+
+
+@pytest.mark.parametrize("name", ["b/./c.png", "b//c.png", "x/../b/c.png", "./b/c.png"])
+@pytest.mark.parametrize("root", ["/data", "/data/", "data", None])
+def test_names_are_those_of_the_same_files(name, root):
+    def of(name):
+        dataset = PlainDataset([0, 0])
+        dataset.samples = [os.path.join(root or "/data", each) for each in (name, "a/d.png")]
+        dataset.root = root
+        return dataset_fingerprint(dataset)
+
+    assert of(name) == of("b/c.png")
+    assert of(name) != of("b/e.png")
 
 
 def test_absolute_and_relative_names_may_be_mixed(tmp_path, monkeypatch):

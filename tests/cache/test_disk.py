@@ -98,8 +98,36 @@ def test_exception_disk_full_while_describing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=match) as error:
         RepresentationCache.create(tmp_path, {"a": 5}, 6)
     assert error.value.errno == errno.ENOSPC
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.bin", "lock", "rows.bin"]
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
     RepresentationCache.create(tmp_path, {"a": 5}, 6).write([1], features([1]))
+
+
+def test_disk_full_while_the_folder_is_written(tmp_path, monkeypatch):
+    """When the description has its name already: nothing is left that would be taken for a store."""
+
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mvmr_loss.cache.metadata.sync_folder", fail)
+    with pytest.raises(OSError, match="No space left"):
+        RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_what_a_killed_process_left_does_not_count(tmp_path, monkeypatch):
+    """On a disk that has space for one store, and holds the files of one without a description."""
+    store = RepresentationCache.create(tmp_path, {"a": 5}, 6)
+    (tmp_path / "metadata.json").rename(tmp_path / "metadata.json.new")
+    usage, space = shutil.disk_usage(tmp_path), 7 * (store.row_bytes + 8)
+
+    def free(path):
+        taken = [p.stat().st_size for p in tmp_path.iterdir() if p.suffix == ".bin"]
+        return usage._replace(free=space - sum(taken))
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    RepresentationCache.create(tmp_path, {"a": 5}, 6).write([1], features([1]))
+    with pytest.raises(OSError, match=r"needs 0\.01 MB but the disk has only 0\.00 MB free"):
+        RepresentationCache.create(tmp_path / "other", {"a": 500}, 6)
 
 
 def test_another_process_makes_the_same_store_first(tmp_path, monkeypatch):

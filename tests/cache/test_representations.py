@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Subset
 from torchvision.transforms.functional import to_tensor
 
@@ -11,7 +13,7 @@ from benchmarks.common.photographs import Photographs
 from mvmr_loss import Normalization, Representations
 from mvmr_loss.cache import IndexedDataset, RepresentationCache, dataset_fingerprint
 from mvmr_loss.cache.rows import _test_image
-from mvmr_loss.representations import Representation
+from mvmr_loss.representations import Pixels, Representation
 from tests.cache.helpers import (
     NAMES,
     Counting,
@@ -191,6 +193,21 @@ def test_images_of_half_precision(tmp_path, photographs, dtype, as_float, size):
     ):
         with pytest.raises(ValueError, match=r"is not of this image: .* and rounded alike"):
             read(other)
+
+
+@pytest.mark.parametrize("kind", [int, torch.tensor, np.int64, lambda i: np.array([i])])
+def test_one_index_of_a_single_image(tmp_path, images, kind):
+    """As an IndexedDataset gives it."""
+    module = cached(tmp_path)
+    index, image = IndexedDataset(images)[3]
+    for given in (image, image[None], None):
+        rows = module(given, kind(index))["pixels"]
+        assert torch.equal(rows, image.flatten()[None].half().float())
+    assert module.cache.store.is_valid().nonzero().flatten().tolist() == [3]
+    with pytest.raises(ValueError, match="same number but are 20 and 1"):
+        module(images, kind(3))
+    with pytest.raises(TypeError, match="indices must be integers of shape .* but are a generator"):
+        module(images, (i for i in range(20)))
 
 
 def test_exception_calls(tmp_path, images):
@@ -442,6 +459,31 @@ def test_differences_that_would_be_rounded_off_are_refused(tmp_path, images):
     assert same["offset"].shape == (2, 192)
 
 
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_differences_are_looked_at_in_small_batches(tmp_path, images, size):
+    def read(name, representation):
+        module = cached(tmp_path / name, {name: representation})
+        for i in range(0, 20, size):
+            module(images[i : i + size], range(20)[i : i + size])
+        return module.cache.store
+
+    with pytest.raises(ValueError, match="rounds them off for 'offset'"):
+        read("offset", Offset())
+    assert read("pixels", Pixels()).is_valid().all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_blank_images_do_not_tell_the_differences(tmp_path, images, level):
+    images[:10] = (level - 0.456) / 0.224  # As empty tiles of a satellite, in one folder.
+    names = ["pixels", "scattering", "hog"]
+    rows = cached(tmp_path / "a", names)(images[:10], range(10))
+    assert rows["pixels"].std(dim=0).max() == 0
+    module = cached(tmp_path / "b", {**dict.fromkeys(names), "offset": Offset()})
+    module(images[:10], range(10))
+    with pytest.raises(ValueError, match="rounds them off for 'offset'"):
+        module(images[10:12], [10, 11])
+
+
 class Common(Representation):
     """Features with much in common beside what images differ by."""
 
@@ -499,6 +541,36 @@ def test_a_store_of_features_that_are_there_already(tmp_path, images):
         Representations(None, cache={"path": tmp_path / "b", "dataset": images})
     with pytest.raises(ValueError, match="fingerprint is"):
         Representations(None, cache={**cache, "dataset": images.flip(0)})
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1))
+
+
+@pytest.mark.parametrize("sketch_dim", [None, 3])
+def test_device_and_folder_of_a_teacher_make_no_other_store(
+    tmp_path, images, monkeypatch, sketch_dim
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pt", "b.pt"):
+        torch.save(build().state_dict(), tmp_path / name)
+
+    def read(weights, label="device", **options):
+        options |= {"name": "teacher", "source": "checkpoint", "model": f"{__name__}:build"}
+        teacher = {label: {**options, "weights": weights}}
+        return cached(tmp_path / "s", teacher, sketch_dim=sketch_dim)(images, range(20))[label]
+
+    rows = read(tmp_path / "a.pt", device="cpu")
+    for weights in ("a.pt", "~/a.pt", "../" + tmp_path.name + "/a.pt"):
+        assert torch.equal(read(weights), rows)
+    with pytest.raises(ValueError, match=r"weights is .*/a.pt there but b.pt here"):
+        read("b.pt")
+    with pytest.raises(ValueError, match=r"l2_normalize is False there but True here"):
+        read("a.pt", l2_normalize=True)
+    torch.save(build().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"was computed by something else"):
+        read("a.pt")
 
 
 def test_a_folder_at_home(tmp_path, images, monkeypatch):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,42 @@ def test_exception_arguments(tmp_path):
             RepresentationCache.create(tmp_path / "n", widths, num_samples, dtype=dtype)
     with pytest.raises(FileNotFoundError, match="there is no store at"):
         RepresentationCache(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"widths": ["a"]}, TypeError, "widths must be a mapping from names .* but is a list"),
+        ({"widths": {1: 2}}, TypeError, "widths must have names that are strings but has 1"),
+        ({"widths": {"a": 2.0}}, TypeError, r"widths\['a'\] must be an int but is a float"),
+        ({"settings": [1]}, TypeError, "settings must be a mapping but is a list"),
+        (
+            {"settings": {"p": Path("p")}},
+            TypeError,
+            "settings must be what JSON can write.* PosixPath",
+        ),
+        ({"settings": {(1,): 2}}, TypeError, "settings must be what JSON can write.* tuple"),
+        ({"dtype": "float64"}, ValueError, "dtype must be one of float16, .* but is float64"),
+        ({"dtype": None}, ValueError, "dtype must be one of float16, .* but is None"),
+    ],
+)
+def test_exception_what_is_stored(tmp_path, options, error, match):
+    arguments = {"widths": {"a": 5}, "num_samples": 4}
+    with pytest.raises(error, match=f"^{match}"):
+        RepresentationCache.create(tmp_path / "s", **{**arguments, **options})
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_types_by_name_and_settings_without_a_number(tmp_path, dtype):
+    for given in (dtype, getattr(torch, dtype)):
+        settings = {"most": float("nan"), "least": float("-inf")}
+        store = RepresentationCache.create(tmp_path, {"a": 5}, 4, dtype=given, settings=settings)
+        assert store.dtype == getattr(torch, dtype)
+    with pytest.raises(ValueError, match="settings.most is nan there but 1 here"):
+        RepresentationCache.create(
+            tmp_path, {"a": 5}, 4, dtype=dtype, settings={**settings, "most": 1}
+        )
 
 
 def test_exception_folder_with_other_files(tmp_path):

@@ -309,6 +309,13 @@ def test_constant_images_stay_constant(value):
         (-1, ValueError, "start must be at least 0 but is -1"),
         (2**56 + 1, ValueError, "start must be at most 72057594037927936"),
         (True, TypeError, "start must be an int but is a bool"),
+        (torch.tensor(-1), ValueError, "start must be at least 0 but is -1"),
+        (
+            torch.tensor(1.5),
+            ValueError,
+            r"0-dimensional int64 .* of shape \(\) and dtype torch.float",
+        ),
+        (torch.arange(4), ValueError, r"0-dimensional int64 tensor but is of shape \(4,\)"),
     ],
 )
 def test_wrong_start(start, error, match):

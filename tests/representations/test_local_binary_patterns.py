@@ -47,6 +47,16 @@ def test_brightness_and_contrast_change_nothing():
     )
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [(0, 0), (4, 5)])
+def test_nan_where_values_are_not_looked_at(value, place):
+    images = torch.rand(2, 3, 8, 8)
+    images[0, 0][place] = value
+    found = torch.compile(LocalBinaryPatterns(), backend="eager")(images)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1:], local_binary_patterns(images[1:]), rtol=0, atol=0)
+
+
 def test_a_single_image_half_precision_and_float64():
     image = torch.rand(3, 8, 8)
     assert local_binary_patterns(image).shape == (1, 2, 2, 256)

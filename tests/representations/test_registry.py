@@ -21,6 +21,10 @@ ALL = [*FIVE, "patch_scattering", "dct"]
 LBP = "local_binary_patterns"
 
 
+class Unregistered(Pixels):
+    """Without a name."""
+
+
 @pytest.fixture
 def images():
     return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -54,6 +58,19 @@ def test_sizes_at_stl10():
         "local_binary_patterns": 1_024,
     }
     assert sum(sizes[name] for name in FIVE) == 233_280
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "match"),
+    [
+        ((3, 16.0, 16), TypeError, "height must be an int but is a float"),
+        ((3, 16, "16"), TypeError, "width must be an int but is a str"),
+        ((0, 16, 16), ValueError, "channels must be at least 1 but is 0"),
+    ],
+)
+def test_exception_sizes(shape, error, match):
+    with pytest.raises(error, match=f"^{match}"):
+        Representations(["hog"]).sizes(*shape)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 33), (4, 64, 48)])
@@ -336,7 +353,10 @@ class TestException:
             ({"t": len}, r"but that of 't' is a builtin_function_or_method; give a network as"),
             ([nn.Flatten()], r"but one is a Flatten; give a network as \{'teacher': Teacher\("),
             (nn.Flatten(), r"list of names or a mapping .* is a Flatten; give a network as"),
-            (Pixels(), r"list of names or a mapping .* is a Pixels; give a network as"),
+            (Pixels(), r"is a Pixels; give an object under a name: \{'pixels': Pixels\("),
+            ([HOG()], r"but one is a HOG; give an object under a name: \{'hog': HOG\("),
+            ({"h": HOG}, r"of 'h' is the class HOG; give an object under a name: \{'hog': HOG\("),
+            ([Unregistered], r"is the class Unregistered; give .*: \{'name': Unregistered\("),
             (
                 {"t": torch.ones(4, 2)},
                 "is a Tensor; features that are there already go to the loss",

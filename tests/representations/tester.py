@@ -134,6 +134,17 @@ class RepresentationTester:
             torch.testing.assert_close(self.make(sketched)(other), same, **CLOSE)
 
     @SKETCHED
+    def test_nan_where_values_are_not_looked_at(self, sketched):
+        """As compiled and on an accelerator: an image with NaN or infinities spoils its own row."""
+        images, expected = self.images(), self.make(sketched)(self.images())
+        for spoilt in (torch.nan, torch.inf):
+            images[1, :, ::2] = spoilt
+            features = torch.compile(self.make(sketched), backend="eager")(images)
+            assert not features[1].isfinite().all()
+            torch.testing.assert_close(features[0], expected[0])
+            torch.testing.assert_close(features[2:], expected[2:])
+
+    @SKETCHED
     def test_batch_agnostic(self, sketched):
         images = self.images()
         module, whole = self.make(sketched), self.make(sketched)(images)

@@ -55,6 +55,16 @@ def test_checkpoint_without_counts_of_batches(tmp_path, prefix):
         load_checkpoint(loaded, tmp_path / "c.pt")
 
 
+def test_checkpoint_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved, loaded = Own(), Own()
+    torch.save(saved.state_dict(), tmp_path / "c.pt")
+    for path in ("~/c.pt", Path("~/c.pt")):
+        loaded.head.weight.data.zero_()
+        load_checkpoint(loaded, path)
+        assert torch.equal(loaded.head.weight, saved.head.weight)
+
+
 def test_safetensors(tmp_path):
     torch_file = pytest.importorskip("safetensors.torch")
     saved, loaded = Own(), Own()

@@ -16,6 +16,17 @@ from tests.teachers.networks import Own
     [
         ({}, ValueError, "either module or source must be given, and not both"),
         ({"module": Own(), "source": "timm"}, ValueError, "either module or source must be given"),
+        *(
+            (
+                {"module": Own(), name: value},
+                ValueError,
+                rf"{name} must be None for a module, .* but is .*; weights .*load_checkpoint\(network",
+            )
+            for name, value in (
+                *(("weights", "a.pt"), ("model", "resnet18"), ("prefix", "")),
+                ("model_options", {"depth": 3}),
+            )
+        ),
         ({"module": 3}, TypeError, "module must be a torch.nn.Module or a callable but is a int"),
         ({"source": "hub"}, ValueError, "source must be one of torchvision, timm, .* but is 'hub'"),
         ({"source": "timm"}, ValueError, "model must name a network of timm but is None"),
@@ -105,6 +116,12 @@ def test_unknown_model_or_weights(options, message):
     source, model, weights = options
     with pytest.raises(ValueError, match=message):
         Teacher(source=source, model=model, weights=weights)
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm", "open_clip", "transformers"])
+def test_exception_prefix_without_a_file(source):
+    with pytest.raises(ValueError, match="^prefix must be None unless weights are .* is 'module.'"):
+        Teacher(source=source, model="resnet18", prefix="module.")
 
 
 @pytest.mark.parametrize(

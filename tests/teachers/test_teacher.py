@@ -170,6 +170,31 @@ def test_layer(images):
     assert torch.equal(teacher(images), features)
 
 
+class InPlace(nn.Module):
+    """Changes its input, and what its layers give, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.pair = nn.BatchNorm2d(3), nn.Identity()
+
+    def forward(self, images):
+        x = self.norm(images.mul_(2))
+        x.relu_()
+        return self.pair((x, 1))[0].add_(1).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("as_callable", [False, True])
+def test_a_network_may_work_in_place(images, as_callable):
+    network, before = InPlace().eval(), images.clone()
+    expected = network.norm(2 * images)
+    whole = Teacher((lambda x: network(x)) if as_callable else network)
+    torch.testing.assert_close(whole(images), expected.relu().add(1).mean(dim=(2, 3)))
+    assert torch.equal(Teacher(network, layer="norm")(images), expected)
+    assert torch.equal(Teacher(network, layer="pair")(images), expected.relu())
+    # The images are the student's too.
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("token", [None, 0, 3, -1, "cls", "mean"])
 def test_token(images, token):
     network = Tokens()

@@ -33,6 +33,14 @@ class Request(NamedTuple):
 
     def file(self) -> Path | None:
         """Returns the checkpoint file, if the weights are one."""
+        file = self._file()
+        if file is None and self.prefix is not None:
+            raise ValueError(
+                f"prefix must be None unless weights are a checkpoint file but is {self.prefix!r}."
+            )
+        return file
+
+    def _file(self) -> Path | None:
         if self.weights is None:
             return None
         path = Path(self.weights).expanduser()
