@@ -31,7 +31,7 @@ def build_backbone(backbone: str | nn.Module, feature_dim: int | None) -> tuple[
         else:
             backbone, known = _timm_backbone(backbone)
     elif isinstance(backbone, nn.Module):
-        known = getattr(backbone, "head_hidden_size", getattr(backbone, "num_features", None))
+        known = _stated_width(backbone)
     else:
         raise TypeError(
             f"backbone must be a name or a torch.nn.Module but is a {type(backbone).__name__}."
@@ -69,5 +69,10 @@ def _timm_backbone(name: str) -> tuple[nn.Module, int | None]:
     # ViTs of lightly's benchmarks take images of any size, and drop paths while they train.
     vit: dict[str, Any] = {"dynamic_img_size": True, "drop_path_rate": 0.1}
     model: Any = timm.create_model(name, num_classes=0, **vit if name.startswith("vit_") else {})
-    # Of some networks, as MobileNetV3, a layer stands between the pooled features and these.
-    return model, getattr(model, "head_hidden_size", model.num_features)
+    return model, _stated_width(model)
+
+
+def _stated_width(module: nn.Module) -> Any:
+    """Returns the width of its features that a module states as timm's do, or None."""
+    # Of some of timm's, as MobileNetV3, a layer stands between what is pooled and the features.
+    return getattr(module, "head_hidden_size", getattr(module, "num_features", None))

@@ -77,10 +77,8 @@ class Gaussian(NamedTuple):
             return torch.exp(-squared / (2 * spread[:, None, None]))
         ratio = (units / self.bandwidth).square() / 2
         # Held so that it stays finite in the type: the kernel is 0 there anyway.
-        ratio = ratio.clamp(max=torch.finfo(squared.dtype).max ** 0.5).to(squared.dtype)[
-            :, None, None
-        ]
-        power = -squared * ratio
+        ratio = ratio.clamp(max=torch.finfo(squared.dtype).max ** 0.5).to(squared.dtype)
+        power = -squared * ratio[:, None, None]
         if power.dtype == torch.float64:
             return torch.exp(power)
         # A kernel that is near 1 everywhere has float32's digits in what it lacks alone, and centring

@@ -140,8 +140,7 @@ class DistillationLoss(nn.Module):
             raise ValueError("teacher_dims must name at least one teacher but is {}.")
         self._regression_weight = self._by_name("regression_weight", regression_weight, minimum=0)
         self._dependence_weight = self._by_name("dependence_weight", dependence_weight)
-        if not any({*self._regression_weight.values(), *self._dependence_weight.values()}):
-            raise ValueError("regression_weight and dependence_weight must not all be 0.")
+        _check_not_all_0(self._regression_weight, self._dependence_weight)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
         self.scale = check_choice("scale", scale, ("isotropic", "coordinate"))
         head = functools.partial(
@@ -201,8 +200,7 @@ class DistillationLoss(nn.Module):
                     f"regression_weight must be 0 for {name!r}, which has no head as its weight was 0 "
                     f"at first, but is {weight}."
                 )
-        if not any({*new.values(), *self._dependence_weight.values()}):
-            raise ValueError("regression_weight and dependence_weight must not all be 0.")
+        _check_not_all_0(new, self._dependence_weight)
         self._regression_weight = new
 
     @property
@@ -215,8 +213,7 @@ class DistillationLoss(nn.Module):
         new = self._by_name("dependence_weight", weights)
         if not self.regressions and not any(new.values()):
             raise ValueError("dependence_weight must not be 0 where no teacher has a head.")
-        if not any({*new.values(), *self._regression_weight.values()}):
-            raise ValueError("regression_weight and dependence_weight must not all be 0.")
+        _check_not_all_0(self._regression_weight, new)
         self._dependence_weight = new
 
     @classmethod
@@ -310,12 +307,12 @@ class DistillationLoss(nn.Module):
         own, cache = self._standardizations(), representations.cache
         if cache is None or not own:
             return False
-        store = cache.store
-        missing = None if store is None else int((~store.is_valid()).sum())
-        if store is None or missing:
+        store, lack = cache.store, ""
+        if store is None:
             lack = "is not there yet"
-            if store is not None:
-                lack = f"lacks {missing} of {store.num_samples} samples"
+        elif missing := int((~store.is_valid()).sum()):
+            lack = f"lacks {missing} of {store.num_samples} samples"
+        if store is None or lack:
             warnings.warn(
                 f"the store at {cache.path} {lack}: this "
                 "training standardises the teachers' features by the batches seen so far, without a "
@@ -527,3 +524,8 @@ class DistillationLoss(nn.Module):
                     f"shape {tuple(teachers[name].shape)}."
                 )
         return {name: teachers[name] for name in self.teacher_dims}
+
+
+def _check_not_all_0(regression: Mapping[str, float], dependence: Mapping[str, float]) -> None:
+    if not any([*regression.values(), *dependence.values()]):
+        raise ValueError("regression_weight and dependence_weight must not all be 0.")
